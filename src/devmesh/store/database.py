@@ -1,0 +1,272 @@
+"""The pool and the transaction: the only way from the rest of the program to the database.
+
+Must not know any noun, nor what a piece of work does. It promises that work is done in one transaction or not at all,
+that it ends by its deadline, and that what is raised is a `MeshError` (or a cancellation) and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import asyncpg
+import structlog
+
+from devmesh.core.errors import Kind, MeshError, unavailable
+from devmesh.store import connections
+from devmesh.store.faults import is_retryable, outcome_unknown, translate
+from devmesh.store.statements import Statement
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+    PooledConnection = PoolConnectionProxy[asyncpg.Record]
+
+Record = asyncpg.Record  # so that others can name it without importing the driver
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+_random = random.SystemRandom()  # so that processes forked alike do not pause alike
+
+RETRIES_MAX = 5
+RETRY_PAUSE_S = 0.01  # doubled with each retry, and jittered
+ROLLBACK_LIMIT_S = 1.0
+RELEASE_LIMIT_S = 5.0
+CLOSE_LIMIT_S = 10.0
+PING_LIMIT_S = 2.0
+QUERIES_A_CONNECTION_MAX = 1_000_000_000  # the driver would otherwise reconnect every 50,000
+
+
+class PoolStats(NamedTuple):
+    """How busy the pool is."""
+
+    size: int
+    idle: int
+    waiting: int  # who want a connection and have none yet
+
+
+class Transaction:
+    """One open transaction. It is handed to work by `Database.run` and is of no use afterwards."""
+
+    __slots__ = ("_after_commit", "_connection")
+
+    def __init__(self, connection: PooledConnection) -> None:
+        self._connection = connection
+        self._after_commit: list[Callable[[], None]] = []
+
+    async def fetch(self, statement: Statement, *args: Any) -> list[Record]:
+        """Every row."""
+        return await self._connection.fetch(statement.text, *args)
+
+    async def fetch_row(self, statement: Statement, *args: Any) -> Record | None:
+        """The first row, if there is one."""
+        return await self._connection.fetchrow(statement.text, *args)
+
+    async def fetch_value(self, statement: Statement, *args: Any) -> Any:
+        """The first column of the first row, or None."""
+        return await self._connection.fetchval(statement.text, *args)
+
+    async def execute(self, statement: Statement, *args: Any) -> int:
+        """Runs a statement that returns nothing. Answers with how many rows it touched."""
+        tag = await self._connection.execute(statement.text, *args)
+        count = tag.rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Has a callback run once this transaction is committed, in the order given. It must be quick and not wait."""
+        self._after_commit.append(callback)
+
+    def committed(self) -> None:
+        """Runs the callbacks. The work is done whatever becomes of them, so none can fail it."""
+        for callback in self._after_commit:
+            try:
+                callback()
+            except Exception:
+                log.exception("a callback after commit failed")
+
+
+class Database:
+    """A pool of connections, and work done on them."""
+
+    def __init__(self, pool: asyncpg.Pool, dsn: str, settings: dict[str, str], transaction_deadline_s: float) -> None:
+        """For `open`, which makes the pool."""
+        self._pool = pool
+        self._dsn = dsn
+        self._settings = settings
+        self._transaction_deadline_s = transaction_deadline_s
+        self._waiting = 0
+
+    @classmethod
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        service: str,
+        pool_size_min: int,
+        pool_size_max: int,
+        transaction_deadline_s: float,
+        search_path: str = connections.DEFAULT_SEARCH_PATH,
+    ) -> Database:
+        """Opens the pool. Raises `MeshError` when the database is away: see `connections.connect_with_backoff`."""
+        settings = connections.session_settings(service, transaction_deadline_s, search_path)
+        try:
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=pool_size_min,
+                max_size=pool_size_max,
+                max_queries=QUERIES_A_CONNECTION_MAX,
+                timeout=connections.CONNECT_LIMIT_S,
+                server_settings=settings,
+                statement_cache_size=connections.STATEMENTS_CACHED_MAX,
+                max_cached_statement_lifetime=0,
+                max_cacheable_statement_size=0,  # no limit: the largest statements are the costliest to plan
+                reset=_keep_session,
+            )
+        except Exception as error:
+            raise translate(error) from error
+        return cls(pool, dsn, settings, transaction_deadline_s)
+
+    async def close(self) -> None:
+        """Waits for what is running, within a limit, then closes every connection."""
+        try:
+            async with asyncio.timeout(CLOSE_LIMIT_S):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def run(self, work: Callable[[Transaction], Awaitable[T]], *, deadline_s: float | None = None) -> T:
+        """Does work in one READ COMMITTED transaction and answers with its result.
+
+        Work is run again from its start when it lost a deadlock or a serialisation conflict, so it must have no effect
+        outside of the transaction. The deadline covers everything, waiting for a connection included. A commit whose
+        outcome is unknown is never repeated here: only the caller's idempotency key makes that safe.
+        """
+        limit_s = self._transaction_deadline_s if deadline_s is None else deadline_s
+        begin = _begin(None if deadline_s is None else connections.time_limits(limit_s))
+        try:
+            async with asyncio.timeout(limit_s) as deadline:
+                for retry in range(RETRIES_MAX):
+                    try:
+                        return await self._attempt(work, begin, deadline)
+                    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+                        if not is_retryable(error):
+                            raise
+                    await asyncio.sleep(_random.uniform(0.2, 1) * RETRY_PAUSE_S * 2**retry)
+                return await self._attempt(work, begin, deadline)
+        except MeshError:
+            raise
+        except Exception as error:
+            raise translate(error) from error
+
+    async def read(self, statement: Statement, *args: Any) -> list[Record]:
+        """The rows of one statement, outside of an explicit transaction, within the usual deadline."""
+        try:
+            async with asyncio.timeout(self._transaction_deadline_s), self._connection() as connection:
+                return await connection.fetch(statement.text, *args)
+        except Exception as error:
+            raise translate(error) from error
+
+    async def ping(self, limit_s: float = PING_LIMIT_S) -> float:
+        """How long the database takes to answer, in milliseconds, the wait for a connection included."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(limit_s), self._connection() as connection:
+                await connection.fetchval("select 1")
+        except Exception as error:
+            raise translate(error) from error
+        return (time.perf_counter() - started) * 1000
+
+    async def open_dedicated(self) -> asyncpg.Connection:
+        """A connection outside of the pool, set like the others, for LISTEN. The caller closes it."""
+        try:
+            return await connections.open_connection(self._dsn, self._settings)
+        except connections.DatabaseUnreachable as error:
+            raise translate(error.__cause__ or error) from error
+
+    @property
+    def stats(self) -> PoolStats:
+        return PoolStats(size=self._pool.get_size(), idle=self._pool.get_idle_size(), waiting=self._waiting)
+
+    async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], begin: str, deadline: asyncio.Timeout) -> T:
+        async with self._connection() as connection:
+            transaction = Transaction(connection)
+            try:
+                await connection.execute(begin)
+                result = await work(transaction)
+            except BaseException:
+                await _roll_back(connection)
+                raise
+            await _commit(connection, deadline)
+        transaction.committed()
+        return result
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[PooledConnection]:
+        if self._pool.is_closing():
+            raise unavailable("this server is shutting down; connect to another")
+        self._waiting += 1
+        try:
+            connection = await self._pool.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield connection
+        finally:
+            try:
+                await self._pool.release(connection, timeout=RELEASE_LIMIT_S)
+            except connections.DRIVER_ERRORS:
+                log.warning("a connection broke while it went back to the pool", exc_info=True)
+
+
+async def _keep_session(connection: asyncpg.Connection) -> None:
+    """In place of the driver's reset, a round trip after every use: nothing here changes a session for good."""
+
+
+def _begin(limits: dict[str, str] | None) -> str:
+    """BEGIN, with its own time limits in the same round trip where they differ from the session's."""
+    begin = "begin isolation level read committed read write"
+    if limits is None:
+        return begin
+    return ";".join([begin, *(f"set local {name} = '{value}'" for name, value in limits.items())])
+
+
+async def _commit(connection: PooledConnection, deadline: asyncio.Timeout) -> None:
+    """Commits. From the moment that COMMIT is sent, only the server's answer tells what became of the work."""
+    try:
+        tag = await connection.execute("commit")
+    except asyncio.CancelledError as error:
+        _cut_off(connection)
+        if deadline.expired():
+            raise outcome_unknown(Kind.TIMEOUT) from error
+        raise
+    except Exception as error:
+        if getattr(error, "severity_en", None) == "ERROR":  # the server refused and rolled back: that is an outcome
+            raise
+        _cut_off(connection)
+        raise outcome_unknown() from error
+    if not deadline.expired():
+        deadline.reschedule(None)  # done: nothing after this may turn it into a timeout
+    if tag != "COMMIT":
+        # PostgreSQL answers ROLLBACK, without an error, when a statement had failed and work went on regardless.
+        raise RuntimeError("work hid the failure of a statement, so its transaction was rolled back")
+
+
+async def _roll_back(connection: PooledConnection) -> None:
+    """Undoes the work, or drops the connection if that does not go at once: the server then undoes it."""
+    try:
+        async with asyncio.timeout(ROLLBACK_LIMIT_S):
+            await connection.execute("rollback")
+    except asyncio.CancelledError:
+        _cut_off(connection)
+        raise
+    except connections.DRIVER_ERRORS:
+        _cut_off(connection)
+
+
+def _cut_off(connection: PooledConnection) -> None:
+    with suppress(asyncpg.InterfaceError):  # the pool has taken it back already
+        connection.terminate()
