@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -179,6 +179,20 @@ class Database:
         except Exception as error:
             raise translate(error) from error
         return (time.perf_counter() - started) * 1000
+
+    async def unfit(self, statements: Iterable[Statement]) -> list[str]:
+        """What PostgreSQL says against each statement that does not fit the schema, with its name: nothing, if all is well."""
+        problems = []
+        try:
+            async with asyncio.timeout(self._transaction_deadline_s), self._connection() as connection:
+                for statement in statements:
+                    try:
+                        await connection.prepare(statement.text)
+                    except asyncpg.SyntaxOrAccessError as error:  # a missing table, column or function is one of these
+                        problems.append(f"{statement.name}: {error}")
+        except Exception as error:
+            raise translate(error) from error
+        return problems
 
     async def open_dedicated(self) -> asyncpg.Connection:
         """A connection outside of the pool, set like the others, for LISTEN. The caller closes it."""

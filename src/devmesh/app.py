@@ -1,0 +1,175 @@
+"""The composition root: reads nothing itself, builds one service from its settings, and hands values down. No globals.
+
+A service answers for its health from the first moment. What it is for begins when the database is there, the schema is
+complete and every statement fits it; until then it says what it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import httpx
+import psutil
+import structlog
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+
+from devmesh import telemetry
+from devmesh.core.errors import unavailable
+from devmesh.edges import health as health_edge
+from devmesh.edges.health import Health
+from devmesh.edges.problem import problem_response
+from devmesh.services import Service, StartRefused
+from devmesh.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Message = MutableMapping[str, Any]
+MESSAGE_SLACK = 4  # a message up to this many times too long is still read, so that it gets its own error
+
+
+def run_service(name: str, settings: Settings) -> int:
+    """Runs one of the services until it is told to stop. The exit code: 0, or 1 with one line that says why."""
+    telemetry.configure_logs(name, settings.log_level)
+    try:
+        listener = _listen(settings.host, _port(name, settings))
+    except OSError as error:
+        print(f"devmesh {name}: {_why_taken(settings.host, _port(name, settings), error)}", file=sys.stderr)  # noqa: T201
+        return 1
+    for warning in settings.warnings:
+        log.warning(warning)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(name, settings, listener))
+
+
+def health_check(name: str, settings: Settings) -> int:
+    """Asks the running service whether it is ready: 0 or 1."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
+    url = f"http://{host}:{_port(name, settings)}/readyz"
+    try:
+        answer = httpx.get(url, timeout=5.0, trust_env=False)
+    except httpx.HTTPError as error:
+        print(f"{name} cannot be reached at {url}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(answer.text)  # noqa: T201
+    return 0 if answer.status_code == 200 else 1
+
+
+async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
+    health = Health(name)
+    front = Front(health)
+    service = Service(name, settings, health)
+    server = _Server(_config(front, settings))
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, stopping.set)
+    serving = loop.create_task(_serve_sockets(server, listener))
+    starting = loop.create_task(service.start())
+    told_to_stop = loop.create_task(stopping.wait())
+    code = 0
+    await asyncio.wait([starting, told_to_stop, serving], return_when=asyncio.FIRST_COMPLETED)
+    if starting.done() and not stopping.is_set():
+        try:
+            front.product = starting.result()
+            log.info("ready", address=f"{settings.host}:{listener.getsockname()[1]}")
+            await asyncio.wait([told_to_stop, serving], return_when=asyncio.FIRST_COMPLETED)
+        except StartRefused as refused:
+            print(f"devmesh {name}: {refused}", file=sys.stderr)  # noqa: T201
+            code = 1
+    health.is_stopping = True
+    starting.cancel()
+    await asyncio.wait([starting])
+    await service.stop()
+    server.should_exit = True
+    await asyncio.wait([serving], timeout=settings.shutdown_grace_s)
+    told_to_stop.cancel()
+    log.info("stopped")
+    return code
+
+
+class Front:
+    """The ASGI application: health at once, the product when it is there."""
+
+    def __init__(self, health: Health) -> None:
+        self._health_app = Starlette(routes=health_edge.routes(health))
+        self._health_paths = {route.path for route in self._health_app.routes if hasattr(route, "path")}
+        self._health = health
+        self.product: Callable[..., Awaitable[None]] | None = None
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"] in self._health_paths:
+            await self._health_app(scope, receive, send)
+        elif self.product is not None:
+            await self.product(scope, receive, send)
+        elif scope["type"] == "http":
+            reasons = "; ".join(await self._health.reasons())
+            await problem_response(unavailable(f"the service is not ready: {reasons}", 1000))(scope, receive, send)
+        else:
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": 1012, "reason": "the service is not ready; try again"})
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: a service drains before its server ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+async def _serve_sockets(server: uvicorn.Server, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+
+
+def _config(front: Front, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        front,
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=4096,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+        ws_max_size=settings.message_bytes_max * MESSAGE_SLACK,
+        ws_ping_interval=settings.ping_interval_s,
+        ws_ping_timeout=settings.ping_interval_s,  # for the answer to the second
+        ws_per_message_deflate=False,  # it would cost three times the memory of a connection
+    )
+
+
+def _port(name: str, settings: Settings) -> int:
+    return {"rest-api": settings.rest_port, "mcp-server": settings.ws_port, "worker": settings.worker_port}[name]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    listener.listen(4096)
+    listener.setblocking(False)
+    return listener
+
+
+def _why_taken(host: str, port: int, error: OSError) -> str:
+    """Why nobody can listen there, and who does if that can be known."""
+    holder = ""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            is_listening = connection.status == psutil.CONN_LISTEN
+            if is_listening and connection.laddr and connection.laddr.port == port and connection.pid:
+                holder = f" by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+    reason = f"is taken{holder}" if holder or error.errno == 98 else f"cannot be used: {error.strerror}"
+    return f"port {port} of {host} {reason}; choose another with --port"

@@ -1,0 +1,50 @@
+"""Every command in its place, and the one spot where a failure becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from devmesh import __version__
+from devmesh.cli import services
+from devmesh.cli.console import Failure, complain
+from devmesh.cli.migrating import migrate
+
+RUN = "Run a mesh"
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the mesh refused or the work failed; 2 the command or a setting cannot be understood;"
+    " 3 the mesh or its database cannot be reached."
+)
+
+application = typer.Typer(
+    name="devmesh",
+    help="DevMesh lets a fleet of agents and workers get work done together without losing any of it.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+application.command("rest-api", rich_help_panel=RUN)(services.rest_api)
+application.command("mcp-server", rich_help_panel=RUN)(services.mcp_server)
+application.command("worker", rich_help_panel=RUN)(services.worker)
+application.add_typer(migrate, name="migrate", rich_help_panel=RUN)
+
+
+@application.callback(invoke_without_command=True)
+def every_command(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        print(f"devmesh {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        application()
+    except Failure as failure:
+        complain(failure.message, failure.hint)
+        sys.exit(failure.code)

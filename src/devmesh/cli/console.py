@@ -1,0 +1,78 @@
+"""How commands speak: results to standard output, everything else to standard error, and an exit code that means something.
+
+JSON is for programs and tables are for people: the same rows make both. Must not know what the rows are about.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class Exit(enum.IntEnum):
+    """What an exit code of any command means."""
+
+    OK = 0
+    FAILED = 1  # the mesh refused, or the work failed
+    USAGE = 2  # the command or a setting cannot be understood
+    UNREACHABLE = 3  # the mesh, or its database, does not answer
+
+
+class Failure(Exception):
+    """Ends a command: one line that says what is wrong, perhaps one that says what to do, and an exit code."""
+
+    def __init__(self, message: str, code: Exit = Exit.FAILED, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.code, self.hint = message, code, hint
+
+
+def complain(message: str, hint: str = "") -> None:
+    """Says on standard error what is wrong and, where known, what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text("error: ", style="bold red") + Text(message, style="not bold default"))
+    if hint:
+        console.print(Text("hint:  ", style="bold cyan") + Text(hint, style="not bold default"))
+
+
+def say(text: str = "") -> None:
+    """A line on standard output, where rich markup may be used."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(text)
+
+
+def note(text: str) -> None:
+    """A line on standard error: not part of the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Indented and coloured on a terminal, one line in a pipe."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(soft_wrap=True).print_json(json.dumps(value, ensure_ascii=False))
+    else:
+        print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table as wide as its content: in a pipe nothing is cut."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+    console.print(table)

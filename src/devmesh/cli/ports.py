@@ -1,0 +1,67 @@
+"""Whether the ports are free, and who holds one that is not: asked before anything is started."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping
+
+from devmesh.cli.console import Exit, Failure
+
+
+def require_free(host: str, ports: Mapping[str, int]) -> None:
+    """Raises `Failure` that names the first port that a service cannot have, and who holds it if that can be known."""
+    users: dict[int, str] = {}
+    for service, port in ports.items():
+        if port in users:
+            raise Failure(f"{users[port]} and {service} cannot both listen on port {port}", Exit.USAGE)
+        users[port] = service
+        try:
+            _bind(host, port).close()
+        except OSError as error:
+            raise _failure(error, host, port, service) from error
+
+
+def free_port(host: str) -> int:
+    """A port that nobody holds at this moment."""
+    with _bind(host, 0) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Takes a port just as the services will: one that a closed connection still lingers on is free."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+    except OSError:
+        probe.close()
+        raise
+    return probe
+
+
+def _failure(error: OSError, host: str, port: int, service: str) -> Failure:
+    if isinstance(error, socket.gaierror):
+        return Failure(f"cannot listen on {host!r}: {error.strerror}", Exit.USAGE)
+    if error.errno == errno.EADDRINUSE:
+        holder = _holder(port) or "another program"
+        hint = "end it, or choose other ports: `devmesh up --port 9000` takes 9000, 9001 and 9002"
+        return Failure(f"port {port}, which {service} needs, is taken by {holder}", Exit.FAILED, hint)
+    return Failure(f"{service} cannot listen on {host} port {port}: {error.strerror}", Exit.FAILED)
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as far as this user may know."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                process = psutil.Process(connection.pid)
+                command = " ".join(process.cmdline())
+                return f"process {connection.pid} ({command[:100] or process.name()})"
+    except (psutil.Error, ValueError):  # not ours to see, or just gone; psutil takes no process for the own one
+        pass
+    return ""

@@ -1,0 +1,53 @@
+"""The three services, each a command of its own so that each can be started, watched and scaled alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from devmesh.cli.loading import require_dsn, service_settings
+
+Host = Annotated[str | None, typer.Option(help="Where to listen.", show_default="127.0.0.1")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where `devmesh up` keeps its state.", show_default=".devmesh", metavar="DIRECTORY")
+]
+HealthCheck = Annotated[
+    bool, typer.Option("--health-check", help="Ask the running service how it is, and exit with 0 or 1.")
+]
+
+
+def rest_api(
+    host: Host = None, port: Port = None, data_dir: DataDir = None, health_check: HealthCheck = False
+) -> None:
+    """Serve REST with its documentation (port 8081), and migrate the database first."""
+    _run("rest-api", health_check, data_dir, host=host, rest_port=port)
+
+
+def mcp_server(
+    host: Host = None, port: Port = None, data_dir: DataDir = None, health_check: HealthCheck = False
+) -> None:
+    """Serve the agents' WebSocket (port 8080)."""
+    _run("mcp-server", health_check, data_dir, host=host, ws_port=port)
+
+
+def worker(host: Host = None, port: Port = None, data_dir: DataDir = None, health_check: HealthCheck = False) -> None:
+    """Run what moves when nobody asks: assignment, leases, presence (port 8088, health only)."""
+    _run("worker", health_check, data_dir, host=host, worker_port=port)
+
+
+def _run(
+    name: Literal["rest-api", "mcp-server", "worker"],
+    health_check: bool,
+    data_dir: Path | None,
+    **options: str | int | None,
+) -> None:
+    settings = service_settings(data_dir, **options)
+    from devmesh import app
+
+    if health_check:
+        raise typer.Exit(app.health_check(name, settings))
+    require_dsn(settings)
+    raise typer.Exit(app.run_service(name, settings))

@@ -1,0 +1,108 @@
+"""Every event type, declared once, and the cursor that says how far a reader has come.
+
+An event is a patch: its data holds the noun it changes with `id` and the fields that changed, so that an old state with
+the events after it gives the fresh state. What is not a field of the noun lies beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import uuid
+from typing import NamedTuple
+
+import msgspec
+
+from devmesh.core import errors
+
+TYPES: dict[str, str] = {
+    "agent.registered": "an agent came to the mesh, or registered again under its name",
+    "agent.updated": "an agent changed what it says of itself",
+    "agent.status": "an agent's derived status changed",
+    "agent.deregistered": "an agent left for good",
+    "task.created": "a task was created; the whole task",
+    "task.assigned": "a task was given to an agent under a new lease; the whole task, so that the agent can begin",
+    "task.accepted": "the agent took the task on",
+    "task.rejected": "the agent would not take the task; it waits for another",
+    "task.progress": "the agent reported progress",
+    "task.completed": "the task ended well; with its result",
+    "task.retrying": "an attempt failed and another will follow after a back-off",
+    "task.failed": "the task ended badly; with its error",
+    "task.cancelled": "the task was cancelled",
+    "task.timed_out": "the task ran out of time",
+    "task.lease_expired": "the agent was not heard of within its lease; the task waits for another",
+    "task.delegated": "the task was handed on",
+    "task.reassigned": "the task was taken from the agent that had it or was meant to; by hand, or because that one left",
+    "task.retried": "a finished task was put back by hand",
+    "task.unblocked": "what the task waited for has ended; it may run now",
+}
+
+
+class Event(msgspec.Struct, frozen=True):
+    """An event as it is stored: `data` is JSON text, `topics[0]` is the thing that changed."""
+
+    sequence: int
+    at: datetime.datetime
+    type: str
+    topics: tuple[str, ...]
+    data: str
+
+
+class NewEvent(NamedTuple):
+    type: str
+    topics: tuple[str, ...]
+    data: bytes
+
+
+class Cursor(NamedTuple):
+    """A place in a tenant's stream. Opaque on the wire; the epoch changes when history is lost."""
+
+    epoch: int
+    sequence: int
+
+    def encode(self) -> str:
+        return base64.urlsafe_b64encode(f"{self.epoch}.{self.sequence}".encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str) -> Cursor:
+    """Raises invalid_params for what no server of this kind has ever handed out."""
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        epoch, sequence = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii").split(".")
+        if not (epoch.isdigit() and sequence.isdigit() and len(sequence) < 19 and len(epoch) < 10):
+            raise ValueError
+        return Cursor(int(epoch), int(sequence))
+    except (ValueError, binascii.Error):
+        raise errors.invalid("this is not a cursor that DevMesh handed out", "cursor") from None
+
+
+def agent_topic(agent_id: uuid.UUID) -> str:
+    return f"agent:{agent_id}"
+
+
+def task_topic(task_id: uuid.UUID) -> str:
+    return f"task:{task_id}"
+
+
+PLAIN_TOPICS = frozenset({"tenant", "inbox"})
+NOUN_TOPICS = frozenset({"agent", "task", "workflow", "workspace", "document", "job"})
+
+
+def check_topic(topic: str, own_agent_id: uuid.UUID | None) -> str:
+    """The topic as the log knows it (`inbox` is the session's own agent's), or invalid_params."""
+    if topic == "inbox":
+        if own_agent_id is None:
+            raise errors.invalid("the inbox belongs to an agent, and this session has none", "topics")
+        return agent_topic(own_agent_id)
+    if topic in PLAIN_TOPICS:
+        return topic
+    noun, _, rest = topic.partition(":")
+    if noun == "queue" and rest and len(rest) <= 200:
+        return topic
+    if noun in NOUN_TOPICS:
+        try:
+            return f"{noun}:{uuid.UUID(rest)}"
+        except ValueError:
+            pass
+    raise errors.invalid(f"{topic[:80]!r} is not a topic: use tenant, inbox, queue:NAME or NOUN:ID", "topics")

@@ -1,0 +1,41 @@
+"""The shapes of names that people choose: short enough to read, plain enough to stand in a topic, a lane or a path."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+from msgspec import Meta, Raw
+
+from devmesh.core import errors
+
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$")]
+Text = Annotated[str, Meta(max_length=20_000)]
+Labels = Annotated[list[Label], Meta(max_length=64)]
+PageLimit = Annotated[int, Meta(ge=1, le=200)]
+WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
+
+EMPTY_OBJECT = Raw(b"{}")
+
+
+def require_object(value: Raw, field: str) -> Raw:
+    """The caller's own JSON, when it is an object."""
+    if not bytes(value).lstrip().startswith(b"{"):
+        raise errors.invalid(f"{field}: expected a JSON object", field)
+    return value
+
+
+def decode_page_cursor(text: str | None) -> uuid.UUID | None:
+    """A page's cursor is the last id it showed; opaque to callers."""
+    if text is None:
+        return None
+    try:
+        return uuid.UUID(hex=text)
+    except ValueError:
+        raise errors.invalid("this is not a cursor that a list has handed out", "cursor") from None
+
+
+def page_cursor(ids: list[uuid.UUID], limit: int) -> str | None:
+    """The cursor of the next page, or None when this one was not full."""
+    return ids[-1].hex if len(ids) == limit else None

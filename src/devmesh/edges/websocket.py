@@ -1,0 +1,252 @@
+"""The agents' WebSocket: JSON-RPC 2.0 in frames of either codec. Translation and limits, nothing else.
+
+Requests of one connection are served side by side, so a slow one never holds up a heartbeat; replies and events go out
+through one bounded outbox, in the order they were made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Raw
+
+from devmesh import telemetry
+from devmesh.core.errors import Kind, MeshError, unavailable
+from devmesh.edges.codecs import CODECS, JSON, Codec, Request
+from devmesh.edges.credentials import presented_secret
+from devmesh.edges.session import Parts, Session
+from devmesh.engine.outbox import Outbox
+from devmesh.store.faults import translate
+
+log = structlog.get_logger(__name__)
+
+CLOSE_CREDENTIAL = 4001
+CLOSE_NOT_INITIALIZED = 4002
+CLOSE_SLOW_CONSUMER = 4008
+CLOSE_GOING_AWAY = 1012
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+
+
+class Gateway:
+    """All connections of this process."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.connections: set[Connection] = set()
+        self.is_leaving = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The ASGI application for `/ws`."""
+        await receive()  # websocket.connect
+        if self.is_leaving:
+            await send({"type": "websocket.close", "code": CLOSE_GOING_AWAY, "reason": "the server is going away"})
+            return
+        codec = next((CODECS[name] for name in scope["subprotocols"] if name in CODECS), None)
+        await send({"type": "websocket.accept", "subprotocol": codec.subprotocol if codec else None})
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        connection = Connection(self, codec or JSON, address, presented_secret(scope["headers"]), send)
+        self.connections.add(connection)
+        telemetry.CONNECTIONS.inc()
+        try:
+            await connection.run(receive)
+        finally:
+            self.connections.discard(connection)
+            telemetry.CONNECTIONS.dec()
+            await connection.ended()
+
+    def keys_in_use(self) -> set[tuple[uuid.UUID, uuid.UUID]]:
+        """The (tenant, key) pairs of open connections."""
+        callers = [connection.session.caller for connection in self.connections]
+        return {(caller.tenant_id, caller.key_id) for caller in callers if caller is not None}
+
+    def close_keys(self, key_ids: set[uuid.UUID]) -> None:
+        """Closes the connections that were opened with keys which are not valid any more."""
+        for connection in list(self.connections):
+            caller = connection.session.caller
+            if caller is not None and caller.key_id in key_ids:
+                connection.close(CLOSE_CREDENTIAL, "the credential is not valid any more")
+
+    async def drain(self, limit_s: float) -> None:
+        """Takes no new requests, lets those in flight end within a limit, and tells everybody to go elsewhere."""
+        self.is_leaving = True
+        in_flight = [task for connection in self.connections for task in connection.requests]
+        if in_flight:
+            await asyncio.wait(in_flight, timeout=limit_s)
+        for connection in list(self.connections):
+            connection.close(CLOSE_GOING_AWAY, "the server is going away; reconnect and resume")
+
+
+class Connection:
+    __slots__ = (
+        "_closing", "_codec", "_gateway", "_header_token", "_initialize_timer", "_is_flushing", "_send", "outbox",
+        "requests", "session",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, codec: Codec, address: str, header_token: str | None, send: Send) -> None:
+        self._gateway, self._codec, self._header_token, self._send = gateway, codec, header_token, send
+        self.outbox = Outbox(gateway.parts.settings.outbox_bytes_max, self._wake)
+        self.session = Session(gateway.parts, codec, self.outbox, address)
+        self.requests: set[asyncio.Task[None]] = set()
+        self._closing: tuple[int, str] | None = None
+        self._is_flushing = False
+        self._initialize_timer: asyncio.TimerHandle | None = None
+
+    async def run(self, receive: Receive) -> None:
+        """Reads until the connection ends."""
+        limit_s = self._gateway.parts.settings.initialize_timeout_s
+        late = (CLOSE_NOT_INITIALIZED, f"no `initialize` within {limit_s:g} s")
+        self._initialize_timer = asyncio.get_running_loop().call_later(limit_s, lambda: self.close(*late))
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            telemetry.MESSAGES_RECEIVED.inc()
+            text = message.get("text")
+            await self._take(text.encode() if text is not None else message["bytes"])
+
+    async def ended(self) -> None:
+        """Requests under way go on: what they do is done whether or not somebody is there to hear it."""
+        if self._initialize_timer is not None:
+            self._initialize_timer.cancel()
+        self._closing = self._closing or (CLOSE_GOING_AWAY, "")
+        self.outbox.overflow()
+        try:
+            await self.session.close()
+        except MeshError as error:
+            log.warning("a session could not be ended and will be later", error=error.message)
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes the connection once what is in the outbox has been sent."""
+        if self._closing is None:
+            self._closing = (code, reason)
+            telemetry.CONNECTIONS_CLOSED.labels(code).inc()
+            self._wake()
+
+    async def _take(self, data: bytes) -> None:
+        """One message: a request, or a batch of them."""
+        settings = self._gateway.parts.settings
+        if len(data) > settings.message_bytes_max:
+            limit = settings.message_bytes_max
+            self._refuse(None, MeshError(Kind.TOO_LARGE, f"a message has {limit} bytes at the most"))
+            return
+        try:
+            parts = self._codec.parts(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._refuse(None, MeshError(Kind.PARSE_ERROR, "the message is not well-formed"))
+            return
+        if parts is None:
+            work = self._serve_one(data)
+        elif not parts:
+            self._refuse(None, MeshError(Kind.INVALID_REQUEST, "a batch holds at least one request"))
+            return
+        elif len(parts) > settings.request_batch_max:
+            limit = settings.request_batch_max
+            self._refuse(None, MeshError(Kind.TOO_LARGE, f"a batch holds {limit} requests at the most"))
+            return
+        else:
+            work = self._serve_batch(parts)
+        if self.session.caller is None:
+            await work  # what was sent after `initialize` waits for it
+        else:
+            task = asyncio.get_running_loop().create_task(work)
+            self.requests.add(task)
+            task.add_done_callback(self.requests.discard)
+
+    async def _serve_one(self, data: bytes) -> None:
+        if (reply := await self._reply(data)) is not None:
+            self.outbox.put(reply)
+
+    async def _serve_batch(self, parts: list[bytes | Raw]) -> None:
+        replies = await asyncio.gather(*(self._reply(part) for part in parts))
+        if answered := [reply for reply in replies if reply is not None]:
+            self.outbox.put(self._codec.batch(answered))
+
+    async def _reply(self, data: bytes | Raw) -> bytes | None:
+        """The reply to a request, or None to a notification. The wire boundary: nothing is raised beyond it."""
+        request_id: object = None
+        try:
+            request = self._request(data)
+            request_id = request.id
+            result = await self._call(request)
+            return None if request_id is msgspec.UNSET else self._codec.result(request_id, result)
+        except Exception as problem:
+            error = translate(problem)
+            telemetry.ERRORS.labels(error.kind).inc()
+            self._close_after(error)
+            return None if request_id is msgspec.UNSET else self._codec.error(request_id, error.wire())
+
+    def _request(self, data: bytes | Raw) -> Request:
+        try:
+            request = self._codec.request(data)
+        except msgspec.ValidationError as problem:
+            raise MeshError(Kind.INVALID_REQUEST, f"this is not a JSON-RPC 2.0 request: {problem}") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise MeshError(Kind.PARSE_ERROR, "the message is not well-formed") from None
+        if request.jsonrpc != "2.0":
+            raise MeshError(Kind.INVALID_REQUEST, 'a request has the member "jsonrpc" with the value "2.0"')
+        return request
+
+    async def _call(self, request: Request) -> bytes | Raw:
+        settings = self._gateway.parts.settings
+        if self._gateway.is_leaving:
+            raise unavailable("this server is going away; reconnect to another")
+        if len(self.requests) > settings.requests_in_flight_max:
+            limit = settings.requests_in_flight_max
+            message = f"this connection has {limit} requests in flight already; wait for answers"
+            raise MeshError(Kind.RATE_LIMITED, message, retry_after_ms=100, reason="requests_in_flight")
+        try:
+            params = self._codec.params(request.params)
+        except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, RecursionError):
+            raise MeshError(Kind.INVALID_PARAMS, "the parameters are not well-formed") from None
+        result = await self.session.call(request.method, params, self._header_token)
+        if self._initialize_timer is not None and self.session.caller is not None:
+            self._initialize_timer.cancel()
+            self._initialize_timer = None
+        return result
+
+    def _close_after(self, error: MeshError) -> None:
+        """A credential that was refused ends the connection, after its own error has been sent."""
+        reason = error.data.reason or ""
+        if self.session.caller is None and reason.startswith("credential."):
+            asyncio.get_running_loop().call_soon(self.close, CLOSE_CREDENTIAL, reason)
+
+    def _refuse(self, request_id: object, error: MeshError) -> None:
+        telemetry.ERRORS.labels(error.kind).inc()
+        self.outbox.put(self._codec.error(request_id, error.wire()))
+
+    def _wake(self) -> None:
+        if not self._is_flushing:
+            self._is_flushing = True
+            task = asyncio.get_running_loop().create_task(self._flush())
+            _flushes.add(task)
+            task.add_done_callback(_flushes.discard)
+
+    async def _flush(self) -> None:
+        """Sends what waits, then the close if one is due. It ends when there is nothing to send: no idle task is kept."""
+        try:
+            while (frame := self.outbox.take()) is not None:
+                if self._codec.is_text:
+                    await self._send({"type": "websocket.send", "text": frame.decode()})
+                else:
+                    await self._send({"type": "websocket.send", "bytes": frame})
+            if self.outbox.is_overflowed and self._closing is None:
+                self._closing = (CLOSE_SLOW_CONSUMER, "resume")
+                telemetry.CONNECTIONS_CLOSED.labels(CLOSE_SLOW_CONSUMER).inc()
+            if self._closing is not None:
+                code, reason = self._closing
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        except (OSError, RuntimeError):
+            pass  # the peer has gone, or the close was sent already; the reading side ends the connection
+        finally:
+            self._is_flushing = False
+
+
+_flushes: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly

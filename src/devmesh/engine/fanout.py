@@ -1,0 +1,147 @@
+"""The fan-out: reads each tenant's log once for all the subscribers of this process.
+
+Sequences are contiguous in commit order, so a reader that sees no gap has missed nothing; one that does see a gap has lost
+history and sends its subscribers away to resume, where they learn it. The bell makes it look at once; without a ring it
+looks at intervals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+import uuid
+from collections.abc import Sequence
+
+import structlog
+
+from devmesh import telemetry
+from devmesh.core.events import Cursor, Event
+from devmesh.engine.loop import Loop
+from devmesh.engine.outbox import Outbox
+from devmesh.engine.stream import EVERYTHING, Codec, Recent, Stream
+from devmesh.engine.subscriber import Subscriber
+from devmesh.store.database import Database, Record
+from devmesh.store.statements import load
+
+log = structlog.get_logger(__name__)
+
+SQL = load("events")
+UNUSED_PASSES_MAX = 120  # how long a stream without subscribers is kept: their reconnecting finds it in memory
+
+
+class Fanout(Loop):
+    name = "fanout"
+
+    def __init__(self, database: Database, *, interval_s: float, page_events_max: int, ring_bytes_max: int) -> None:
+        super().__init__(interval_s)
+        self._database = database
+        self._page_events_max, self._ring_bytes_max = page_events_max, ring_bytes_max
+        self._streams: dict[uuid.UUID, Stream] = {}
+        self._opening = asyncio.Lock()
+        self._rung: set[uuid.UUID] | None = None  # None: look at every stream
+
+    def heard(self, tenants: frozenset[uuid.UUID] | None) -> None:
+        """The bell rang."""
+        if tenants is None:
+            self._rung = None
+        elif not any(tenant_id in self._streams for tenant_id in tenants):
+            return
+        elif self._rung is not None:
+            self._rung |= tenants
+        self.wake()
+
+    async def subscriber(self, tenant_id: uuid.UUID, codec: Codec, outbox: Outbox) -> Subscriber:
+        """A new subscriber, of nothing yet. Close it when its connection ends. Raises MeshError."""
+        async with self._opening:
+            stream = self._streams.get(tenant_id)
+            if stream is None:
+                [row] = await self._database.read(SQL.position, tenant_id)
+                stream = self._streams[tenant_id] = Stream(tenant_id, row["epoch"], row["last_sequence"])
+        subscriber = Subscriber(self, stream, codec, outbox)
+        stream.subscribers.add(subscriber)
+        return subscriber
+
+    async def run_once(self) -> bool:
+        rung, self._rung = self._rung, set()
+        if not rung:
+            self._forget_unused()
+        looked = [s for s in self._streams.values() if (not rung or s.tenant_id in rung) and s.subscribers]
+        if not looked:
+            return False
+        rows = await self._database.read(
+            SQL.after, [s.tenant_id for s in looked], [s.position for s in looked], self._page_events_max
+        )
+        by_tenant: dict[uuid.UUID, list[Event]] = {}
+        for row in rows:
+            by_tenant.setdefault(row["tenant_id"], []).append(_event(row))
+        is_more = False
+        for stream in looked:
+            events = by_tenant.get(stream.tenant_id, [])
+            self._take(stream, events)
+            if len(events) == self._page_events_max:
+                is_more = True
+                self._rung.add(stream.tenant_id)
+        return is_more
+
+    def _take(self, stream: Stream, events: list[Event]) -> None:
+        if not events:
+            return
+        if [event.sequence for event in events] != list(range(stream.position + 1, stream.position + 1 + len(events))):
+            log.error("the log has a gap; subscribers are sent away to resume", tenant_id=stream.tenant_id)
+            del self._streams[stream.tenant_id]
+            for subscriber in list(stream.subscribers):
+                subscriber.outbox.overflow()
+            return
+        fresh = stream.append(events)
+        telemetry.EVENTS_READ.inc(len(events))
+        self.delivered(stream.dispatch(fresh))
+        stream.trim(self._ring_bytes_max // len(self._streams))
+        telemetry.FANOUT_LAG_SECONDS.observe(max(0.0, time.time() - events[0].at.timestamp()))
+
+    def _forget_unused(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.unused_passes = 0 if stream.subscribers else stream.unused_passes + 1
+            if stream.unused_passes > UNUSED_PASSES_MAX:
+                del self._streams[stream.tenant_id]
+
+    def delivered(self, count: int) -> None:
+        telemetry.EVENTS_DELIVERED.inc(count)
+
+    async def judge(self, stream: Stream, since: Cursor | None) -> tuple[int, bool]:
+        """From which sequence a reader goes on that asks to go on after `since`, and whether that loses nothing.
+
+        What retention has removed is not recovered: it goes on from the oldest that is held. A cursor of another history
+        (another epoch, or beyond the end) says nothing about this one: it goes on from now.
+        """
+        if since is None:
+            return stream.position, True
+        if since.epoch != stream.epoch:
+            return stream.position, False
+        if stream.ring_floor <= since.sequence <= stream.position:
+            return since.sequence, True
+        [row] = await self._database.read(SQL.position, stream.tenant_id)
+        if since.epoch != row["epoch"] or since.sequence > row["last_sequence"]:
+            return stream.position, False
+        # Events that were committed but not read yet come live, to those who listen by then.
+        start = min(max(since.sequence, row["floor_sequence"]), stream.position)
+        return start, since.sequence >= row["floor_sequence"]
+
+    async def page(self, stream: Stream, sequence: int, topics: Sequence[str]) -> tuple[list[Recent], int]:
+        """The next events of a stream after a sequence, and up to where they reach: from memory where it has them."""
+        if sequence >= stream.ring_floor:
+            recents = stream.after(sequence, self._page_events_max)
+            await asyncio.sleep(0)  # a long replay lets others have their turn
+            return recents, recents[-1].event.sequence if recents else sequence
+        end = stream.position
+        wanted = None if EVERYTHING in topics else list(topics)
+        rows = await self._database.read(
+            SQL.page_of_topics, stream.tenant_id, sequence, end, wanted, self._page_events_max
+        )
+        recents = [Recent(_event(row), stream.epoch) for row in rows]
+        return recents, recents[-1].event.sequence if len(recents) == self._page_events_max else end
+
+
+def _event(row: Record) -> Event:
+    at: datetime.datetime = row["at"]
+    return Event(row["sequence"], at, row["type"], tuple(row["topics"]), row["data"])

@@ -1,0 +1,64 @@
+"""What waits to be sent on one connection: bounded in bytes, so that a consumer that does not read costs only itself.
+
+Nothing is dropped silently: an outbox that overflows is emptied, and whoever sends from it must then disconnect the consumer
+with a code that says "reconnect and resume". Must not know any wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import Callable
+
+
+class Outbox:
+    __slots__ = ("_drained", "_frames", "_wake", "bytes_max", "held_bytes", "is_overflowed")
+
+    def __init__(self, bytes_max: int, wake: Callable[[], None]) -> None:
+        """`wake` is called whenever there is something new to send, or the outbox has overflowed."""
+        self.bytes_max, self._wake = bytes_max, wake
+        self._frames: collections.deque[bytes] = collections.deque()
+        self._drained: asyncio.Future[None] | None = None
+        self.held_bytes = 0
+        self.is_overflowed = False
+
+    def put(self, frame: bytes) -> None:
+        """Never waits. A frame finds room in an empty outbox however long it is: it was allowed in, so it must get out."""
+        if self.is_overflowed:
+            return
+        if self._frames and self.held_bytes + len(frame) > self.bytes_max:
+            self.overflow()
+            return
+        self._frames.append(frame)
+        self.held_bytes += len(frame)
+        self._wake()
+
+    def overflow(self) -> None:
+        """Gives the consumer up: it has to reconnect and resume."""
+        self.is_overflowed = True
+        self._frames.clear()
+        self.held_bytes = 0
+        self._settle()
+        self._wake()
+
+    def take(self) -> bytes | None:
+        """The next frame to send, or None."""
+        if not self._frames:
+            return None
+        frame = self._frames.popleft()
+        self.held_bytes -= len(frame)
+        if self.held_bytes <= self.bytes_max // 2:
+            self._settle()
+        return frame
+
+    async def drained(self) -> None:
+        """Until the outbox is at most half full or has overflowed: how a replay keeps pace with its reader."""
+        while self.held_bytes > self.bytes_max // 2:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    def _settle(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None

@@ -1,0 +1,107 @@
+"""One connection's place in its tenant's stream: what it listens to, and how it catches up with what it missed.
+
+Within a connection each event comes exactly once and, after the point where a replay has begun, in order. While it catches
+up it is not live: the fan-out passes it by and the replay brings it what came meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from devmesh.core.errors import MeshError
+from devmesh.core.events import Cursor
+from devmesh.engine.outbox import Outbox
+from devmesh.engine.stream import EVERYTHING, Codec, Recent, Stream, frames_of
+
+if TYPE_CHECKING:
+    from devmesh.engine.fanout import Fanout
+
+log = structlog.get_logger(__name__)
+
+
+class Subscribed(NamedTuple):
+    """`recovered` is false when what lies between the cursor that was given and this one is lost: look afresh."""
+
+    cursor: str
+    recovered: bool
+
+
+class Subscriber:
+    __slots__ = ("_catching_up", "_fanout", "_stream", "_turn", "codec", "is_closed", "outbox", "topics")
+
+    def __init__(self, fanout: Fanout, stream: Stream, codec: Codec, outbox: Outbox) -> None:
+        """For `Fanout.subscriber`."""
+        self._fanout, self._stream = fanout, stream
+        self.codec, self.outbox = codec, outbox
+        self.topics: dict[str, int] = {}  # each with the sequence after which its events are wanted
+        self.is_closed = False
+        self._catching_up: asyncio.Task[None] | None = None
+        self._turn: asyncio.Lock | None = None
+
+    @property
+    def is_live(self) -> bool:
+        return self._catching_up is None
+
+    def position(self) -> Cursor:
+        """How far the stream has been read: what is committed from now on comes after it."""
+        return self._stream.cursor()
+
+    async def subscribe(self, topics: Sequence[str], since: Cursor | None = None) -> Subscribed:
+        """Listens to topics from now on, or from a cursor on. Frames of the past begin after this has returned."""
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        async with self._turn:
+            if self._catching_up is not None:
+                await asyncio.wait([self._catching_up])
+            start, recovered = await self._fanout.judge(self._stream, since)
+            before = dict(self.topics)
+            for topic in topics:
+                self.topics[topic] = min(start, before.get(topic, start))
+                if not self.is_closed:
+                    self._stream.listen(self, topic)
+            stop = self._stream.position
+            if start < stop and not self.is_closed:
+                self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(start, stop, before))
+            return Subscribed(Cursor(self._stream.epoch, start).encode(), recovered)
+
+    def unsubscribe(self, topics: Sequence[str]) -> list[str]:
+        """Stops listening; answers with those that were listened to."""
+        known = [topic for topic in topics if self.topics.pop(topic, None) is not None]
+        for topic in known:
+            self._stream.unlisten(self, topic)
+        return known
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.unsubscribe(list(self.topics))
+        self._stream.subscribers.discard(self)
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+
+    async def _catch_up(self, start: int, stop: int, before: dict[str, int]) -> None:
+        """Sends what lies between `start` and now. Up to `stop`, the topics of `before` have had theirs already."""
+        position = start
+        try:
+            while position < self._stream.position and not self.outbox.is_overflowed:
+                page, position = await self._fanout.page(self._stream, position, list(self.topics))
+                wanted = [recent for recent in page if self._is_wanted(recent, stop, before)]
+                for frame in frames_of(self.codec, wanted):
+                    await self.outbox.drained()
+                    self.outbox.put(frame)
+                self._fanout.delivered(len(wanted))
+        except MeshError as error:
+            log.warning("a replay failed; the client is told to resume", error=error.message)
+            self.outbox.overflow()
+        finally:
+            self._catching_up = None
+
+    def _is_wanted(self, recent: Recent, stop: int, before: dict[str, int]) -> bool:
+        sequence = recent.event.sequence
+        heard = (*recent.event.topics, EVERYTHING)
+        if sequence <= stop and any(before.get(topic, sequence) < sequence for topic in heard):
+            return False
+        return any(self.topics.get(topic, sequence) < sequence for topic in heard)

@@ -1,0 +1,12 @@
+"""The verbs, one file a noun. `load_all` has every one of them declared in the registry."""
+
+from __future__ import annotations
+
+import importlib
+
+NOUNS = ("administration", "agents", "task_creating", "task_views", "task_verbs", "task_handing", "task_explaining")
+
+
+def load_all() -> None:
+    for noun in NOUNS:
+        importlib.import_module(f"devmesh.operations.{noun}")

@@ -1,0 +1,290 @@
+"""The verbs of agents: they come, say what they can do, are found, and go."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import asyncpg
+import msgspec
+from msgspec import Meta, Raw
+
+from devmesh.core import agents, errors, tasks
+from devmesh.core.access import Scope
+from devmesh.core.agents import Agent, Kind, Status
+from devmesh.core.events import agent_topic
+from devmesh.core.ids import new_id
+from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Name, PageLimit, Text
+from devmesh.core.names import decode_page_cursor, page_cursor, require_object
+from devmesh.core.tasks import JsonObject
+from devmesh.operations.registry import Call, Mutation, Params, operation
+from devmesh.operations.task_moving import require_own_agent, settle
+from devmesh.operations.work import Work
+from devmesh.store.statements import load
+from devmesh.store.tasks import LockedTasks
+
+SQL = load("agents")
+PERFORMANCE_ATTEMPTS = 50  # how many of an agent's last attempts its figures are of
+Concurrency = Annotated[int, Meta(ge=1, le=10_000)]
+Load = Annotated[float, Meta(ge=0, le=1_000)]
+
+
+class AgentResult(msgspec.Struct):
+    agent: Agent
+
+
+class AgentsResult(msgspec.Struct):
+    agents: list[Agent]
+    next_cursor: str | None = None
+
+
+class Register(Mutation, kw_only=True):
+    name: Name
+    kind: Kind = Kind.CUSTOM
+    capabilities: Labels = []
+    concurrency: Concurrency = 1
+    description: Text = ""
+    metadata: JsonObject = EMPTY_OBJECT
+    card: JsonObject | None = None
+
+
+@operation("agent.register", scope=Scope.AGENT, http="POST /agents", single=True)
+async def register(work: Work, call: Call[Register]) -> AgentResult | errors.MeshError:
+    """Register an agent, or update the one that this key registered under the same name.
+
+    The answer's `agent.id` is what tasks are assigned to. Give the same name after a restart to be the same agent.
+    """
+    asked, caller = call.params, call.caller
+    capabilities = sorted(set(asked.capabilities))
+    card = _text(require_object(asked.card, "card")) if asked.card is not None else None
+    if caller.bound_agent_id is not None:
+        known = await _agents(work, [caller.bound_agent_id])
+        if known and known[0].name != asked.name:
+            return errors.forbidden("this key is bound to another agent")
+    row = await work.tx.fetch_row(
+        SQL.register, work.tenant_id, caller.bound_agent_id or new_id(), caller.owner_id, asked.name, asked.kind.value,
+        asked.description, capabilities, asked.concurrency, _text(require_object(asked.metadata, "metadata")), card,
+        caller.is_admin,
+    )  # fmt: skip
+    if row is None:
+        return errors.conflict("agent.name", "another key has registered an agent under this name")
+    [agent] = await _agents(work, [row["agent_id"]])
+    work.emit("agent.registered", (agent_topic(agent.id),), {"agent": agent})
+    await announce(work, [agent.id])
+    return AgentResult(agent)
+
+
+class ById(Params, kw_only=True):
+    agent_id: uuid.UUID
+
+
+@operation("agent.get", scope=Scope.READ, http="GET /agents/{agent_id}")
+async def get(work: Work, calls: Sequence[Call[ById]]) -> Sequence[AgentResult | errors.MeshError]:
+    """Show an agent as it is now."""
+    found = {agent.id: agent for agent in await _agents(work, [call.params.agent_id for call in calls])}
+    return [
+        AgentResult(found[call.params.agent_id])
+        if call.params.agent_id in found
+        else errors.not_found("agent", call.params.agent_id)
+        for call in calls
+    ]
+
+
+class ListAgents(Params, kw_only=True):
+    kind: Kind | None = None
+    status: list[Status] | None = None
+    capability: Label | None = None
+    limit: PageLimit = 50
+    cursor: str | None = None
+
+
+@operation("agent.list", scope=Scope.READ, http="GET /agents", single=True)
+async def list_agents(work: Work, call: Call[ListAgents]) -> AgentsResult:
+    """List agents, newest first, filtered by kind, status and one capability."""
+    asked = call.params
+    after = decode_page_cursor(asked.cursor)
+    rows = await work.tx.fetch(
+        SQL.page, work.tenant_id, after, asked.limit, asked.kind, asked.status,
+        [asked.capability] if asked.capability else None,
+    )  # fmt: skip
+    found = [_from_row(row) for row in rows]
+    return AgentsResult(found, page_cursor([agent.id for agent in found], asked.limit))
+
+
+class Discover(Params, kw_only=True):
+    capabilities: Labels
+    min_health: agents.HealthScore | None = None
+    limit: PageLimit = 50
+
+
+@operation("agent.discover", scope=Scope.READ, http="POST /agents/discover", single=True)
+async def discover(work: Work, call: Call[Discover]) -> AgentsResult:
+    """Find the agents that have all of these capabilities and are there, the healthiest first."""
+    asked = call.params
+    present = [status.value for status in Status if status not in (Status.OFFLINE, Status.SUSPENDED)]
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, None, 1_000, None, present, sorted(set(asked.capabilities)))
+    found = [_from_row(row) for row in rows]
+    scores = {health.agent_id: health.score for health in await _healths(work, found)}
+    capable = [agent for agent in found if asked.min_health is None or scores[agent.id] >= asked.min_health]
+    capable.sort(key=lambda agent: (-scores[agent.id], agent.active_tasks / agent.concurrency, agent.name))
+    return AgentsResult(capable[: asked.limit])
+
+
+class Update(Mutation, kw_only=True):
+    agent_id: uuid.UUID | None = None
+    description: Text | None = None
+    capabilities: Labels | None = None
+    concurrency: Concurrency | None = None
+    metadata: JsonObject | None = None
+    card: JsonObject | None = None
+
+
+@operation("agent.update", scope=Scope.AGENT, http="PATCH /agents/{agent_id}", single=True)
+async def update(work: Work, call: Call[Update]) -> AgentResult:
+    """Change what an agent says of itself; what is left out stays."""
+    asked = call.params
+    agent_id = await require_own_agent(work, call.caller, asked.agent_id)
+    metadata = _text(require_object(asked.metadata, "metadata")) if asked.metadata is not None else None
+    card = _text(require_object(asked.card, "card")) if asked.card is not None else None
+    capabilities = sorted(set(asked.capabilities)) if asked.capabilities is not None else None
+    said = (asked.description, capabilities, asked.concurrency, metadata, card, None, None)
+    return await _change(work, agent_id, said)
+
+
+class Heartbeat(Mutation, kw_only=True):
+    agent_id: uuid.UUID | None = None
+    load: Load | None = None
+    metrics: JsonObject | None = None
+
+
+@operation("agent.heartbeat", scope=Scope.AGENT, http="POST /agents/{agent_id}/heartbeat")
+async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[AgentResult | errors.MeshError]:
+    """Say that an agent lives, and how loaded it is (1.0 is full)."""
+    acting: list[uuid.UUID | errors.MeshError] = []
+    said: dict[uuid.UUID, Heartbeat] = {}
+    for call in calls:
+        try:
+            agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
+            if call.params.metrics is not None:
+                require_object(call.params.metrics, "metrics")
+            said[agent_id] = call.params
+            acting.append(agent_id)
+        except errors.MeshError as refused:
+            acting.append(refused)
+    ids = sorted(said)
+    metrics = [_text(said[i].metrics) for i in ids]
+    await work.tx.fetch(SQL.heartbeat_many, work.tenant_id, ids, [said[i].load for i in ids], metrics)
+    await announce(work, ids)
+    found = {agent.id: agent for agent in await _agents(work, ids)}
+    return [
+        who if isinstance(who, errors.MeshError) else AgentResult(found[who]) if who in found
+        else errors.not_found("agent", who)
+        for who in acting
+    ]  # fmt: skip
+
+
+class Drain(Mutation, kw_only=True):
+    agent_id: uuid.UUID | None = None
+    draining: bool = True
+
+
+@operation("agent.drain", scope=Scope.AGENT, http="POST /agents/{agent_id}/drain", single=True)
+async def drain(work: Work, call: Call[Drain]) -> AgentResult:
+    """Give an agent no new work, so that it can end what it holds and go; `draining: false` takes it back."""
+    agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
+    return await _change(work, agent_id, (None, None, None, None, None, call.params.draining, None))
+
+
+class Suspend(Mutation, kw_only=True):
+    agent_id: uuid.UUID
+    suspended: bool = True
+
+
+@operation("agent.suspend", scope=Scope.ADMIN, http="POST /agents/{agent_id}/suspend", single=True, audited=True)
+async def suspend(work: Work, call: Call[Suspend]) -> AgentResult:
+    """Take an agent out of the mesh's hands until `suspended: false`; what it holds runs on under its lease."""
+    return await _change(work, call.params.agent_id, (None, None, None, None, None, None, call.params.suspended))
+
+
+class Deregister(Mutation, kw_only=True):
+    agent_id: uuid.UUID | None = None
+
+
+@operation("agent.deregister", scope=Scope.AGENT, http="DELETE /agents/{agent_id}", single=True)
+async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
+    """Leave for good. What the agent holds goes back to the queue at once, and its name is free."""
+    agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
+    found = await _agents(work, [agent_id])
+    if not found:
+        raise errors.not_found("agent", agent_id)
+    locked = LockedTasks(work)
+    await locked.lock([row["task_id"] for row in await work.tx.fetch(SQL.held_tasks, work.tenant_id, [agent_id])])
+    for row in await work.tx.fetch(SQL.held_tasks, work.tenant_id, [agent_id]):
+        task = locked.get(row["task_id"])
+        if task is not None and task.status in tasks.HELD:
+            locked.move(task.id, tasks.expire(task, work.now))
+    await settle(work, locked)
+    await locked.save()
+    await work.tx.execute(SQL.deregister, work.tenant_id, agent_id)
+    gone = msgspec.structs.replace(found[0], status=Status.OFFLINE, active_tasks=0, version=found[0].version + 1)
+    work.emit("agent.deregistered", (agent_topic(agent_id),), {"agent": {"id": agent_id, "status": gone.status}})
+    return AgentResult(gone)
+
+
+class HealthResult(msgspec.Struct):
+    health: agents.Health
+
+
+@operation("agent.health", scope=Scope.READ, http="GET /agents/{agent_id}/health", single=True)
+async def health(work: Work, call: Call[ById]) -> HealthResult:
+    """How an agent has done of late: a score of 0-1 from its presence, its last 50 attempts and its load."""
+    found = await _agents(work, [call.params.agent_id])
+    if not found:
+        raise errors.not_found("agent", call.params.agent_id)
+    [figures] = await _healths(work, found)
+    return HealthResult(figures)
+
+
+async def announce(work: Work, agent_ids: list[uuid.UUID] | None) -> None:
+    """Tells every change of status that was not told yet."""
+    for row in await work.tx.fetch(SQL.announce, work.tenant_id, agent_ids):
+        data = {"agent": {"id": row["agent_id"], "status": row["status"]}, "before": row["before"]}
+        work.emit("agent.status", (agent_topic(row["agent_id"]),), data)
+
+
+async def _change(work: Work, agent_id: uuid.UUID, said: tuple[Any, ...]) -> AgentResult:
+    if await work.tx.fetch_row(SQL.update, work.tenant_id, agent_id, *said) is None:
+        raise errors.not_found("agent", agent_id)
+    [agent] = await _agents(work, [agent_id])
+    work.emit("agent.updated", (agent_topic(agent_id),), {"agent": agent})
+    await announce(work, [agent_id])
+    return AgentResult(agent)
+
+
+async def _agents(work: Work, ids: list[uuid.UUID]) -> list[Agent]:
+    return [_from_row(row) for row in await work.tx.fetch(SQL.get_many, work.tenant_id, ids)]
+
+
+async def _healths(work: Work, found: list[Agent]) -> list[agents.Health]:
+    rows = await work.tx.fetch(SQL.performance, work.tenant_id, [agent.id for agent in found], PERFORMANCE_ATTEMPTS)
+    figures = {row["agent_id"]: row for row in rows}
+    return [
+        agents.Health(
+            agent.id, agent.status, agents.health_score(agent.status, figures[agent.id]["success_rate"], agent.load),
+            figures[agent.id]["attempts"], figures[agent.id]["success_rate"], figures[agent.id]["mean_duration_s"],
+            agent.active_tasks, agent.concurrency, agent.load, agent.last_seen_at,
+        )
+        for agent in found
+    ]  # fmt: skip
+
+
+def _from_row(row: asyncpg.Record) -> Agent:
+    values = list(row)
+    for place in (6, 7, 12):  # metadata, card, metrics
+        values[place] = Raw(values[place]) if values[place] is not None else None
+    return Agent(*values)
+
+
+def _text(value: Raw | None) -> str | None:
+    return bytes(value).decode() if value is not None else None

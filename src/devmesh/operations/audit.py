@@ -1,0 +1,57 @@
+"""The audit log: every admin act and every denied act, in the transaction of the act itself."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from devmesh.core import errors
+from devmesh.core.access import Caller
+from devmesh.core.ids import new_id
+from devmesh.operations.registry import Call, Operation
+from devmesh.operations.work import Work
+from devmesh.store.database import Database
+from devmesh.store.statements import load
+
+SQL = load("audit")
+
+
+class Entry(msgspec.Struct):
+    audit_id: uuid.UUID
+    key_id: uuid.UUID
+    agent_id: uuid.UUID | None
+    address: str
+    operation: str
+    outcome: str  # done | denied
+    detail: dict[str, Any]
+
+
+def _entry(caller: Caller, operation: str, outcome: str, detail: dict[str, Any]) -> Entry:
+    return Entry(new_id(), caller.key_id, caller.agent_id, caller.address, operation, outcome, detail)
+
+
+async def record(
+    work: Work, operation: Operation, calls: Sequence[Call[Any]], answers: Mapping[int, msgspec.Raw | errors.MeshError]
+) -> None:
+    """Writes what of a batch belongs into the log. Parameters are kept by name only: values may be secrets."""
+    entries = []
+    for ordinal, answer in answers.items():
+        call = calls[ordinal]
+        named = {f: str(getattr(call.params, f)) for f in call.params.__struct_fields__ if f.endswith("_id")}
+        if isinstance(answer, errors.MeshError):
+            if answer.kind is errors.Kind.FORBIDDEN:
+                entries.append(_entry(call.caller, operation.name, "denied", {**named, "reason": answer.message}))
+        elif operation.audited:
+            entries.append(_entry(call.caller, operation.name, "done", named))
+    if entries:
+        await work.tx.execute(SQL.insert_many, work.tenant_id, msgspec.json.encode(entries).decode())
+
+
+async def record_denied(database: Database, caller: Caller, operation: str, reason: str) -> None:
+    """Writes that a caller was refused where no transaction of its own is left to hold the entry."""
+    entry = _entry(caller, operation, "denied", {"reason": reason})
+    encoded = msgspec.json.encode([entry]).decode()
+    await database.run(lambda tx: tx.execute(SQL.insert_many, caller.tenant_id, encoded))

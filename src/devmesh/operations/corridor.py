@@ -1,0 +1,132 @@
+"""The corridor: the one way that a request goes, whatever wire it came by.
+
+    decode -> may they? -> gather with like requests -> begin -> body -> events -> commit -> ring -> reply
+
+Read this page first. An edge calls `serve` and nothing else; what an operation does is in its body (registry.py), how
+calls gather in gather.py, and what a repeated call gets in idempotency.py. One batch is one transaction of one tenant: it
+holds the row changes, the idempotency records, the audit rows and the events. What must happen outside is caused by a
+committed row, never done inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from devmesh import telemetry
+from devmesh.core import access, errors
+from devmesh.core.access import Caller
+from devmesh.core.depth import require_depth
+from devmesh.operations import audit
+from devmesh.operations.gather import Gather
+from devmesh.operations.idempotency import Answer, Claims
+from devmesh.operations.registry import REGISTRY, Call, NotYet, Operation
+from devmesh.operations.work import Work, WorkRunner
+from devmesh.settings import Settings
+from devmesh.store.faults import is_member_fault
+
+
+class Corridor:
+    def __init__(self, runner: WorkRunner, settings: Settings) -> None:
+        self._runner, self._bell, self._settings = runner, runner.bell, settings
+        self._gathers: dict[tuple[str, uuid.UUID], Gather[Call[Any], Answer | NotYet]] = {}
+
+    async def serve(self, name: str, caller: Caller, raw: bytes | msgspec.Raw) -> msgspec.Raw:
+        """The answer's JSON to a call of an operation with raw JSON parameters. Raises MeshError."""
+        operation = REGISTRY.get(name)
+        if operation is None:
+            raise errors.MeshError(errors.Kind.UNKNOWN_METHOD, f"there is no operation {name[:80]!r}")
+        require_depth(raw, self._settings.payload_depth_max)
+        params = operation.decode(raw)
+        try:
+            access.require(caller, operation.scope)
+        except errors.MeshError:
+            await audit.record_denied(self._runner.database, caller, operation.name, "scope")
+            raise
+        return await self._answer(operation, Call(caller, params))
+
+    async def _answer(self, operation: Operation, call: Call[Any]) -> msgspec.Raw:
+        """Asks until the answer is final or the caller's patience ends; it waits outside of any transaction."""
+        tenant_id = call.caller.tenant_id
+        patience_ends: float | None = None
+        while True:
+            rings_seen = self._bell.rings_so_far(tenant_id)
+            answer = await self._gather(operation, tenant_id).add(call)
+            if not isinstance(answer, NotYet):
+                assert isinstance(answer, msgspec.Raw)
+                return answer
+            if patience_ends is None:
+                patience_ends = time.monotonic() + answer.wait_ms / 1000
+            remaining_s = patience_ends - time.monotonic()
+            if remaining_s <= 0:
+                return _encode(answer.result)
+            await self._bell.wait(tenant_id, rings_seen, min(remaining_s, self._settings.fanout_poll_interval_s))
+
+    def _gather(self, operation: Operation, tenant_id: uuid.UUID) -> Gather[Call[Any], Answer | NotYet]:
+        key = (operation.name, tenant_id)
+        gather = self._gathers.get(key)
+        if gather is None:
+            if len(self._gathers) >= 10_000:
+                self._gathers = {key: kept for key, kept in self._gathers.items() if not kept.is_idle}
+
+            async def write(calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
+                return await self._flush(operation, tenant_id, calls)
+
+            gather = self._gathers[key] = Gather(
+                write,
+                batch_max=operation.batch_max or self._settings.gather_batch_max,
+                in_flight_max=self._settings.gather_in_flight_max,
+                waiting_max=self._settings.gather_queue_max,
+                subject=operation.subject,
+            )
+        return gather
+
+    async def _flush(
+        self, operation: Operation, tenant_id: uuid.UUID, calls: Sequence[Call[Any]]
+    ) -> Sequence[Answer | NotYet]:
+        """One batch, one transaction. When a member breaks it, the members run apart: none takes the others with it."""
+        began = time.perf_counter()
+
+        try:
+            answers = await self._runner.run(tenant_id, lambda work: self._perform(operation, work, calls))
+        except errors.MeshError as error:
+            if len(calls) == 1 or not is_member_fault(error):
+                answers = [error] * len(calls)
+                if error.kind is errors.Kind.FORBIDDEN:  # raised, so that the transaction with its audit row is gone
+                    await audit.record_denied(self._runner.database, calls[0].caller, operation.name, error.message)
+            else:
+                telemetry.BATCHES_RUN_APART.inc()
+                runs = [await self._flush(operation, tenant_id, [call]) for call in calls]
+                answers = [answer for run in runs for answer in run]
+        telemetry.batch_done(operation.name, len(calls), time.perf_counter() - began)
+        return answers
+
+    async def _perform(
+        self, operation: Operation, work: Work, calls: Sequence[Call[Any]]
+    ) -> Sequence[Answer | NotYet]:
+        """Inside the transaction: who must run, run them, keep their answers. The runner appends the events, last."""
+        claims = Claims(operation, calls)
+        runs = await claims.claim(work)
+        outcomes = await operation.body(work, [calls[ordinal] for ordinal in runs]) if runs else []
+        waiting = {ordinal: out for ordinal, out in zip(runs, outcomes, strict=True) if isinstance(out, NotYet)}
+        answers: dict[int, Answer] = {
+            ordinal: out if isinstance(out, errors.MeshError) else _encode(out.result if isinstance(out, NotYet) else out)
+            for ordinal, out in zip(runs, outcomes, strict=True)
+        }
+        await claims.store(work, answers, set(waiting))
+        await audit.record(work, operation, calls, answers)
+        answers |= claims.answers
+        return [waiting.get(ordinal, answers[ordinal]) for ordinal in range(len(calls))]
+
+    async def drain(self) -> None:
+        """Waits until every gathered call has its answer."""
+        await asyncio.gather(*(gather.drain() for gather in list(self._gathers.values())))
+
+
+def _encode(result: msgspec.Struct) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(result))

@@ -1,0 +1,112 @@
+"""Idempotency keys: the same key with the same parameters gives the same stored answer, within a batch and across nodes.
+
+The claim of a key, what the call did and its answer are one transaction. A failed call changed nothing, so its key is
+given up and may be tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from devmesh.core import errors
+from devmesh.core.access import acting_agent
+from devmesh.operations.registry import Call, Operation
+from devmesh.operations.work import Work
+from devmesh.store.statements import load
+
+SQL = load("idempotency")
+KEY_CHARACTERS_MAX = 255
+
+Answer = msgspec.Raw | errors.MeshError
+
+
+class Claims:
+    """The keyed calls of a batch: which must be run, and which have their answer already."""
+
+    def __init__(self, operation: Operation, calls: Sequence[Call[Any]]) -> None:
+        self._operation = operation
+        self._keys: list[str | None] = [getattr(call.params, "idempotency_key", None) for call in calls]
+        self._hashes = [_hash(operation, call) if key else b"" for key, call in zip(self._keys, calls, strict=True)]
+        self.answers: dict[int, Answer] = {}  # by ordinal in the batch
+        self._first: dict[str, int] = {}  # the ordinal that runs for a key
+        self._twins: list[int] = []  # ordinals that take the answer of the first of their key
+
+    async def claim(self, work: Work) -> list[int]:
+        """The ordinals that must be run."""
+        runs: list[int] = []
+        for ordinal, key in enumerate(self._keys):
+            if key is None:
+                runs.append(ordinal)
+            elif not 0 < len(key) <= KEY_CHARACTERS_MAX:
+                self.answers[ordinal] = errors.invalid(
+                    f"a key has 1 to {KEY_CHARACTERS_MAX} characters", "idempotency_key"
+                )
+            elif key not in self._first:
+                self._first[key] = ordinal
+            elif self._hashes[self._first[key]] == self._hashes[ordinal]:
+                self._twins.append(ordinal)
+            else:
+                self.answers[ordinal] = _mismatch()
+        if self._first:
+            runs += await self._claim_keys(work)
+        return sorted(runs)
+
+    async def _claim_keys(self, work: Work) -> list[int]:
+        keys = sorted(self._first)
+        hashes = [self._hashes[self._first[key]] for key in keys]
+        rows = await work.tx.fetch(SQL.claim, work.tenant_id, keys, [self._operation.name] * len(keys), hashes)
+        claimed = {row["idempotency_key"] for row in rows}
+        known = [key for key in keys if key not in claimed]
+        if known:
+            for row in await work.tx.fetch(SQL.answers, work.tenant_id, known):
+                ordinal = self._first.pop(row["idempotency_key"])
+                is_same = row["params_hash"] == self._hashes[ordinal]
+                answer = msgspec.Raw(row["answer"]) if is_same else _mismatch()
+                self._give(row["idempotency_key"], ordinal, answer)
+        return [self._first[key] for key in keys if key in claimed]
+
+    async def store(self, work: Work, answers: dict[int, Answer], unfinished: set[int]) -> None:
+        """Stores what the run calls answered; gives up the keys of those that failed or are not finished."""
+        failed = []
+        stored: dict[str, str] = {}
+        for key, ordinal in self._first.items():
+            answer = answers[ordinal]
+            if isinstance(answer, errors.MeshError) or ordinal in unfinished:
+                failed.append(key)
+            else:
+                stored[key] = bytes(self._without_secret(answer)).decode()
+            self._give(key, ordinal, answer)
+        if stored:
+            await work.tx.execute(SQL.store, work.tenant_id, list(stored), list(stored.values()))
+        if failed:
+            await work.tx.execute(SQL.release, work.tenant_id, failed)
+
+    def _without_secret(self, answer: msgspec.Raw) -> bytes | msgspec.Raw:
+        if self._operation.secret is None:
+            return answer
+        return msgspec.json.encode({**msgspec.json.decode(answer), self._operation.secret: None})
+
+    def _give(self, key: str, ordinal: int, answer: Answer) -> None:
+        self.answers[ordinal] = answer
+        for twin in self._twins:
+            if self._keys[twin] == key:
+                # A twin's parameters were compared with the first of its key, so a mismatch is its own as well.
+                self.answers[twin] = answer
+
+
+def _hash(operation: Operation, call: Call[Any]) -> bytes:
+    """Of the operation, the acting agent and the parameters in canonical form, whichever wire and spelling they came by."""
+    params = msgspec.json.decode(msgspec.json.encode(msgspec.structs.replace(call.params, idempotency_key=None)))
+    agent_id = acting_agent(call.caller, params.get("agent_id") and call.params.agent_id)
+    canonical = msgspec.json.encode([operation.name, agent_id, params], order="sorted")
+    return hashlib.sha256(canonical).digest()
+
+
+def _mismatch() -> errors.MeshError:
+    return errors.MeshError(
+        errors.Kind.IDEMPOTENCY_MISMATCH, "this idempotency key was used with other parameters", field="idempotency_key"
+    )

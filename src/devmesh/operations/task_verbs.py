@@ -1,0 +1,174 @@
+"""What the agent that holds a task says of it, and what its owner may still wish.
+
+Heartbeat, progress, complete and fail carry the `attempt` that was given with the task: a stale one is refused, so an agent
+that was given up for dead can never write over its successor.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw
+
+from devmesh.core import errors, tasks
+from devmesh.core.access import Scope
+from devmesh.core.names import Text
+from devmesh.core.tasks import JsonValue, Task
+from devmesh.operations.registry import Call, Mutation, operation, subject_of
+from devmesh.operations.task_moving import (
+    TaskResult, assignee_owners, cancel_tree, move_each, require_holder, require_task, settle,
+)  # fmt: skip
+from devmesh.operations.work import Work
+from devmesh.store.tasks import SQL, LockedTasks
+
+BY_TASK = subject_of("task_id")
+AttemptNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
+_random = random.SystemRandom()
+
+
+class HeldTask(Mutation, kw_only=True):
+    """`agent_id` is for keys that have registered several agents; `attempt` is optional here, and checked when given."""
+
+    task_id: uuid.UUID
+    agent_id: uuid.UUID | None = None
+    attempt: AttemptNumber | None = None
+
+
+class FencedTask(Mutation, kw_only=True):
+    task_id: uuid.UUID
+    attempt: AttemptNumber
+    agent_id: uuid.UUID | None = None
+
+
+@operation("task.accept", scope=Scope.AGENT, http="POST /tasks/{task_id}/accept", subject=BY_TASK)
+async def accept(work: Work, calls: Sequence[Call[HeldTask]]) -> Sequence[TaskResult | errors.MeshError]:
+    """Take an assigned task on."""
+    return await move_each(work, calls, lambda _, task: tasks.accept(task, work.now), fenced=False)
+
+
+class Reject(HeldTask, kw_only=True):
+    reason: Text = ""
+
+
+@operation("task.reject", scope=Scope.AGENT, http="POST /tasks/{task_id}/reject", subject=BY_TASK)
+async def reject(work: Work, calls: Sequence[Call[Reject]]) -> Sequence[TaskResult | errors.MeshError]:
+    """Refuse an assigned task: it goes back to the queue and will not come to this agent again."""
+    return await move_each(work, calls, lambda _, task: tasks.reject(task, work.now), fenced=False)
+
+
+class Progress(FencedTask, kw_only=True):
+    progress: Annotated[float, Meta(ge=0, le=1)]
+    message: Text | None = None
+
+
+@operation("task.progress", scope=Scope.AGENT, http="POST /tasks/{task_id}/progress", subject=BY_TASK)
+async def progress(work: Work, calls: Sequence[Call[Progress]]) -> Sequence[TaskResult | errors.MeshError]:
+    """Report how far a task is, 0-1; the first report marks its start. It renews the lease."""
+
+    def decide(call: Call[Progress], task: Task) -> tasks.Move:
+        return tasks.report_progress(task, call.params.progress, call.params.message, work.now)
+
+    return await move_each(work, calls, decide, fenced=True)
+
+
+class LeaseResult(msgspec.Struct):
+    task: dict[str, object]
+
+
+@operation("task.heartbeat", scope=Scope.AGENT, http="POST /tasks/{task_id}/heartbeat", subject=BY_TASK)
+async def heartbeat(work: Work, calls: Sequence[Call[FencedTask]]) -> Sequence[LeaseResult | errors.MeshError]:
+    """Renew the lease of a held task. An error means that the lease is lost: stop working on it."""
+    ids = [call.params.task_id for call in calls]
+    rows = await work.tx.fetch(SQL.get_many, work.tenant_id, ids)
+    locked = LockedTasks(work)
+    locked.hold(rows)
+    owners = await assignee_owners(work, calls, locked)
+    answers: list[LeaseResult | errors.MeshError | None] = []
+    renewing: list[tuple[uuid.UUID, int, uuid.UUID]] = []
+    for call in calls:
+        try:
+            task = require_task(locked, call.params.task_id)
+            tasks.check_attempt(task, call.params.attempt)
+            tasks.check_legal(task, "heartbeat")
+            require_holder(call.caller, call.params.agent_id, task, owners)
+            assert task.assigned_to is not None
+            renewing.append((task.id, task.attempt, task.assigned_to))
+            answers.append(None)
+        except errors.MeshError as refused:
+            answers.append(refused)
+    columns = [list(column) for column in zip(*renewing, strict=True)] or [[], [], []]
+    renewed = {row["task_id"]: row["lease_until"] for row in await work.tx.fetch(SQL.renew, work.tenant_id, *columns)}
+    return [
+        answer if answer is not None
+        else LeaseResult({"id": i, "attempt": call.params.attempt, "lease_until": renewed[i]}) if i in renewed
+        else errors.conflict("task.stale_attempt", "the lease of this attempt has just been lost")
+        for i, call, answer in zip(ids, calls, answers, strict=True)
+    ]  # fmt: skip
+
+
+class Complete(FencedTask, kw_only=True):
+    result: JsonValue | None = None
+
+
+@operation("task.complete", scope=Scope.AGENT, http="POST /tasks/{task_id}/complete", subject=BY_TASK)
+async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[TaskResult | errors.MeshError]:
+    """End a task well, with its result."""
+    return await move_each(
+        work, calls, lambda call, task: tasks.complete(task, call.params.result, work.now), fenced=True
+    )
+
+
+class Fail(FencedTask, kw_only=True):
+    error: JsonValue = Raw(b'"failed"')
+    retryable: bool = True
+
+
+@operation("task.fail", scope=Scope.AGENT, http="POST /tasks/{task_id}/fail", subject=BY_TASK)
+async def fail(work: Work, calls: Sequence[Call[Fail]]) -> Sequence[TaskResult | errors.MeshError]:
+    """End an attempt badly: another follows after a back-off while retries are left and `retryable` is true."""
+
+    def decide(call: Call[Fail], task: Task) -> tasks.Move:
+        asked = call.params
+        return tasks.fail(task, asked.error, asked.retryable, work.now, _random.uniform(-1, 1))
+
+    return await move_each(work, calls, decide, fenced=True)
+
+
+class Cancel(Mutation, kw_only=True):
+    task_id: uuid.UUID
+    reason: Text = ""
+
+
+@operation("task.cancel", scope=Scope.WRITE, http="POST /tasks/{task_id}/cancel", single=True)
+async def cancel(work: Work, call: Call[Cancel]) -> TaskResult:
+    """Cancel a task and everything below it that has not ended."""
+    locked = LockedTasks(work)
+    await locked.lock([call.params.task_id])
+    task = require_task(locked, call.params.task_id)
+    task = locked.move(task.id, tasks.cancel(task, call.params.reason, work.now))
+    await cancel_tree(work, locked, [task.id], call.params.reason or "its parent was cancelled")
+    await settle(work, locked)
+    await locked.save()
+    return TaskResult(locked[task.id])
+
+
+class Retry(Mutation, kw_only=True):
+    task_id: uuid.UUID
+
+
+@operation("task.retry", scope=Scope.WRITE, http="POST /tasks/{task_id}/retry", single=True)
+async def retry(work: Work, call: Call[Retry]) -> TaskResult:
+    """Put a failed, timed out or cancelled task back into the queue with all its retries."""
+    locked = LockedTasks(work)
+    await locked.lock([call.params.task_id])
+    task = require_task(locked, call.params.task_id)
+    parent = locked.get(task.parent_id) if task.parent_id is not None else None
+    if parent is not None and parent.status in tasks.FINISHED:
+        raise errors.conflict("task.state", f"its distributed parent is {parent.status}; create it again")
+    task = locked.move(task.id, tasks.retry(task, work.now))
+    await locked.save()
+    return TaskResult(task)

@@ -1,0 +1,173 @@
+"""Tasks as they are looked at: one, a page, a history, a reason, a count, a wait."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Raw
+
+from devmesh.core import errors, tasks
+from devmesh.core.access import Scope
+from devmesh.core.events import task_topic
+from devmesh.core.names import Label, PageLimit, WaitMs, decode_page_cursor, page_cursor
+from devmesh.core.tasks import Status, Task
+from devmesh.operations.registry import Call, NotYet, Params, operation
+from devmesh.operations.task_moving import TaskResult
+from devmesh.operations.work import SQL as EVENTS
+from devmesh.operations.work import Work
+from devmesh.store.tasks import SQL, from_row
+
+HISTORY_EVENTS_MAX = 1_000
+
+
+class ById(Params, kw_only=True):
+    task_id: uuid.UUID
+
+
+@operation("task.get", scope=Scope.READ, http="GET /tasks/{task_id}")
+async def get(work: Work, calls: Sequence[Call[ById]]) -> Sequence[TaskResult | errors.MeshError]:
+    """Show a task."""
+    found = await _tasks(work, [call.params.task_id for call in calls])
+    return [
+        TaskResult(found[call.params.task_id])
+        if call.params.task_id in found
+        else errors.not_found("task", call.params.task_id)
+        for call in calls
+    ]
+
+
+class Wait(ById, kw_only=True):
+    timeout_ms: WaitMs = 30_000
+
+
+@operation("task.wait", scope=Scope.READ, http="GET /tasks/{task_id}/wait")
+async def wait(work: Work, calls: Sequence[Call[Wait]]) -> Sequence[TaskResult | NotYet | errors.MeshError]:
+    """Wait until a task has ended, and show it; after `timeout_ms` show it as it is."""
+    found = await _tasks(work, [call.params.task_id for call in calls])
+    answers: list[TaskResult | NotYet | errors.MeshError] = []
+    for call in calls:
+        task = found.get(call.params.task_id)
+        if task is None:
+            answers.append(errors.not_found("task", call.params.task_id))
+        elif task.status in tasks.FINISHED:
+            answers.append(TaskResult(task))
+        else:
+            answers.append(NotYet(TaskResult(task), call.params.timeout_ms))
+    return answers
+
+
+class ListTasks(Params, kw_only=True):
+    status: list[Status] | None = None
+    assigned_to: uuid.UUID | None = None
+    created_by: uuid.UUID | None = None
+    parent_id: uuid.UUID | None = None
+    type: Label | None = None
+    tag: Label | None = None
+    limit: PageLimit = 50
+    cursor: str | None = None
+
+
+class TasksResult(msgspec.Struct):
+    tasks: list[Task]
+    next_cursor: str | None = None
+
+
+@operation("task.list", scope=Scope.READ, http="GET /tasks", single=True)
+async def list_tasks(work: Work, call: Call[ListTasks]) -> TasksResult:
+    """List tasks, newest first, filtered by status, assignee, creator, parent, type and one tag."""
+    asked = call.params
+    rows = await work.tx.fetch(
+        SQL.page, work.tenant_id, decode_page_cursor(asked.cursor), asked.limit, asked.status, asked.assigned_to,
+        asked.created_by, asked.parent_id, asked.type, asked.tag,
+    )  # fmt: skip
+    found = [from_row(row) for row in rows]
+    return TasksResult(found, page_cursor([task.id for task in found], asked.limit))
+
+
+class HistoryAttempt(msgspec.Struct):
+    """An attempt that has ended."""
+
+    attempt: int
+    agent_id: uuid.UUID
+    agent_name: str | None
+    outcome: tasks.Outcome
+    error: Raw | None
+    assigned_at: datetime.datetime
+    ended_at: datetime.datetime
+
+
+class HistoryDelegation(msgspec.Struct):
+    depth: int
+    attempt: int
+    from_agent_id: uuid.UUID | None
+    to_agent_id: uuid.UUID | None
+    capabilities: list[str]
+    kind: str
+    reason: str
+    delegated_at: datetime.datetime
+
+
+class HistoryEvent(msgspec.Struct):
+    type: str
+    at: datetime.datetime
+    data: Raw
+
+
+class HistoryResult(msgspec.Struct):
+    """What happened to a task. `events` is every step, oldest first, as far back as events are kept."""
+
+    task: Task
+    attempts: list[HistoryAttempt]
+    delegations: list[HistoryDelegation]
+    events: list[HistoryEvent]
+
+
+@operation("task.history", scope=Scope.READ, http="GET /tasks/{task_id}/history", single=True)
+async def history(work: Work, call: Call[ById]) -> HistoryResult:
+    """Show everything that happened to a task: its attempts, its delegations and its events, in order."""
+    task_id = call.params.task_id
+    found = await _tasks(work, [task_id])
+    if task_id not in found:
+        raise errors.not_found("task", task_id)
+    attempts = await work.tx.fetch(SQL.attempts, work.tenant_id, task_id)
+    delegations = await work.tx.fetch(SQL.delegations, work.tenant_id, task_id)
+    events = await work.tx.fetch(EVENTS.of_topic, work.tenant_id, task_topic(task_id), 0, HISTORY_EVENTS_MAX)
+    return HistoryResult(
+        found[task_id],
+        [HistoryAttempt(**{**row, "error": Raw(row["error"]) if row["error"] else None}) for row in attempts],
+        [HistoryDelegation(**row) for row in delegations],
+        [HistoryEvent(row["type"], row["at"], Raw(row["data"])) for row in events],
+    )
+
+
+class Stats(Params, kw_only=True):
+    since: datetime.datetime | None = None
+
+
+class StatsResult(msgspec.Struct):
+    """Counts of the tenant's tasks created since a time (24 hours ago by default), by status."""
+
+    since: datetime.datetime
+    counts: dict[str, int]
+    total: int
+    mean_duration_s: float | None  # of the completed ones, from creation to end
+
+
+@operation("task.stats", scope=Scope.READ, http="GET /tasks/stats", single=True)
+async def stats(work: Work, call: Call[Stats]) -> StatsResult:
+    """Count tasks by status, and say how long the completed ones took."""
+    since = call.params.since or work.now - datetime.timedelta(hours=24)
+    if since.tzinfo is None:
+        raise errors.invalid("since: give a time with its zone, such as 2026-01-31T12:00:00Z", "since")
+    rows = {row["status"]: row for row in await work.tx.fetch(SQL.stats, work.tenant_id, since)}
+    counts = {status.value: rows[status]["count"] if status in rows else 0 for status in Status}
+    done = rows.get(Status.COMPLETED)
+    return StatsResult(since, counts, sum(counts.values()), done["mean_s"] if done else None)
+
+
+async def _tasks(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Task]:
+    rows = await work.tx.fetch(SQL.get_many, work.tenant_id, list(ids))
+    return {row["id"]: from_row(row) for row in rows}

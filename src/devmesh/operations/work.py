@@ -1,0 +1,74 @@
+"""What an operation's body works with: the transaction, the database's clock, and a place to put events.
+
+`WorkRunner` is the only way to change a tenant's rows, for the corridor's batches and for the engine's passes alike: one
+transaction, its events last, the bell after its commit.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from devmesh.core import events
+from devmesh.store.database import Database, Transaction
+from devmesh.store.statements import load
+
+SQL = load("events")
+CLOCK = load("clock")
+ResultT = TypeVar("ResultT")
+
+
+class Bell(Protocol):
+    """Tells whoever listens, here and in other processes, that a tenant has news. A hint: it may be lost."""
+
+    def ring(self, tenant_id: uuid.UUID) -> None: ...
+    def rings_so_far(self, tenant_id: uuid.UUID) -> int: ...
+    async def wait(self, tenant_id: uuid.UUID, rings_seen: int, timeout_s: float) -> None: ...
+
+
+class Work:
+    """One transaction of one tenant. Events that are put here are appended at its end, and told after its commit."""
+
+    def __init__(self, tx: Transaction, tenant_id: uuid.UUID, now: datetime.datetime) -> None:
+        """`now` is the transaction's time by the database's clock, the only clock that leases know."""
+        self.tx, self.tenant_id, self.now = tx, tenant_id, now
+        self.events: list[events.NewEvent] = []
+
+    def emit(self, event_type: str, topics: tuple[str, ...], data: object) -> None:
+        """`data` is anything that msgspec encodes, or bytes that are JSON already."""
+        assert event_type in events.TYPES, f"event type {event_type} is not declared in core/events.py"
+        encoded = data if isinstance(data, bytes) else msgspec.json.encode(data)
+        self.events.append(events.NewEvent(event_type, topics, encoded))
+
+    async def append_events(self) -> None:
+        """Numbers and writes the events. Takes the stream's lock, so nothing may follow but the commit."""
+        if self.events:
+            await self.tx.execute(
+                SQL.append,
+                self.tenant_id,
+                [event.type for event in self.events],
+                [",".join(event.topics) for event in self.events],
+                [event.data.decode() for event in self.events],
+            )
+
+
+class WorkRunner:
+    def __init__(self, database: Database, bell: Bell) -> None:
+        self.database, self.bell = database, bell
+
+    async def run(self, tenant_id: uuid.UUID, body: Callable[[Work], Awaitable[ResultT]]) -> ResultT:
+        """Does a piece of work in one transaction of one tenant. Raises MeshError."""
+
+        async def work_through(tx: Transaction) -> ResultT:
+            work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now))
+            result = await body(work)
+            await work.append_events()
+            if work.events:
+                tx.after_commit(lambda: self.bell.ring(tenant_id))
+            return result
+
+        return await self.database.run(work_through)

@@ -1,0 +1,138 @@
+-- name: register
+-- Registers an agent, or updates the one of that name if the same owner registered it. No row: the name is another owner's.
+-- $1 tenant, $2 agent, $3 owner, $4 name, $5 kind, $6 description, $7 capabilities, $8 concurrency, $9 metadata, $10 card,
+-- $11 whether any owner may.
+insert into mcp.agents as a (tenant_id, agent_id, owner_id, name, kind, description, capabilities, concurrency, metadata, card,
+                             heartbeat_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
+on conflict (tenant_id, name) where deregistered_at is null do update set
+    kind = excluded.kind, description = excluded.description, capabilities = excluded.capabilities,
+    concurrency = excluded.concurrency, metadata = excluded.metadata, card = excluded.card, heartbeat_at = now(),
+    draining = false, updated_at = now(), version = a.version + 1
+where a.owner_id = excluded.owner_id or $11
+returning agent_id;
+
+-- name: owners
+-- Which keys registered agents. $1 tenant, $2 agents.
+select a.agent_id, a.owner_id from mcp.agents a
+where a.tenant_id = $1 and a.agent_id = any($2::uuid[]) and a.deregistered_at is null;
+
+-- name: get_many
+-- Agents as they are now, in the order of core.agents.Agent's fields. $1 tenant, $2 agents.
+select n.agent_id as id, n.name, n.kind, n.description, n.capabilities, n.concurrency, n.metadata, n.card, n.status,
+       n.active_tasks, n.sessions, n.load, n.metrics, n.version, n.created_at, n.updated_at,
+       greatest(n.heartbeat_at, n.seen_at) as last_seen_at
+from mcp.agents_now n where n.tenant_id = $1 and n.agent_id = any($2::uuid[]) and n.deregistered_at is null;
+
+-- name: page
+-- A page of agents, newest first. $1 tenant, $2 ids below this one, $3 how many, $4 kind or null, $5 statuses or null,
+-- $6 capabilities that they must have, or null.
+select n.agent_id as id, n.name, n.kind, n.description, n.capabilities, n.concurrency, n.metadata, n.card, n.status,
+       n.active_tasks, n.sessions, n.load, n.metrics, n.version, n.created_at, n.updated_at,
+       greatest(n.heartbeat_at, n.seen_at) as last_seen_at
+from mcp.agents_now n
+where n.tenant_id = $1 and n.deregistered_at is null and ($2::uuid is null or n.agent_id < $2)
+  and ($4::text is null or n.kind = $4) and ($5::text[] is null or n.status = any($5))
+  and ($6::text[] is null or n.capabilities @> $6)
+order by n.agent_id desc limit $3;
+
+-- name: update
+-- Changes what an agent says of itself; null keeps. $1 tenant, $2 agent, $3 description, $4 capabilities, $5 concurrency,
+-- $6 metadata, $7 card, $8 draining, $9 suspended.
+update mcp.agents a set
+    description = coalesce($3, a.description), capabilities = coalesce($4, a.capabilities),
+    concurrency = coalesce($5, a.concurrency), metadata = coalesce($6, a.metadata), card = coalesce($7, a.card),
+    draining = coalesce($8, a.draining), suspended = coalesce($9, a.suspended), updated_at = now(), version = a.version + 1
+where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null returning a.agent_id;
+
+-- name: heartbeat_many
+-- Notes that agents live. $1 tenant, $2 agents in order, $3 loads, $4 metrics; null keeps what was said before.
+update mcp.agents a set heartbeat_at = now(), load = coalesce(h.load, a.load), metrics = coalesce(h.metrics::jsonb, a.metrics)
+from unnest($2::uuid[], $3::double precision[], $4::text[]) as h (agent_id, load, metrics)
+where a.tenant_id = $1 and a.agent_id = h.agent_id and a.deregistered_at is null returning a.agent_id;
+
+-- name: deregister
+-- An agent leaves for good; its name is free again. $1 tenant, $2 agent.
+update mcp.agents a set deregistered_at = now(), updated_at = now(), version = a.version + 1
+where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null returning a.agent_id;
+
+-- name: held_tasks
+-- The tasks that agents hold. $1 tenant, $2 agents.
+select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.assigned_to = any($2::uuid[])
+  and t.status in ('assigned', 'accepted', 'running') order by t.task_id;
+
+-- name: candidates
+-- Agents with room for work, as the assigner sees them. $1 tenant, $2 agents or null for all.
+select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at
+from mcp.agents_now n
+where n.tenant_id = $1 and n.deregistered_at is null and ($2::uuid[] is null or n.agent_id = any($2))
+  and n.status in ('available', 'degraded') and n.active_tasks < n.concurrency;
+
+-- name: performance
+-- The last attempts of agents: how many, how many ended well, how long they took. $1 tenant, $2 agents, $3 how many of each.
+select agent.id as agent_id, count(p.outcome)::integer as attempts,
+       (count(*) filter (where p.outcome = 'completed'))::double precision / nullif(count(p.outcome), 0) as success_rate,
+       (avg(extract(epoch from p.ended_at - p.assigned_at)) filter (where p.outcome = 'completed'))::double precision
+           as mean_duration_s
+from unnest($2::uuid[]) as agent (id)
+left join lateral (
+    select a.outcome, a.assigned_at, a.ended_at from mcp.task_attempts a
+    where a.tenant_id = $1 and a.agent_id = agent.id and a.outcome in ('completed', 'failed', 'lease_expired', 'timed_out')
+    order by a.ended_at desc limit $3) p on true
+group by agent.id;
+
+-- name: note_assigned
+-- Remembers when agents were last given work, in agent order. $1 tenant, $2 agents.
+update mcp.agents a set last_assigned_at = now()
+where a.tenant_id = $1 and a.agent_id in (
+    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[]) order by l.agent_id for update);
+
+-- name: announce
+-- Finds agents whose derived status differs from the one last told, and notes the new one. $1 tenant, $2 agents or null.
+with changed as materialized (
+    select n.agent_id, n.status from mcp.agents_now n
+    where n.tenant_id = $1 and ($2::uuid[] is null or n.agent_id = any($2)) and n.status <> n.announced_status
+      and n.deregistered_at is null
+    order by n.agent_id
+), locked as materialized (
+    select l.agent_id, l.announced_status from mcp.agents l
+    where l.tenant_id = $1 and l.agent_id in (select agent_id from changed) order by l.agent_id for update
+)
+update mcp.agents a set announced_status = c.status from changed c join locked l on l.agent_id = c.agent_id
+where a.tenant_id = $1 and a.agent_id = c.agent_id and l.announced_status <> c.status
+returning a.agent_id, c.status, l.announced_status as before;
+
+-- name: resolve
+-- Agents by id or by name. $1 tenant, $2 ids, $3 names.
+select a.agent_id, a.owner_id, a.name from mcp.agents a
+where a.tenant_id = $1 and (a.agent_id = any($2::uuid[]) or a.name = any($3::text[])) and a.deregistered_at is null;
+
+-- name: open_sessions
+-- Connections stand for agents. $1 tenant, $2 node, $3 sessions, $4 their agents.
+insert into mcp.agent_sessions (tenant_id, session_id, agent_id, node_id)
+select $1, s.session_id, s.agent_id, $2 from unnest($3::uuid[], $4::uuid[]) as s (session_id, agent_id)
+on conflict (tenant_id, session_id) do nothing;
+
+-- name: close_sessions
+-- Connections are gone. An agent that is left without any is not there any more, whenever it was last heard of.
+-- $1 tenant, $2 sessions.
+with closed as (
+    delete from mcp.agent_sessions s where s.tenant_id = $1 and s.session_id = any($2::uuid[]) returning s.session_id, s.agent_id
+), alone as materialized (
+    select distinct c.agent_id from closed c
+    where not exists (select 1 from mcp.agent_sessions o where o.tenant_id = $1 and o.agent_id = c.agent_id
+                      and o.session_id <> all($2::uuid[]))
+)
+update mcp.agents a set heartbeat_at = null
+where a.tenant_id = $1 and a.agent_id in (
+    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id in (select agent_id from alone)
+    order by l.agent_id for update)
+returning a.agent_id;
+
+-- name: renew_sessions
+-- One node renews the presence of all its connected agents. $1 tenant, $2 node.
+update mcp.agent_sessions s set seen_at = now() where s.tenant_id = $1 and s.node_id = $2;
+
+-- name: forget_sessions
+-- Removes sessions whose node has not renewed them for long: it died. $1 tenant.
+delete from mcp.agent_sessions s where s.tenant_id = $1 and s.seen_at < now() - interval '10 minutes' returning s.agent_id;

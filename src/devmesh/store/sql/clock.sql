@@ -1,0 +1,3 @@
+-- name: now
+-- The transaction's time by the database's clock.
+select now();

@@ -1,0 +1,37 @@
+-- name: append
+-- Appends events to a tenant's stream and returns the sequence of the last. It takes the stream's lock: call it last.
+-- $1 tenant, $2 types, $3 topics joined by commas, $4 data as JSON.
+select mcp.append_events($1, $2::text[], $3::text[], $4::text[]);
+
+-- name: after
+-- The events of many streams after their readers' positions, in order. $1 tenants, $2 sequences, $3 how many of each.
+select e.tenant_id, e.sequence, e.at, e.type, e.topics, e.data
+from unnest($1::uuid[], $2::bigint[]) as reader (tenant_id, sequence)
+cross join lateral (
+    select * from mcp.events e where e.tenant_id = reader.tenant_id and e.sequence > reader.sequence
+    order by e.sequence limit $3) e;
+
+-- name: page_of_topics
+-- A tenant's events between two sequences that have one of these topics, in order. $1 tenant, $2 after this sequence, $3 up to
+-- this one, $4 topics or null for all, $5 how many.
+select e.tenant_id, e.sequence, e.at, e.type, e.topics, e.data from mcp.events e
+where e.tenant_id = $1 and e.sequence > $2 and e.sequence <= $3 and ($4::text[] is null or e.topics && $4)
+order by e.sequence limit $5;
+
+-- name: position
+-- Where a tenant's stream begins and ends, and its epoch. $1 tenant.
+select t.stream_epoch as epoch,
+       coalesce((select e.sequence from mcp.events e where e.tenant_id = $1 order by e.sequence desc limit 1),
+                t.stream_floor) as last_sequence,
+       coalesce((select e.sequence - 1 from mcp.events e where e.tenant_id = $1 order by e.sequence limit 1),
+                t.stream_floor) as floor_sequence
+from mcp.tenants t where t.tenant_id = $1;
+
+-- name: of_topic
+-- The events of one thing, in order. $1 tenant, $2 topic, $3 after this sequence, $4 how many.
+select e.sequence, e.at, e.type, e.topics, e.data from mcp.events e
+where e.tenant_id = $1 and e.topics[1] = $2 and e.sequence > $3 order by e.sequence limit $4;
+
+-- name: ring
+-- Tells every listening process that these tenants have news. Never inside a writing transaction. $1 tenants, by commas.
+select pg_notify('devmesh_bell', $1);

@@ -1,0 +1,171 @@
+-- name: insert_many
+-- Inserts tasks. $1 tenant, $2 a JSON array of tasks in the wire's shape, complete.
+insert into mcp.tasks (tenant_id, task_id, title, description, type, priority, parameters, required_capabilities, tags, metadata,
+    created_by_agent_id, created_by_key_id, assign, strategy, target_agent_id, parent_id, position, distribution, blocked,
+    status, max_retries, timeout_s, lease_s, deadline, ready_at, timeout_at, created_at, updated_at, started_at)
+select $1, id, title, description, type, priority, parameters, required_capabilities, tags, metadata,
+    created_by, created_by_key_id, assign, strategy, target_agent_id, parent_id, position, distribution, blocked,
+    status, max_retries, timeout_s, lease_s, deadline, ready_at, timeout_at, created_at, updated_at, started_at
+from json_to_recordset($2) as t (id uuid, title text, description text, type text, priority smallint, parameters json,
+    required_capabilities text[], tags text[], metadata json, created_by uuid, created_by_key_id uuid, assign text, strategy text,
+    target_agent_id uuid, parent_id uuid, position integer, distribution json, blocked boolean, status text, max_retries integer,
+    timeout_s double precision, lease_s double precision, deadline timestamptz, ready_at timestamptz, timeout_at timestamptz,
+    created_at timestamptz, updated_at timestamptz, started_at timestamptz);
+
+-- name: lock
+-- Locks tasks and the distributed parents above them, parents first (an id is greater than its parent's). $1 tenant, $2 ids.
+with recursive wanted as (
+    select t.task_id, t.parent_id from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[])
+    union
+    select p.task_id, p.parent_id from wanted w
+    join mcp.tasks p on p.tenant_id = $1 and p.task_id = w.parent_id and p.distribution is not null
+)
+select r.* from mcp.task_rows r
+where r.tenant_id = $1 and r.id = any(array(select task_id from wanted))
+order by r.id for update;
+
+-- name: tree
+-- The ids of a task's unfinished descendants, children before grandchildren. $1 tenant, $2 ids, $3 how many at most.
+with recursive descendants as (
+    select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.parent_id = any($2::uuid[])
+    union
+    select t.task_id from descendants d join mcp.tasks t on t.tenant_id = $1 and t.parent_id = d.task_id
+)
+select t.task_id from descendants d join mcp.tasks t on t.tenant_id = $1 and t.task_id = d.task_id
+where t.status in ('pending', 'assigned', 'accepted', 'running') order by t.task_id limit $3;
+
+-- name: save
+-- Writes what moves have changed. $1 tenant, $2 a JSON array of the changeable fields.
+update mcp.tasks t set
+    parameters = coalesce(c.parameters, t.parameters), required_capabilities = c.required_capabilities,
+    target_agent_id = c.target_agent_id, excluded_agent_ids = c.excluded_agent_ids, blocked = c.blocked,
+    delegated_from = c.delegated_from, delegation_depth = c.delegation_depth, status = c.status, attempt = c.attempt,
+    version = c.version, assigned_to = c.assigned_to, result = c.result, error = c.error, progress = c.progress,
+    progress_message = c.progress_message, retry_count = c.retry_count, ready_at = c.ready_at, lease_until = c.lease_until,
+    timeout_at = c.timeout_at, updated_at = c.updated_at, assigned_at = c.assigned_at, accepted_at = c.accepted_at,
+    started_at = c.started_at, finished_at = c.finished_at
+from json_to_recordset($2) as c (id uuid, parameters json, required_capabilities text[], target_agent_id uuid,
+    excluded_agent_ids uuid[], blocked boolean, delegated_from uuid, delegation_depth smallint, status text, attempt integer,
+    version integer, assigned_to uuid, result json, error json, progress double precision, progress_message text,
+    retry_count integer, ready_at timestamptz, lease_until timestamptz, timeout_at timestamptz, updated_at timestamptz,
+    assigned_at timestamptz, accepted_at timestamptz, started_at timestamptz, finished_at timestamptz)
+where t.tenant_id = $1 and t.task_id = c.id;
+
+-- name: insert_attempts
+-- Keeps how attempts ended. $1 tenant, $2 a JSON array of attempts.
+insert into mcp.task_attempts (tenant_id, task_id, attempt, agent_id, outcome, error, assigned_at, ended_at)
+select $1, a.* from json_to_recordset($2) as a (task_id uuid, attempt integer, agent_id uuid, outcome text, error json,
+    assigned_at timestamptz, ended_at timestamptz);
+
+-- name: insert_delegation
+-- Keeps who handed a task to whom. $1 tenant, then the columns in order.
+insert into mcp.task_delegations (tenant_id, task_id, depth, attempt, from_agent_id, to_agent_id, capabilities, kind, reason,
+                                  delegated_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+
+-- name: renew
+-- Renews the leases of held tasks, each fenced by its attempt. $1 tenant, $2 task ids, $3 attempts, $4 agents.
+-- Returns the ordinals of those that were renewed; who is missing holds nothing any more.
+update mcp.tasks t set lease_until = now() + make_interval(secs => t.lease_s)
+from unnest($2::uuid[], $3::integer[], $4::uuid[]) with ordinality as c (task_id, attempt, agent_id, ordinal)
+where t.tenant_id = $1 and t.task_id = c.task_id and t.attempt = c.attempt and t.assigned_to = c.agent_id
+  and t.status in ('assigned', 'accepted', 'running')
+returning c.ordinal, t.task_id, t.attempt, t.lease_until;
+
+-- name: get_many
+-- Tasks by id. $1 tenant, $2 ids.
+select r.* from mcp.task_rows r where r.tenant_id = $1 and r.id = any($2::uuid[]);
+
+-- name: page
+-- A page of tasks, newest first. $1 tenant, $2 ids below this one, $3 how many, then filters, each null for any:
+-- $4 statuses, $5 assignee, $6 creator, $7 parent, $8 type, $9 tag.
+select r.* from mcp.task_rows r
+where r.tenant_id = $1 and ($2::uuid is null or r.id < $2)
+  and ($4::text[] is null or r.status = any($4)) and ($5::uuid is null or r.assigned_to = $5)
+  and ($6::uuid is null or r.created_by = $6) and ($7::uuid is null or r.parent_id = $7)
+  and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
+order by r.id desc limit $3;
+
+-- name: children
+-- What a distributed parent's rule needs to know of its children. $1 tenant, $2 parents.
+select t.parent_id, t.task_id, t.position, t.status, t.blocked from mcp.tasks t
+where t.tenant_id = $1 and t.parent_id = any($2::uuid[]) order by t.parent_id, t.position;
+
+-- name: results
+-- Results of finished tasks. $1 tenant, $2 ids.
+select t.task_id, t.result from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[]);
+
+-- name: lock_assignment
+-- One at a time decides who gets what in a tenant: that keeps agents' concurrency exact on any number of nodes. $1 tenant.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 11));
+
+-- name: lanes
+-- The lanes with pending tasks, by a loose index scan: as many probes as lanes. $1 tenant, $2 how many at most.
+with recursive lanes as (
+    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' order by t.lane limit 1)
+    union all
+    select (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > l.lane
+            order by t.lane limit 1)
+    from lanes l where l.lane is not null
+)
+select lane from lanes where lane is not null and lane <> 'blocked' limit $2;
+
+-- name: lock_heads
+-- Locks the first ready tasks of each lane, highest priority first, then oldest. $1 tenant, $2 lanes, $3 how many of each,
+-- $4 how many in all, $5 the agents that could take them: a task that has excluded all of these is passed over.
+select r.* from mcp.task_rows r
+where r.tenant_id = $1 and r.id = any(array(
+    select h.task_id from unnest($2::text[]) as lane (name)
+    cross join generate_series(5, 1, -1) as level (priority)
+    cross join lateral (
+        select t.task_id, t.ready_at from mcp.tasks t
+        where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
+          and t.ready_at <= now() and not t.excluded_agent_ids @> $5::uuid[]
+        order by t.ready_at, t.task_id limit $3) h
+    order by level.priority desc, h.ready_at, h.task_id limit $4))
+order by r.priority desc, r.ready_at, r.id for update skip locked;
+
+-- name: overdue_ids
+-- Held tasks whose lease or time has run out, and pending ones past their deadline. $1 tenant, $2 how many.
+(select t.task_id from mcp.tasks t
+ where t.tenant_id = $1 and t.status in ('assigned', 'accepted', 'running')
+   and least(t.lease_until, t.timeout_at, t.deadline) < now() limit $2)
+union all
+(select t.task_id from mcp.tasks t
+ where t.tenant_id = $1 and t.status = 'pending' and t.deadline is not null and t.deadline < now() limit $2);
+
+-- name: next_ready
+-- When the next backed-off task of any lane becomes ready. $1 tenant, $2 lanes.
+select min(h.ready_at) as ready_at from unnest($2::text[]) as lane (name)
+cross join generate_series(1, 5) as level (priority)
+cross join lateral (
+    select t.ready_at from mcp.tasks t
+    where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
+      and t.ready_at > now()
+    order by t.ready_at limit 1) h;
+
+-- name: attempts
+-- The ended attempts of a task, in order. $1 tenant, $2 task.
+select a.attempt, a.agent_id, g.name as agent_name, a.outcome, a.error, a.assigned_at, a.ended_at from mcp.task_attempts a
+left join mcp.agents g on g.tenant_id = a.tenant_id and g.agent_id = a.agent_id
+where a.tenant_id = $1 and a.task_id = $2 order by a.attempt;
+
+-- name: delegations
+-- How a task was handed on, in order. $1 tenant, $2 task.
+select d.depth, d.attempt, d.from_agent_id, d.to_agent_id, d.capabilities, d.kind, d.reason, d.delegated_at
+from mcp.task_delegations d where d.tenant_id = $1 and d.task_id = $2 order by d.depth;
+
+-- name: past_holders
+-- The agents that a task was delegated by: giving it back to one of them would be a cycle. $1 tenant, $2 tasks.
+select d.task_id, d.from_agent_id from mcp.task_delegations d
+where d.tenant_id = $1 and d.task_id = any($2::uuid[]) and d.from_agent_id is not null;
+
+-- name: stats
+-- Counts of tasks by status, and how long finished ones took, since a time. $1 tenant, $2 since.
+select t.status, count(*) as count, avg(extract(epoch from t.finished_at - t.created_at))::double precision as mean_s
+from mcp.tasks t where t.tenant_id = $1 and t.created_at >= $2 group by t.status;
+
+-- name: open_parents
+-- Which of these tasks may get children: they have not ended, and no rule counts their children. $1 tenant, $2 ids.
+select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[]) and t.distribution is null
+  and t.status in ('pending', 'assigned', 'accepted', 'running');
