@@ -14,8 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from devmesh.store.embedded import MAJOR_VERSION, EmbeddedPostgres, find_binaries
+from tests.harness import Mesh, running_mesh
 
 PSQL = find_binaries(MAJOR_VERSION) / "psql"
+QUICK = {"DEVMESH_REAPER_INTERVAL_S": "0.1", "DEVMESH_PRESENCE_INTERVAL_S": "0.5"}  # so that tests need not wait long
 
 
 def run_sql(dsn: str, sql: str) -> str:
@@ -65,3 +67,33 @@ def fresh_database(postgres: str, create_database: Callable[[], str]) -> Iterato
     dsn = create_database()
     yield dsn
     run_sql(postgres, f"DROP DATABASE {urlsplit(dsn).path[1:]} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def mesh(create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """One mesh for the run: each test works in a tenant of its own."""
+    services = ("rest-api", "mcp-server", "worker")
+    with running_mesh(create_database(), tmp_path_factory.mktemp("mesh"), *services, settings=QUICK) as running:
+        yield running
+
+
+@pytest.fixture
+def own_mesh(fresh_database: str, tmp_path: Path) -> Iterator[Callable[..., Mesh]]:
+    """Makes a mesh that a test may break: services as named, settings as given."""
+    made: list[Mesh] = []
+
+    def start(*services: str, **settings: str) -> Mesh:
+        mesh = Mesh(fresh_database, tmp_path, {**QUICK, **settings})
+        made.append(mesh)
+        mesh.start(*(services or ("rest-api", "mcp-server", "worker")))
+        return mesh
+
+    yield start
+    for mesh in made:
+        mesh.end()
+
+
+@pytest.fixture
+def tenant(mesh: Mesh) -> str:
+    """The administrator's key of a new tenant."""
+    return mesh.new_tenant()

@@ -19,11 +19,11 @@ import psutil
 import structlog
 import uvicorn
 import uvloop
-from starlette.applications import Starlette
 
 from devmesh import telemetry
 from devmesh.core.errors import unavailable
 from devmesh.edges import health as health_edge
+from devmesh.edges.boundary import application
 from devmesh.edges.health import Health
 from devmesh.edges.problem import problem_response
 from devmesh.services import Service, StartRefused
@@ -99,8 +99,8 @@ class Front:
     """The ASGI application: health at once, the product when it is there."""
 
     def __init__(self, health: Health) -> None:
-        self._health_app = Starlette(routes=health_edge.routes(health))
-        self._health_paths = {route.path for route in self._health_app.routes if hasattr(route, "path")}
+        routes = health_edge.routes(health)
+        self._health_app, self._health_paths = application(routes), {route.path for route in routes}
         self._health = health
         self.product: Callable[..., Awaitable[None]] | None = None
 

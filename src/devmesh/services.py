@@ -10,14 +10,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
-from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
+from starlette.types import ASGIApp
 
 from devmesh import operations
 from devmesh.core.errors import MeshError
 from devmesh.core.ids import new_id
+from devmesh.edges import boundary, rest
 from devmesh.edges.health import Component, Health, Migrations
 from devmesh.edges.session import Parts
+from devmesh.edges.sse import EventStreams
 from devmesh.edges.websocket import Gateway
 from devmesh.engine.assigner import Assigner
 from devmesh.engine.bell import Bell
@@ -40,7 +42,6 @@ from devmesh.store.statements import all_statements
 
 log = structlog.get_logger(__name__)
 
-Asgi = Callable[..., Awaitable[None]]
 SCHEMA_WAIT_S, SCHEMA_LOOK_INTERVAL_S = 120.0, 2.0
 RETRY_INTERVAL_S = 5.0
 PREPARE_TRIES, PREPARE_PAUSE_S = 5, 0.1
@@ -56,10 +57,11 @@ class Service:
         self._database: Database | None = None
         self._corridor: Corridor | None = None
         self._gateway: Gateway | None = None
+        self._streams: EventStreams | None = None
         self._sessions: Sessions | None = None
         self._loops: list[Loop] = []
 
-    async def start(self) -> Asgi:
+    async def start(self) -> ASGIApp:
         """Starts, however long it takes, and answers with the application to serve. Raises StartRefused."""
         settings = self._settings
         if settings.database_dsn is None:
@@ -83,6 +85,8 @@ class Service:
         grace_s = self._settings.shutdown_grace_s
         if self._gateway is not None:
             await self._gateway.drain(grace_s)
+        if self._streams is not None:
+            await self._streams.drain(grace_s)
         if self._corridor is not None:
             try:
                 async with asyncio.timeout(grace_s):
@@ -105,7 +109,7 @@ class Service:
             raise StartRefused(str(error)) from None
 
     async def _see_schema(self, migrator: Migrator) -> None:
-        self._health.migrations = lambda: _facts(migrator)
+        self._health.look_at_migrations(lambda: _facts(migrator))
         migrates = self.name == "rest-api" and not self._settings.skip_migrations
         while True:
             self._wait_for("migrations")
@@ -157,7 +161,7 @@ class Service:
             self._wait_for(*problems)
             await asyncio.sleep(min(PREPARE_PAUSE_S * 2**tries, RETRY_INTERVAL_S))
 
-    def _compose(self, database: Database) -> Asgi:
+    def _compose(self, database: Database) -> ASGIApp:
         """Builds what this service consists of."""
         settings = self._settings
         bell = Bell(database, settings.bell_coalesce_ms)
@@ -168,7 +172,7 @@ class Service:
             bell.listen(assigner.heard)
             reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
             self._loops += [assigner, reaper, Presence(runner, settings.presence_interval_s)]
-            return Starlette()
+            return boundary.application([])
         operations.load_all()
         authenticator = Authenticator(database, settings)
         self._corridor = Corridor(runner, settings)
@@ -182,9 +186,9 @@ class Service:
         self._loops.append(fanout)
         self._health.authenticator = authenticator
         if self.name == "rest-api":
-            from devmesh.edges import rest
-
-            return Starlette(routes=rest.routes(self._corridor, authenticator, fanout, settings))
+            streams = self._streams = EventStreams(fanout, settings)
+            self._loops.append(KeyWatch(authenticator, streams, settings.key_check_interval_s))
+            return boundary.application(rest.routes(self._corridor, authenticator, streams, settings))
         self._sessions = Sessions(runner, new_id(), settings)
         self._gateway = Gateway(Parts(self._corridor, authenticator, self._sessions, fanout, settings))
         self._loops += [
@@ -193,7 +197,7 @@ class Service:
         ]
         gateway = self._gateway
         self._health.details = lambda: {"connections": len(gateway.connections), "pool": database.stats._asdict()}
-        return Starlette(routes=[WebSocketRoute("/ws", gateway)])
+        return boundary.application([WebSocketRoute("/ws", gateway)])
 
     # Health
 

@@ -25,6 +25,7 @@ BATCHES_RUN_APART = Counter(
 )
 ERRORS = Counter("devmesh_errors_total", "Errors answered to callers", ["kind"], registry=REGISTRY)
 CONNECTIONS = Gauge("devmesh_connections", "Open WebSocket connections of this process", registry=REGISTRY)
+EVENT_STREAMS = Gauge("devmesh_event_streams", "Open streams of server-sent events of this process", registry=REGISTRY)
 CONNECTIONS_CLOSED = Counter(
     "devmesh_connections_closed_total", "WebSocket connections that the server closed", ["code"], registry=REGISTRY
 )

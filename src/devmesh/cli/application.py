@@ -8,10 +8,17 @@ import typer
 
 from devmesh import __version__
 from devmesh.cli import services
+from devmesh.cli.administering import keys, tenants
+from devmesh.cli.calling import call
 from devmesh.cli.console import Failure, complain
+from devmesh.cli.docs import docs
+from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
+from devmesh.cli.showing import settings
+from devmesh.cli.up import up
+from devmesh.cli.watching import watch
 
-RUN = "Run a mesh"
+RUN, USE, ADMINISTER, DEVELOP = "Run a mesh", "Use a mesh", "Look after a mesh", "Work on DevMesh"
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the mesh refused or the work failed; 2 the command or a setting cannot be understood;"
@@ -28,16 +35,25 @@ application = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+application.command("up", rich_help_panel=RUN)(up)
 application.command("rest-api", rich_help_panel=RUN)(services.rest_api)
 application.command("mcp-server", rich_help_panel=RUN)(services.mcp_server)
 application.command("worker", rich_help_panel=RUN)(services.worker)
-application.add_typer(migrate, name="migrate", rich_help_panel=RUN)
+application.command("call", rich_help_panel=USE)(call)
+application.command("watch", rich_help_panel=USE)(watch)
+application.command("tasks", rich_help_panel=USE)(tasks)
+application.command("agents", rich_help_panel=USE)(agents)
+application.add_typer(keys, name="keys", rich_help_panel=ADMINISTER)
+application.add_typer(tenants, name="tenants", rich_help_panel=ADMINISTER)
+application.add_typer(migrate, name="migrate", rich_help_panel=ADMINISTER)
+application.command("settings", rich_help_panel=ADMINISTER)(settings)
+application.command("docs", rich_help_panel=DEVELOP)(docs)
 
 
 @application.callback(invoke_without_command=True)
 def every_command(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
-        print(f"devmesh {__version__}")
+        typer.echo(f"devmesh {__version__}")
         raise typer.Exit
 
 

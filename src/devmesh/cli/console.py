@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
 
 class Exit(enum.IntEnum):
     """What an exit code of any command means."""
@@ -49,7 +51,7 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """A line on standard error: not part of the result."""
-    print(text, file=sys.stderr, flush=True)
+    typer.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:
@@ -59,7 +61,7 @@ def print_json(value: Any) -> None:
 
         Console(soft_wrap=True).print_json(json.dumps(value, ensure_ascii=False))
     else:
-        print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+        typer.echo(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,7 @@ class Instance:
     def __init__(self, directory: Path, patience_s: float) -> None:
         """Raises `Failure` when the directory cannot be used, or another `devmesh up` runs on it."""
         self.directory = directory.absolute()
-        with usable(self.directory):
+        with _usable(self.directory):
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.lock_fd = os.open(self.directory / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._take_lock(patience_s)
@@ -71,7 +71,7 @@ class Instance:
         """Writes the file whole or not at all; only its owner may read it."""
         path, draft = self.directory / DEV_ENV, self.directory / f"{DEV_ENV}.draft"
         lines = [f"{name}='{value.replace(chr(39), '%27')}'\n" for name, value in variables.items()]
-        with usable(self.directory):
+        with _usable(self.directory):
             draft.unlink(missing_ok=True)
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(HEADER + "".join(lines))
@@ -82,8 +82,12 @@ class Instance:
 
 
 @contextlib.contextmanager
-def usable(directory: Path) -> contextlib.AbstractContextManager[None]:  # type: ignore[misc]  # placeholder
-    yield
+def _usable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "name another directory with --data-dir"
+        raise Failure(f"the directory {directory} cannot be used: {error.strerror}", hint=hint) from error
 
 
 def _identity(process: psutil.Process) -> str:

@@ -14,12 +14,18 @@ DOTENV = Path(".env")
 DEV_ENV = "dev.env"
 
 
+def nearest(path: Path) -> Path:
+    """A file of the working directory or the nearest one above it, so that commands work anywhere in a project."""
+    places = [directory / path for directory in (Path.cwd(), *Path.cwd().parents)]
+    return next((place for place in places if place.is_file()), path)
+
+
 def data_directory(option: Path | None) -> Path:
     """Where `devmesh up` keeps its state."""
     if option is not None:
         return option
     try:
-        return Path(ClientSettings.load(os.environ, DOTENV).data_dir)
+        return Path(ClientSettings.load(os.environ, nearest(DOTENV)).data_dir)
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from error
 
@@ -27,7 +33,7 @@ def data_directory(option: Path | None) -> Path:
 def service_settings(data_dir: Path | None, **options: Any) -> Settings:
     """The settings of a service. An option that is not None is stronger than what was read."""
     try:
-        settings = Settings.load(os.environ, DOTENV, data_directory(data_dir) / DEV_ENV)
+        settings = Settings.load(os.environ, nearest(DOTENV), nearest(data_directory(data_dir) / DEV_ENV))
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from error
     return with_options(settings, options)
@@ -36,7 +42,7 @@ def service_settings(data_dir: Path | None, **options: Any) -> Settings:
 def client_settings(data_dir: Path | None = None) -> ClientSettings:
     """How a command finds the mesh and which key it acts with."""
     try:
-        return ClientSettings.load(os.environ, DOTENV, data_directory(data_dir) / DEV_ENV)
+        return ClientSettings.load(os.environ, nearest(DOTENV), nearest(data_directory(data_dir) / DEV_ENV))
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from error
 

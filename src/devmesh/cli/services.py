@@ -19,9 +19,7 @@ HealthCheck = Annotated[
 ]
 
 
-def rest_api(
-    host: Host = None, port: Port = None, data_dir: DataDir = None, health_check: HealthCheck = False
-) -> None:
+def rest_api(host: Host = None, port: Port = None, data_dir: DataDir = None, health_check: HealthCheck = False) -> None:
     """Serve REST with its documentation (port 8081), and migrate the database first."""
     _run("rest-api", health_check, data_dir, host=host, rest_port=port)
 

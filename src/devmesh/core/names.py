@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Annotated
 
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import errors
 
@@ -24,6 +24,13 @@ def require_object(value: Raw, field: str) -> Raw:
     if not bytes(value).lstrip().startswith(b"{"):
         raise errors.invalid(f"{field}: expected a JSON object", field)
     return value
+
+
+def optional_object(value: Raw | UnsetType, field: str) -> Raw | None:
+    """The caller's own JSON object; None when it gave none, or null. (A Raw field cannot be declared as one or None.)"""
+    if value is UNSET or bytes(value) == b"null":
+        return None
+    return require_object(value, field)
 
 
 def decode_page_cursor(text: str | None) -> uuid.UUID | None:

@@ -142,17 +142,29 @@ LEGAL: dict[str, frozenset[Status]] = {
     "retry": frozenset({Status.FAILED, Status.TIMED_OUT, Status.CANCELLED}),
 }
 
+PHRASES = {
+    **{move: f"cannot {move}" for move in LEGAL},
+    "progress": "cannot report progress of",
+    "heartbeat": "cannot renew the lease of",
+    "expire": "cannot end the lease of",
+    "time_out": "cannot time out",
+}
+
 
 def check_legal(task: Task, move: str) -> None:
-    if task.status not in LEGAL[move]:
-        raise errors.conflict("task.state", f"a task that is {task.status} cannot {move.replace('_', ' ')}")
+    check_status(task.status, move)
 
 
-def check_attempt(task: Task, attempt: int) -> None:
+def check_status(status: Status, move: str) -> None:
+    if status not in LEGAL[move]:
+        raise errors.conflict("task.state", f"{PHRASES[move]} a task that is {status}")
+
+
+def check_attempt(attempt_now: int, attempt: int) -> None:
     """The fence: whoever holds an older attempt was given up, and its writes are refused."""
-    if attempt != task.attempt:
+    if attempt != attempt_now:
         raise errors.conflict(
-            "task.stale_attempt", f"attempt {attempt} of this task was given up; the attempt is now {task.attempt}"
+            "task.stale_attempt", f"attempt {attempt} of this task was given up; the attempt is now {attempt_now}"
         )
 
 
@@ -233,7 +245,9 @@ def expire(task: Task, now: datetime.datetime) -> Move:
     """The lease ended: the agent is given up for this attempt, and the task waits for another one."""
     check_legal(task, "expire")
     if task.attempt >= ATTEMPTS_MAX:
-        error = Raw(msgspec.json.encode({"message": f"given up after {task.attempt} attempts, the last by a lease that ended"}))
+        error = Raw(
+            msgspec.json.encode({"message": f"given up after {task.attempt} attempts, the last by a lease that ended"})
+        )
         return Move("task.failed", {"status": Status.FAILED, "error": error, **_finished(now)}, Outcome.LEASE_EXPIRED)
     # The task was meant for this agent, perhaps; that it is done matters more than by whom.
     changes = {**_pending_again(task, now), "target_agent_id": None}
@@ -254,9 +268,7 @@ def cancel(task: Task, reason: str, now: datetime.datetime) -> Move:
     return Move("task.cancelled", changes, Outcome.CANCELLED)
 
 
-def delegate(
-    task: Task, to_agent_id: uuid.UUID | None, capabilities: list[str] | None, now: datetime.datetime
-) -> Move:
+def delegate(task: Task, to_agent_id: uuid.UUID | None, capabilities: list[str] | None, now: datetime.datetime) -> Move:
     """Hands the task on to an agent, or to whoever has the capabilities. Whether that is a cycle is asked elsewhere."""
     check_legal(task, "delegate")
     if task.delegation_depth >= DELEGATION_DEPTH_MAX:
@@ -356,5 +368,3 @@ def event_data(task: Task, move: Move) -> bytes:
         return msgspec.json.encode({"task": task})
     patch = {name: getattr(task, name) for name in (*_PATCH_ALWAYS, *move.changes)}
     return msgspec.json.encode({"task": patch})
-
-

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 
-NOUNS = ("administration", "agents", "task_creating", "task_views", "task_verbs", "task_handing", "task_explaining")
+NOUNS = (
+    "administration", "agents", "events", "task_creating", "task_views", "task_verbs", "task_handing", "task_explaining",
+)  # fmt: skip
 
 
 def load_all() -> None:

@@ -21,6 +21,7 @@ KEYS = load("keys")
 TENANTS = load("tenants")
 AGENTS = load("agents")
 AUDIT = load("audit")
+SHOWN_ONCE = "secret"  # the field of the answers that hold one
 OPERATOR_TENANT = "default"  # its administrators look after the tenants
 
 TenantName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -77,9 +78,7 @@ class CreateTenant(Mutation, kw_only=True):
     name: TenantName
 
 
-@operation(
-    "tenant.create", scope=Scope.ADMIN, http="POST /tenants", single=True, audited=True, secret="secret"
-)  # fmt: skip
+@operation("tenant.create", scope=Scope.ADMIN, http="POST /tenants", single=True, audited=True, secret=SHOWN_ONCE)
 async def create_tenant(work: Work, call: Call[CreateTenant]) -> NewTenantResult:
     """Create a tenant and its first administrator key. For administrators of the tenant `default`."""
     await _require_operator(work)
@@ -138,7 +137,7 @@ class CreateKey(Mutation, kw_only=True):
     name: KeyName = ""
 
 
-@operation("key.create", scope=Scope.ADMIN, http="POST /keys", single=True, audited=True, secret="secret")
+@operation("key.create", scope=Scope.ADMIN, http="POST /keys", single=True, audited=True, secret=SHOWN_ONCE)
 async def create_key(work: Work, call: Call[CreateKey]) -> NewKeyResult:
     """Create an API key. Its secret is in this answer and nowhere else."""
     expires_at = call.params.expires_at
@@ -171,7 +170,9 @@ class KeyById(Mutation, kw_only=True):
     key_id: uuid.UUID
 
 
-@operation("key.rotate", scope=Scope.ADMIN, http="POST /keys/{key_id}/rotate", single=True, audited=True, secret="secret")
+@operation(
+    "key.rotate", scope=Scope.ADMIN, http="POST /keys/{key_id}/rotate", single=True, audited=True, secret=SHOWN_ONCE
+)
 async def rotate_key(work: Work, call: Call[KeyById]) -> NewKeyResult:
     """Make a successor of a key. Both work until `key.confirm`, so that nothing stops meanwhile."""
     row = await work.tx.fetch_row(KEYS.get, work.tenant_id, call.params.key_id)
@@ -232,7 +233,7 @@ class ListAudit(Params, kw_only=True):
 async def list_audit(work: Work, call: Call[ListAudit]) -> AuditResult:
     """List admin acts and denied acts, newest first."""
     rows = await work.tx.fetch(AUDIT.page, work.tenant_id, decode_page_cursor(call.params.cursor), call.params.limit)
-    found = [AuditEntry(*list(row)[:-1], Raw(row["detail"])) for row in rows]
+    found = [AuditEntry(**{**row, "detail": Raw(row["detail"])}) for row in rows]
     return AuditResult(found, page_cursor([entry.id for entry in found], call.params.limit))
 
 

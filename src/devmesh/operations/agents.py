@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-import asyncpg
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import agents, errors, tasks
 from devmesh.core.access import Scope
-from devmesh.core.agents import Agent, Kind, Status
+from devmesh.core.agents import PERFORMANCE_ATTEMPTS, Agent, Kind, Status
 from devmesh.core.events import agent_topic
 from devmesh.core.ids import new_id
-from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Name, PageLimit, Text
-from devmesh.core.names import decode_page_cursor, page_cursor, require_object
+from devmesh.core.names import (
+    EMPTY_OBJECT,
+    Label,
+    Labels,
+    Name,
+    PageLimit,
+    Text,
+    decode_page_cursor,
+    optional_object,
+    page_cursor,
+    require_object,
+)
 from devmesh.core.tasks import JsonObject
+from devmesh.operations.assigning import lock_assignment
 from devmesh.operations.registry import Call, Mutation, Params, operation
-from devmesh.operations.task_moving import require_own_agent, settle
+from devmesh.operations.task_moving import own_agents, require_own_agent, settle, subject_agent
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.statements import load
 from devmesh.store.tasks import LockedTasks
 
 SQL = load("agents")
-PERFORMANCE_ATTEMPTS = 50  # how many of an agent's last attempts its figures are of
+DISCOVERED_MAX = 1_000  # agents that one discovery ranks
 Concurrency = Annotated[int, Meta(ge=1, le=10_000)]
 Load = Annotated[float, Meta(ge=0, le=1_000)]
 
@@ -42,11 +53,11 @@ class AgentsResult(msgspec.Struct):
 class Register(Mutation, kw_only=True):
     name: Name
     kind: Kind = Kind.CUSTOM
-    capabilities: Labels = []
+    capabilities: Labels = msgspec.field(default_factory=list)
     concurrency: Concurrency = 1
     description: Text = ""
-    metadata: JsonObject = EMPTY_OBJECT
-    card: JsonObject | None = None
+    metadata: JsonObject = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
+    card: JsonObject | UnsetType = UNSET
 
 
 @operation("agent.register", scope=Scope.AGENT, http="POST /agents", single=True)
@@ -57,10 +68,12 @@ async def register(work: Work, call: Call[Register]) -> AgentResult | errors.Mes
     """
     asked, caller = call.params, call.caller
     capabilities = sorted(set(asked.capabilities))
-    card = _text(require_object(asked.card, "card")) if asked.card is not None else None
+    card = _text(optional_object(asked.card, "card"))
     if caller.bound_agent_id is not None:
         known = await _agents(work, [caller.bound_agent_id])
-        if known and known[0].name != asked.name:
+        if not known:
+            return errors.conflict("agent.deregistered", "the agent that this key is bound to has left for good")
+        if known[0].name != asked.name:
             return errors.forbidden("this key is bound to another agent")
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, caller.bound_agent_id or new_id(), caller.owner_id, asked.name, asked.kind.value,
@@ -82,13 +95,8 @@ class ById(Params, kw_only=True):
 @operation("agent.get", scope=Scope.READ, http="GET /agents/{agent_id}")
 async def get(work: Work, calls: Sequence[Call[ById]]) -> Sequence[AgentResult | errors.MeshError]:
     """Show an agent as it is now."""
-    found = {agent.id: agent for agent in await _agents(work, [call.params.agent_id for call in calls])}
-    return [
-        AgentResult(found[call.params.agent_id])
-        if call.params.agent_id in found
-        else errors.not_found("agent", call.params.agent_id)
-        for call in calls
-    ]
+    found = await _found(work, [call.params.agent_id for call in calls])
+    return [_shown(found, call.params.agent_id) for call in calls]
 
 
 class ListAgents(Params, kw_only=True):
@@ -120,10 +128,15 @@ class Discover(Params, kw_only=True):
 
 @operation("agent.discover", scope=Scope.READ, http="POST /agents/discover", single=True)
 async def discover(work: Work, call: Call[Discover]) -> AgentsResult:
-    """Find the agents that have all of these capabilities and are there, the healthiest first."""
+    """Find the agents that have all of these capabilities and are there, the healthiest first.
+
+    Of more than 1,000 such agents the newest 1,000 are ranked.
+    """
     asked = call.params
     present = [status.value for status in Status if status not in (Status.OFFLINE, Status.SUSPENDED)]
-    rows = await work.tx.fetch(SQL.page, work.tenant_id, None, 1_000, None, present, sorted(set(asked.capabilities)))
+    rows = await work.tx.fetch(
+        SQL.page, work.tenant_id, None, DISCOVERED_MAX, None, present, sorted(set(asked.capabilities))
+    )
     found = [_from_row(row) for row in rows]
     scores = {health.agent_id: health.score for health in await _healths(work, found)}
     capable = [agent for agent in found if asked.min_health is None or scores[agent.id] >= asked.min_health]
@@ -136,17 +149,17 @@ class Update(Mutation, kw_only=True):
     description: Text | None = None
     capabilities: Labels | None = None
     concurrency: Concurrency | None = None
-    metadata: JsonObject | None = None
-    card: JsonObject | None = None
+    metadata: JsonObject | UnsetType = UNSET
+    card: JsonObject | UnsetType = UNSET
 
 
 @operation("agent.update", scope=Scope.AGENT, http="PATCH /agents/{agent_id}", single=True)
 async def update(work: Work, call: Call[Update]) -> AgentResult:
     """Change what an agent says of itself; what is left out stays."""
     asked = call.params
-    agent_id = await require_own_agent(work, call.caller, asked.agent_id)
-    metadata = _text(require_object(asked.metadata, "metadata")) if asked.metadata is not None else None
-    card = _text(require_object(asked.card, "card")) if asked.card is not None else None
+    agent_id = await require_own_agent(work, call)
+    metadata = _text(optional_object(asked.metadata, "metadata"))
+    card = _text(optional_object(asked.card, "card"))
     capabilities = sorted(set(asked.capabilities)) if asked.capabilities is not None else None
     said = (asked.description, capabilities, asked.concurrency, metadata, card, None, None)
     return await _change(work, agent_id, said)
@@ -155,33 +168,36 @@ async def update(work: Work, call: Call[Update]) -> AgentResult:
 class Heartbeat(Mutation, kw_only=True):
     agent_id: uuid.UUID | None = None
     load: Load | None = None
-    metrics: JsonObject | None = None
+    metrics: JsonObject | UnsetType = UNSET
 
 
-@operation("agent.heartbeat", scope=Scope.AGENT, http="POST /agents/{agent_id}/heartbeat")
+@operation("agent.heartbeat", scope=Scope.AGENT, http="POST /agents/{agent_id}/heartbeat", subject=subject_agent)
 async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[AgentResult | errors.MeshError]:
     """Say that an agent lives, and how loaded it is (1.0 is full)."""
-    acting: list[uuid.UUID | errors.MeshError] = []
-    said: dict[uuid.UUID, Heartbeat] = {}
-    for call in calls:
-        try:
-            agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
-            if call.params.metrics is not None:
-                require_object(call.params.metrics, "metrics")
-            said[agent_id] = call.params
-            acting.append(agent_id)
-        except errors.MeshError as refused:
-            acting.append(refused)
-    ids = sorted(said)
-    metrics = [_text(said[i].metrics) for i in ids]
-    await work.tx.fetch(SQL.heartbeat_many, work.tenant_id, ids, [said[i].load for i in ids], metrics)
+    heard = [_heard(call, who) for call, who in zip(calls, await own_agents(work, calls), strict=True)]
+    living = [sign for sign in heard if isinstance(sign, SignOfLife)]
+    ids = [sign.agent_id for sign in living]
+    await work.tx.execute(
+        SQL.heartbeat_many, work.tenant_id, ids, [sign.load for sign in living], [sign.metrics for sign in living]
+    )
     await announce(work, ids)
-    found = {agent.id: agent for agent in await _agents(work, ids)}
-    return [
-        who if isinstance(who, errors.MeshError) else AgentResult(found[who]) if who in found
-        else errors.not_found("agent", who)
-        for who in acting
-    ]  # fmt: skip
+    found = await _found(work, ids)
+    return [_shown(found, sign.agent_id) if isinstance(sign, SignOfLife) else sign for sign in heard]
+
+
+class SignOfLife(NamedTuple):
+    agent_id: uuid.UUID
+    load: float | None
+    metrics: str | None
+
+
+def _heard(call: Call[Heartbeat], who: uuid.UUID | errors.MeshError) -> SignOfLife | errors.MeshError:
+    if isinstance(who, errors.MeshError):
+        return who
+    try:
+        return SignOfLife(who, call.params.load, _text(optional_object(call.params.metrics, "metrics")))
+    except errors.MeshError as refused:
+        return refused
 
 
 class Drain(Mutation, kw_only=True):
@@ -192,7 +208,7 @@ class Drain(Mutation, kw_only=True):
 @operation("agent.drain", scope=Scope.AGENT, http="POST /agents/{agent_id}/drain", single=True)
 async def drain(work: Work, call: Call[Drain]) -> AgentResult:
     """Give an agent no new work, so that it can end what it holds and go; `draining: false` takes it back."""
-    agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
+    agent_id = await require_own_agent(work, call)
     return await _change(work, agent_id, (None, None, None, None, None, call.params.draining, None))
 
 
@@ -213,17 +229,23 @@ class Deregister(Mutation, kw_only=True):
 
 @operation("agent.deregister", scope=Scope.AGENT, http="DELETE /agents/{agent_id}", single=True)
 async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
-    """Leave for good. What the agent holds goes back to the queue at once, and its name is free."""
-    agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
+    """Leave for good. What the agent holds goes back to the queue at once, and its name is free.
+
+    So does what waits for this agent alone: others may have it then.
+    """
+    agent_id = await require_own_agent(work, call)
     found = await _agents(work, [agent_id])
     if not found:
         raise errors.not_found("agent", agent_id)
+    await lock_assignment(work)  # it is given nothing more meanwhile
     locked = LockedTasks(work)
-    await locked.lock([row["task_id"] for row in await work.tx.fetch(SQL.held_tasks, work.tenant_id, [agent_id])])
-    for row in await work.tx.fetch(SQL.held_tasks, work.tenant_id, [agent_id]):
-        task = locked.get(row["task_id"])
-        if task is not None and task.status in tasks.HELD:
+    ids = [row["task_id"] for row in await work.tx.fetch(SQL.tasks_of, work.tenant_id, agent_id)]
+    await locked.lock(ids)
+    for task in [locked[task_id] for task_id in ids]:
+        if task.status in tasks.HELD and task.assigned_to == agent_id:
             locked.move(task.id, tasks.expire(task, work.now))
+        elif task.status is tasks.Status.PENDING and task.target_agent_id == agent_id:
+            locked.move(task.id, tasks.reassign(task, None, work.now))
     await settle(work, locked)
     await locked.save()
     await work.tx.execute(SQL.deregister, work.tenant_id, agent_id)
@@ -247,8 +269,10 @@ async def health(work: Work, call: Call[ById]) -> HealthResult:
 
 
 async def announce(work: Work, agent_ids: list[uuid.UUID] | None) -> None:
-    """Tells every change of status that was not told yet."""
-    for row in await work.tx.fetch(SQL.announce, work.tenant_id, agent_ids):
+    """Tells every change of status of these agents, or of all, that was not told yet."""
+    if agent_ids is None:
+        agent_ids = [row["agent_id"] for row in await work.tx.fetch(SQL.unannounced, work.tenant_id)]
+    for row in await work.tx.fetch(SQL.announce, work.tenant_id, agent_ids) if agent_ids else []:
         data = {"agent": {"id": row["agent_id"], "status": row["status"]}, "before": row["before"]}
         work.emit("agent.status", (agent_topic(row["agent_id"]),), data)
 
@@ -266,6 +290,14 @@ async def _agents(work: Work, ids: list[uuid.UUID]) -> list[Agent]:
     return [_from_row(row) for row in await work.tx.fetch(SQL.get_many, work.tenant_id, ids)]
 
 
+async def _found(work: Work, ids: list[uuid.UUID]) -> dict[uuid.UUID, Agent]:
+    return {agent.id: agent for agent in await _agents(work, ids)}
+
+
+def _shown(found: dict[uuid.UUID, Agent], agent_id: uuid.UUID) -> AgentResult | errors.MeshError:
+    return AgentResult(found[agent_id]) if agent_id in found else errors.not_found("agent", agent_id)
+
+
 async def _healths(work: Work, found: list[Agent]) -> list[agents.Health]:
     rows = await work.tx.fetch(SQL.performance, work.tenant_id, [agent.id for agent in found], PERFORMANCE_ATTEMPTS)
     figures = {row["agent_id"]: row for row in rows}
@@ -279,7 +311,7 @@ async def _healths(work: Work, found: list[Agent]) -> list[agents.Health]:
     ]  # fmt: skip
 
 
-def _from_row(row: asyncpg.Record) -> Agent:
+def _from_row(row: Record) -> Agent:
     values = list(row)
     for place in (6, 7, 12):  # metadata, card, metrics
         values[place] = Raw(values[place]) if values[place] is not None else None

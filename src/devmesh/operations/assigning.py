@@ -6,97 +6,125 @@ more, does both under it. It is taken before any row.
 
 from __future__ import annotations
 
+import collections
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from devmesh.core import assignment, tasks
+from devmesh.core.agents import PERFORMANCE_ATTEMPTS
 from devmesh.core.assignment import Candidate
-from devmesh.core.tasks import Strategy, Task
+from devmesh.core.tasks import Strategy
 from devmesh.operations.task_moving import AGENTS
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, LockedTasks
 
-LANES_MAX = 1_000
-PERFORMANCE_ATTEMPTS = 50
+ASSIGNMENTS_MAX = 500  # tasks that one transaction hands out
+LANES_MAX = 1_000  # different sets of capabilities that waiting tasks ask for; more than these wait for their turn
+
+Pairs = Sequence[tuple[uuid.UUID, uuid.UUID]]  # (task, agent)
+
+
+async def assign_ready(work: Work) -> int:
+    """Hands out what is ready to whoever has room, and says how many. The assigner's whole work."""
+    if not await is_any_waiting(work):
+        return 0
+    await lock_assignment(work)
+    available = [_candidate(row) for row in await work.tx.fetch(AGENTS.candidates, work.tenant_id)]
+    locked = LockedTasks(work)
+    given = await hand_out(work, locked, available, pull=False)
+    await locked.save()
+    return len(given)
+
+
+async def is_any_waiting(work: Work) -> bool:
+    """Asked before the lock is taken: a task that comes a moment later rings the bell."""
+    return bool(await work.tx.fetch_value(SQL.is_any_waiting, work.tenant_id))
 
 
 async def lock_assignment(work: Work) -> None:
     await work.tx.execute(SQL.lock_assignment, work.tenant_id)
 
 
-async def candidates(work: Work, agent_ids: list[uuid.UUID] | None = None) -> list[Candidate]:
-    """Agents with room for work: all of the tenant's, or those of these."""
-    return [
-        Candidate(
-            agent_id=row["agent_id"], capabilities=frozenset(row["capabilities"]),
-            free=row["concurrency"] - row["active_tasks"], concurrency=row["concurrency"], active=row["active_tasks"],
-            last_assigned_at=row["last_assigned_at"], success_rate=None, duration_s=None,
-        )
-        for row in await work.tx.fetch(AGENTS.candidates, work.tenant_id, agent_ids)
-    ]  # fmt: skip
+async def candidates_of(work: Work, agent_ids: Sequence[uuid.UUID], *, are_there: bool = False) -> list[Candidate]:
+    """Those of these agents that have room. `are_there`: they have just asked, so they cannot be offline."""
+    rows = await work.tx.fetch(AGENTS.candidates_of, work.tenant_id, list(agent_ids), are_there)
+    return [_candidate(row) for row in rows]
 
 
-async def lanes_for(work: Work, available: Sequence[Candidate], *, pull: bool) -> list[str]:
-    """The lanes with waiting tasks that at least one of these agents may take from."""
-    capabilities = {candidate.capabilities for candidate in available}
-    agent_ids = {str(candidate.agent_id) for candidate in available}
-    found = []
-    for row in await work.tx.fetch(SQL.lanes, work.tenant_id, LANES_MAX):
-        kind, _, rest = row["lane"].partition(":")
-        required = frozenset(rest.split(",")) if rest else frozenset()
-        if kind == "agent":
-            is_open = rest in agent_ids
-        else:
-            is_open = (kind == "auto" or pull) and any(required <= offered for offered in capabilities)
-        if is_open:
-            found.append(row["lane"])
-    return found
+async def hand_out(work: Work, locked: LockedTasks, available: Sequence[Candidate], *, pull: bool) -> Pairs:
+    """Gives the most urgent tasks to these agents, by each task's strategy; `pull` when the agents have asked for them.
 
-
-async def lock_heads(work: Work, locked: LockedTasks, lanes: list[str], available: Sequence[Candidate]) -> list[Task]:
-    """Locks what is next in these lanes, as much as these agents have room for, the most urgent first."""
-    room = min(sum(candidate.free for candidate in available), ASSIGNMENTS_MAX)
-    agent_ids = [candidate.agent_id for candidate in available]
-    if not lanes or room == 0:
+    The caller holds the assignment lock, and saves.
+    """
+    if not available:
         return []
-    return locked.hold(await work.tx.fetch(SQL.lock_heads, work.tenant_id, lanes, room, room, agent_ids))
-
-
-ASSIGNMENTS_MAX = 500  # tasks that one transaction hands out
-
-
-async def assign_ready(work: Work) -> int:
-    """Hands out what is ready to whoever has room, and says how many. The assigner's whole work."""
-    await lock_assignment(work)
-    available = await candidates(work)
-    lanes = await lanes_for(work, available, pull=False) if available else []
-    locked = LockedTasks(work)
-    waiting = await lock_heads(work, locked, lanes, available)
-    if not waiting:
-        return 0
-    if any(task.strategy == Strategy.PERFORMANCE for task in waiting):
+    rooms = await _rooms(work, available, pull=pull)
+    agent_ids = [candidate.agent_id for candidate in available]
+    heads = await work.tx.fetch(
+        SQL.heads, work.tenant_id, list(rooms), list(rooms.values()), ASSIGNMENTS_MAX, agent_ids
+    ) if rooms else []  # fmt: skip
+    waiting = [_waiting(row) for row in heads]
+    if any(task.strategy is Strategy.PERFORMANCE for task in waiting):
         await _add_performance(work, available)
-    pairs = assignment.plan(
-        [
-            assignment.Waiting(
-                task_id=task.id, strategy=Strategy(task.strategy), required=frozenset(task.required_capabilities),
-                target_agent_id=task.target_agent_id, excluded=frozenset(task.excluded_agent_ids),
-            )
-            for task in waiting
-        ],
-        available,
-    )  # fmt: skip
+    planned = assignment.plan(waiting, available)
+    if not planned:
+        return []
+    locked.hold(await work.tx.fetch(SQL.lock_waiting, work.tenant_id, [task_id for task_id, _ in planned]))
+    pairs = [(task_id, agent_id) for task_id, agent_id in planned if locked.get(task_id) is not None]
     await give(work, locked, pairs)
-    await locked.save()
-    return len(pairs)
+    return pairs
 
 
-async def give(work: Work, locked: LockedTasks, pairs: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> None:
-    """Assigns locked tasks to agents, (task, agent) each. The caller holds the assignment lock and saves."""
+async def give(work: Work, locked: LockedTasks, pairs: Pairs) -> None:
+    """Assigns locked tasks to agents that have room. The caller holds the assignment lock, and saves."""
     for task_id, agent_id in pairs:
         locked.move(task_id, tasks.assign(locked[task_id], agent_id, work.now))
     if pairs:
         await work.tx.execute(AGENTS.note_assigned, work.tenant_id, list({agent_id for _, agent_id in pairs}))
+
+
+async def _rooms(work: Work, available: Sequence[Candidate], *, pull: bool) -> Mapping[str, int]:
+    """The lanes with waiting tasks that these agents may take from, and for how many tasks of each they have room."""
+    free: dict[frozenset[str], int] = collections.defaultdict(int)
+    free_of = {str(candidate.agent_id): candidate.free for candidate in available}
+    for candidate in available:
+        free[candidate.capabilities] += candidate.free
+    rooms: dict[str, int] = {}
+    agent_ids = [candidate.agent_id for candidate in available]
+    for row in await work.tx.fetch(SQL.lanes, work.tenant_id, LANES_MAX, agent_ids):
+        kind, _, rest = row["lane"].partition(":")
+        required = frozenset(rest.split(",")) if rest else frozenset()
+        if kind == "agent":
+            room = free_of[rest]
+        elif kind == "auto" or pull:
+            room = sum(count for offered, count in free.items() if required <= offered)
+        else:
+            room = 0
+        if room > 0:
+            rooms[row["lane"]] = min(room, ASSIGNMENTS_MAX)
+    return rooms
+
+
+def _candidate(row: Record) -> Candidate:
+    return Candidate(
+        agent_id=row["agent_id"],
+        capabilities=frozenset(row["capabilities"]),
+        free=row["concurrency"] - row["active_tasks"],
+        concurrency=row["concurrency"],
+        active=row["active_tasks"],
+        last_assigned_at=row["last_assigned_at"],
+    )
+
+
+def _waiting(row: Record) -> assignment.Waiting:
+    return assignment.Waiting(
+        task_id=row["task_id"],
+        strategy=Strategy(row["strategy"]),
+        required=frozenset(row["required_capabilities"]),
+        target_agent_id=row["target_agent_id"],
+        excluded=frozenset(row["excluded_agent_ids"]),
+    )
 
 
 async def _add_performance(work: Work, available: Sequence[Candidate]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from devmesh.core import errors
-from devmesh.core.access import acting_agent
 from devmesh.operations.registry import Call, Operation
 from devmesh.operations.work import Work
 from devmesh.store.statements import load
@@ -63,10 +62,13 @@ class Claims:
         known = [key for key in keys if key not in claimed]
         if known:
             for row in await work.tx.fetch(SQL.answers, work.tenant_id, known):
+                known.remove(row["idempotency_key"])
                 ordinal = self._first.pop(row["idempotency_key"])
                 is_same = row["params_hash"] == self._hashes[ordinal]
                 answer = msgspec.Raw(row["answer"]) if is_same else _mismatch()
                 self._give(row["idempotency_key"], ordinal, answer)
+        for key in known:  # it was forgotten, being too old, in this very moment
+            self._give(key, self._first.pop(key), errors.unavailable("try again"))
         return [self._first[key] for key in keys if key in claimed]
 
     async def store(self, work: Work, answers: dict[int, Answer], unfinished: set[int]) -> None:
@@ -101,7 +103,7 @@ class Claims:
 def _hash(operation: Operation, call: Call[Any]) -> bytes:
     """Of the operation, the acting agent and the parameters in canonical form, whichever wire and spelling they came by."""
     params = msgspec.json.decode(msgspec.json.encode(msgspec.structs.replace(call.params, idempotency_key=None)))
-    agent_id = acting_agent(call.caller, params.get("agent_id") and call.params.agent_id)
+    agent_id = params.get("agent_id") or call.caller.agent_id  # whether it may be that one is the body's to say
     canonical = msgspec.json.encode([operation.name, agent_id, params], order="sorted")
     return hashlib.sha256(canonical).digest()
 

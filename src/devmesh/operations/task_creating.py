@@ -35,16 +35,16 @@ class TaskSpec(Params, kw_only=True):
     description: Text = ""
     type: Label = "task"
     priority: Annotated[int, Meta(ge=1, le=5)] = tasks.PRIORITY_DEFAULT
-    parameters: JsonObject = EMPTY_OBJECT
-    required_capabilities: Labels = []
+    parameters: JsonObject = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
+    required_capabilities: Labels = msgspec.field(default_factory=list)
     assign: Label = "auto"
     strategy: Strategy = Strategy.LEAST_LOADED
     max_retries: Annotated[int, Meta(ge=0, le=50)] = 3
     timeout_s: DurationS | None = None
     lease_s: LeaseS = LEASE_S_DEFAULT
     deadline: datetime.datetime | None = None
-    tags: Labels = []
-    metadata: JsonObject = EMPTY_OBJECT
+    tags: Labels = msgspec.field(default_factory=list)
+    metadata: JsonObject = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
 
 class Create(TaskSpec, kw_only=True):
@@ -55,20 +55,20 @@ class Create(TaskSpec, kw_only=True):
 @operation("task.create", scope=Scope.WRITE, http="POST /tasks")
 async def create(work: Work, calls: Sequence[Call[Create]]) -> Sequence[TaskResult | errors.MeshError]:
     """Create a task. The answer is durable: once it has come, the task will not be lost."""
-    unknown = await _unknown_references(work, [call.params for call in calls])
-    made: list[Task] = []
-    answers: list[TaskResult | errors.MeshError] = []
-    for call in calls:
-        try:
-            task = _task(work, call.caller, call.params, parent_id=call.params.parent_id)
-            refuse_unknown(task, unknown)
-        except errors.MeshError as refused:
-            answers.append(refused)
-        else:
-            made.append(task)
-            answers.append(TaskResult(task))
-    await _insert(work, made)
+    answers = [_made(work, call) for call in calls]
+    unknown = await _unknown_references(work, [answer.task for answer in answers if isinstance(answer, TaskResult)])
+    for ordinal, answer in enumerate(answers):
+        if isinstance(answer, TaskResult) and (refusal := _refusal(answer.task, unknown)) is not None:
+            answers[ordinal] = refusal
+    await _insert(work, [answer.task for answer in answers if isinstance(answer, TaskResult)])
     return answers
+
+
+def _made(work: Work, call: Call[Create]) -> TaskResult | errors.MeshError:
+    try:
+        return TaskResult(_task(work, call.caller, call.params, parent_id=call.params.parent_id))
+    except errors.MeshError as refused:
+        return refused
 
 
 class CreateMany(Mutation, kw_only=True):
@@ -83,17 +83,17 @@ class TasksResult(msgspec.Struct):
 @operation("task.create_many", scope=Scope.WRITE, http="POST /tasks/batch", single=True)
 async def create_many(work: Work, call: Call[CreateMany]) -> TasksResult:
     """Create up to 1,000 tasks at once: all of them, or, when one is wrong, none."""
-    parent_id = call.params.parent_id
-    unknown = await _unknown_references(work, call.params.tasks, parent_id)
-    made = [_task(work, call.caller, spec, parent_id=parent_id) for spec in call.params.tasks]
-    for task in made:
-        refuse_unknown(task, unknown)
+    made = [_task(work, call.caller, spec, parent_id=call.params.parent_id) for spec in call.params.tasks]
+    await _require_known(work, made)
     await _insert(work, made)
     return TasksResult(made)
 
 
 class CreateDistributed(TaskSpec, kw_only=True):
-    """The parent's own fields, and what it consists of. `reduce` is for map_reduce and gets `inputs`, the maps' results."""
+    """The parent's own fields, and what it consists of. `reduce` is for map_reduce and gets `inputs`, the maps' results.
+
+    No agent holds the parent, so `assign` and `required_capabilities` belong into the subtasks.
+    """
 
     idempotency_key: str | None = None
     subtasks: Annotated[list[TaskSpec], Meta(min_length=1, max_length=TASKS_PER_CALL_MAX)]
@@ -122,8 +122,10 @@ async def create_distributed(work: Work, call: Call[CreateDistributed]) -> Distr
         best_of_field=asked.best_of_field, subtasks=len(asked.subtasks), has_reduce=asked.reduce is not None,
     )  # fmt: skip
     validate(rule, len(asked.subtasks))
+    if asked.assign != Assign.AUTO or asked.required_capabilities:
+        field = "required_capabilities" if asked.required_capabilities else "assign"
+        raise errors.invalid(f"{field}: no agent holds a distributed task; say it of its subtasks", field)
     specs = [*asked.subtasks, *([asked.reduce] if asked.reduce is not None else [])]
-    unknown = await _unknown_references(work, specs)
     parent = _task(work, call.caller, asked, parent_id=None)
     parent.distribution, parent.status, parent.started_at = Raw(msgspec.json.encode(rule)), Status.RUNNING, work.now
     if asked.timeout_s is not None:
@@ -133,17 +135,17 @@ async def create_distributed(work: Work, call: Call[CreateDistributed]) -> Distr
     ]
     for child in children:
         child.blocked = initially_blocked(rule, child.position)
-        refuse_unknown(child, unknown - {parent.id})
+    await _require_known(work, children, are_parents_new=True)
     await _insert(work, [parent, *children])
     return DistributedResult(parent, children)
 
 
-def _task(
-    work: Work, caller: Caller, spec: TaskSpec, *, parent_id: uuid.UUID | None, position: int = 0
-) -> Task:
+def _task(work: Work, caller: Caller, spec: TaskSpec, *, parent_id: uuid.UUID | None, position: int = 0) -> Task:
     """The new task, as the table will hold it."""
     if spec.deadline is not None and spec.deadline.tzinfo is None:
         raise errors.invalid("deadline: give a time with its zone, such as 2026-01-31T12:00:00Z", "deadline")
+    if spec.deadline is not None and spec.deadline <= work.now:
+        raise errors.invalid("deadline: give a time to come", "deadline")
     target = _target(spec)
     now = work.now
     return Task(
@@ -171,12 +173,10 @@ def _target(spec: TaskSpec) -> uuid.UUID | None:
         raise errors.invalid("assign: expected auto, pull or an agent's id", "assign") from None
 
 
-async def _unknown_references(
-    work: Work, specs: Sequence[TaskSpec], parent_id: uuid.UUID | None = None
-) -> set[uuid.UUID]:
-    """The agents and parents that specs name and this tenant does not have."""
-    agent_ids = {target for spec in specs if (target := _target(spec)) is not None}
-    parent_ids = {found for spec in specs if (found := getattr(spec, "parent_id", parent_id)) is not None}
+async def _unknown_references(work: Work, made: Sequence[Task], *, are_parents_new: bool = False) -> set[uuid.UUID]:
+    """The agents and parents that tasks name and this tenant does not have."""
+    agent_ids = {task.target_agent_id for task in made if task.target_agent_id is not None}
+    parent_ids = {task.parent_id for task in made if task.parent_id is not None and not are_parents_new}
     unknown = agent_ids | parent_ids
     if agent_ids:
         rows = await work.tx.fetch(AGENTS.owners, work.tenant_id, list(agent_ids))
@@ -187,11 +187,20 @@ async def _unknown_references(
     return unknown
 
 
-def refuse_unknown(task: Task, unknown: set[uuid.UUID]) -> None:
+def _refusal(task: Task, unknown: set[uuid.UUID]) -> errors.MeshError | None:
     if task.target_agent_id in unknown:
-        raise errors.not_found("agent", task.target_agent_id)
+        return errors.not_found("agent", task.target_agent_id)
     if task.parent_id in unknown:
-        raise errors.not_found("open parent task", task.parent_id)
+        return errors.not_found("open parent task", task.parent_id)
+    return None
+
+
+async def _require_known(work: Work, made: Sequence[Task], *, are_parents_new: bool = False) -> None:
+    """All of these tasks, or none: raises what keeps the first one."""
+    unknown = await _unknown_references(work, made, are_parents_new=are_parents_new)
+    for task in made:
+        if (refusal := _refusal(task, unknown)) is not None:
+            raise refusal
 
 
 async def _insert(work: Work, made: Sequence[Task]) -> None:

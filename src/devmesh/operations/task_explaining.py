@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import uuid
 from typing import Any
 
 import msgspec
@@ -17,17 +18,17 @@ from devmesh.store.statements import load
 from devmesh.store.tasks import SQL, from_row
 
 AGENTS = load("agents")
-AGENTS_EXPLAINED_MAX = 1_000
+STATES = ("available", "degraded", "busy", "draining", "suspended", "offline", "excluded")  # the most hopeful first
 
 
 class Explanation(msgspec.Struct):
     """`reason` is for programs, `explanation` for people; `detail` holds the figures behind it."""
 
-    task_id: object
+    task_id: uuid.UUID
     status: Status
     reason: str
     explanation: str
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class ExplainResult(msgspec.Struct):
@@ -46,15 +47,17 @@ async def explain(work: Work, call: Call[ById]) -> ExplainResult:
         raise errors.not_found("task", call.params.task_id)
     task = from_row(rows[0])
     reason, explanation, detail = await _reason(work, task)
-    return ExplainResult(Explanation(task.id, Status(task.status), reason, explanation, detail))
+    return ExplainResult(Explanation(task.id, task.status, reason, explanation, detail))
 
 
 Reason = tuple[str, str, dict[str, Any]]
 
 
 async def _reason(work: Work, task: Task) -> Reason:
+    detail: dict[str, Any]
     if task.status in tasks.FINISHED:
-        return "finished", f"the task is {task.status}", {"finished_at": task.finished_at, "error": task.error}
+        detail = {"finished_at": task.finished_at, "error": task.error}
+        return "finished", f"the task is {task.status}", detail
     if task.distribution is not None:
         return await _waiting_for_subtasks(work, task)
     if task.status in tasks.HELD:
@@ -77,34 +80,24 @@ async def _waiting_for_subtasks(work: Work, task: Task) -> Reason:
 
 
 async def _waiting_for_agent(work: Work, task: Task) -> Reason:
-    if task.target_agent_id is not None:
-        rows = await work.tx.fetch(AGENTS.get_many, work.tenant_id, [task.target_agent_id])
-    else:
-        required = task.required_capabilities or None
-        rows = await work.tx.fetch(
-            AGENTS.page, work.tenant_id, None, AGENTS_EXPLAINED_MAX, None, None, required
-        )
-    capable = [row for row in rows if row["id"] not in task.excluded_agent_ids]
-    detail: dict[str, Any] = {
-        "required_capabilities": task.required_capabilities,
-        "agents": {status: sum(row["status"] == status for row in capable) for status in {r["status"] for r in capable}},
-        "excluded": len(rows) - len(capable),
-    }
-    if task.target_agent_id is not None:
-        status = rows[0]["status"] if rows else "deregistered"
-        if status not in ("available", "degraded"):
-            detail["agent_id"] = task.target_agent_id
-            return "target_unavailable", f"it is meant for an agent that is {status}", detail
-    if task.assign == Assign.PULL and task.target_agent_id is None:
-        return "waiting_for_claim", "it is not assigned by the mesh: an agent must claim it", detail
-    if not rows:
-        return "no_capable_agent", f"no agent has the capabilities {', '.join(task.required_capabilities)}", detail
-    if not capable:
+    target, excluded = task.target_agent_id, task.excluded_agent_ids
+    rows = await work.tx.fetch(AGENTS.waiting_for, work.tenant_id, task.required_capabilities, target, excluded)
+    counts: dict[str, int] = {row["state"]: row["count"] for row in rows}
+    detail: dict[str, Any] = {"required_capabilities": task.required_capabilities, "agents": counts}
+    if target is not None:
+        detail["agent_id"] = target
+    if not counts:
+        if target is not None:
+            return "target_unavailable", "it is meant for an agent that has left", detail
+        wanted = ", ".join(task.required_capabilities)
+        return "no_capable_agent", f"no agent has the capabilities {wanted}" if wanted else "there is no agent", detail
+    state = next(state for state in STATES if state in counts)
+    if state in ("available", "degraded"):
+        if task.assign is Assign.PULL and target is None:
+            return "waiting_for_claim", "it is not assigned by the mesh: an agent must claim it", detail
+        return "about_to_be_assigned", "a capable agent has room; the assigner gives it out in its turn", detail
+    if target is not None:
+        return "target_unavailable", f"it is meant for an agent that is {state}", detail
+    if state == "excluded":
         return "all_excluded", "every agent that could do it has rejected it or handed it on", detail
-    for status, reason in (("available", ""), ("degraded", ""), ("busy", "all_busy"), ("draining", "all_draining"),
-                           ("suspended", "all_suspended"), ("offline", "all_offline")):  # fmt: skip
-        if status in detail["agents"]:
-            if not reason:
-                return "about_to_be_assigned", "a capable agent has room; the assigner gives it out in its turn", detail
-            return reason, f"the agents that could do it are {', '.join(sorted(detail['agents']))}", detail
-    raise AssertionError("every status of an agent has its reason")
+    return f"all_{state}", f"the agents that could do it are {' or '.join(s for s in STATES if s in counts)}", detail

@@ -13,11 +13,17 @@ from devmesh.core import errors, tasks
 from devmesh.core.access import Scope
 from devmesh.core.names import Labels, Text, WaitMs
 from devmesh.core.tasks import Task
-from devmesh.operations.assigning import candidates, give, lanes_for, lock_assignment, lock_heads
+from devmesh.operations.assigning import candidates_of, give, hand_out, is_any_waiting, lock_assignment
 from devmesh.operations.registry import Call, Mutation, NotYet, operation, subject_of
 from devmesh.operations.task_moving import (
-    AGENTS, TaskResult, assignee_owners, require_holder, require_own_agent, require_task,
-)  # fmt: skip
+    AGENTS,
+    TaskResult,
+    assignee_owners,
+    own_agents,
+    require_holder,
+    require_task,
+    subject_agent,
+)
 from devmesh.operations.work import Work
 from devmesh.store.tasks import SQL, LockedTasks
 
@@ -33,39 +39,43 @@ class ClaimResult(msgspec.Struct):
     tasks: list[Task]
 
 
-@operation("task.claim", scope=Scope.AGENT, http="POST /tasks/claim")
+@operation("task.claim", scope=Scope.AGENT, http="POST /tasks/claim", subject=subject_agent)
 async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimResult | NotYet | errors.MeshError]:
     """Take waiting tasks that this agent can do, the most urgent first; wait up to `wait_ms` for one.
 
     `capabilities` narrows what the agent offers this time. It never gets more than its concurrency allows. What it gets is
     assigned to it under a lease; `attempt` must come back with each report.
     """
-    await lock_assignment(work)
+    acting = await own_agents(work, calls)
+    asked = {who: call.params for call, who in zip(calls, acting, strict=True) if isinstance(who, uuid.UUID)}
+    given = await _claim(work, asked) if asked and await is_any_waiting(work) else {}
+    await work.tx.execute(AGENTS.note_alive, work.tenant_id, list(asked))
     answers: list[ClaimResult | NotYet | errors.MeshError] = []
-    locked = LockedTasks(work)
-    for call in calls:
-        try:
-            agent_id = await require_own_agent(work, call.caller, call.params.agent_id)
-        except errors.MeshError as refused:
-            answers.append(refused)
-            continue
-        given = await _claim_for(work, locked, agent_id, call.params)
-        answers.append(ClaimResult(given) if given else NotYet(ClaimResult([]), call.params.wait_ms))
-        await locked.save()
+    for call, who in zip(calls, acting, strict=True):
+        if isinstance(who, errors.MeshError):
+            answers.append(who)
+        elif who in given:
+            answers.append(ClaimResult(given[who]))
+        else:
+            answers.append(NotYet(ClaimResult([]), call.params.wait_ms))
     return answers
 
 
-async def _claim_for(work: Work, locked: LockedTasks, agent_id: uuid.UUID, asked: Claim) -> list[Task]:
-    available = await candidates(work, [agent_id])
-    if not available:
-        return []
-    [candidate] = available
-    candidate.free = min(candidate.free, asked.limit)
-    if asked.capabilities is not None:
-        candidate.capabilities &= frozenset(asked.capabilities)
-    waiting = await lock_heads(work, locked, await lanes_for(work, available, pull=True), available)
-    await give(work, locked, [(task.id, agent_id) for task in waiting])
-    return [locked[task.id] for task in waiting]
+async def _claim(work: Work, asked: dict[uuid.UUID, Claim]) -> dict[uuid.UUID, list[Task]]:
+    """What each of these agents gets, by the same plan by which the mesh assigns, but among them alone."""
+    await lock_assignment(work)
+    available = await candidates_of(work, list(asked), are_there=True)
+    for candidate in available:
+        wish = asked[candidate.agent_id]
+        candidate.free = min(candidate.free, wish.limit)
+        if wish.capabilities is not None:
+            candidate.capabilities &= frozenset(wish.capabilities)
+    locked = LockedTasks(work)
+    given: dict[uuid.UUID, list[Task]] = {}
+    for task_id, agent_id in await hand_out(work, locked, available, pull=True):
+        given.setdefault(agent_id, []).append(locked[task_id])
+    await locked.save()
+    return given
 
 
 class Delegate(Mutation, kw_only=True):
@@ -93,16 +103,17 @@ async def delegate(work: Work, call: Call[Delegate]) -> TaskResult:
     await locked.lock([asked.task_id])
     task = require_task(locked, asked.task_id)
     if asked.attempt is not None:
-        tasks.check_attempt(task, asked.attempt)
+        tasks.check_attempt(task.attempt, asked.attempt)
     tasks.check_legal(task, "delegate")
-    if not call.caller.is_admin:
-        require_holder(call.caller, asked.agent_id, task, await assignee_owners(work, [call], locked))
     holder = task.assigned_to
+    if not call.caller.is_admin:
+        owners = await assignee_owners(work, [call], locked)
+        require_holder(call.caller, asked.agent_id, task.status, holder, owners.get(holder))
     if holder is None:
         raise errors.conflict("task.state", "no agent holds this task; delegate its subtasks")
     if asked.to_agent is not None:
         await _require_agent(work, asked.to_agent)
-        rows = await work.tx.fetch(SQL.past_holders, work.tenant_id, [task.id])
+        rows = await work.tx.fetch(SQL.past_holders, work.tenant_id, task.id)
         if asked.to_agent in {holder, *(row["from_agent_id"] for row in rows)}:
             raise errors.conflict("task.delegation_cycle", "this agent has held the task and handed it on before")
     capabilities = sorted(set(asked.capabilities)) if asked.capabilities is not None else None
@@ -148,5 +159,5 @@ async def _require_agent(work: Work, agent_id: uuid.UUID) -> None:
 
 async def _give_to_target(work: Work, locked: LockedTasks, task: Task) -> None:
     """At once if the agent it is meant for is there and has room; else the assigner will, when it has."""
-    if task.target_agent_id is not None and not task.blocked and await candidates(work, [task.target_agent_id]):
+    if task.target_agent_id is not None and not task.blocked and await candidates_of(work, [task.target_agent_id]):
         await give(work, locked, [(task.id, task.target_agent_id)])

@@ -6,6 +6,7 @@ that was given up for dead can never write over its successor.
 
 from __future__ import annotations
 
+import datetime
 import random
 import uuid
 from collections.abc import Sequence
@@ -20,9 +21,16 @@ from devmesh.core.names import Text
 from devmesh.core.tasks import JsonValue, Task
 from devmesh.operations.registry import Call, Mutation, operation, subject_of
 from devmesh.operations.task_moving import (
-    TaskResult, assignee_owners, cancel_tree, move_each, require_holder, require_task, settle,
-)  # fmt: skip
+    TREE_MAX,
+    TaskResult,
+    cancel_tree,
+    move_each,
+    require_holder,
+    require_task,
+    settle,
+)
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, LockedTasks
 
 BY_TASK = subject_of("task_id")
@@ -75,43 +83,51 @@ async def progress(work: Work, calls: Sequence[Call[Progress]]) -> Sequence[Task
     return await move_each(work, calls, decide, fenced=True)
 
 
+class Lease(msgspec.Struct):
+    """How long the caller may rely on holding the task."""
+
+    id: uuid.UUID
+    attempt: int
+    lease_until: datetime.datetime
+
+
 class LeaseResult(msgspec.Struct):
-    task: dict[str, object]
+    task: Lease
 
 
 @operation("task.heartbeat", scope=Scope.AGENT, http="POST /tasks/{task_id}/heartbeat", subject=BY_TASK)
 async def heartbeat(work: Work, calls: Sequence[Call[FencedTask]]) -> Sequence[LeaseResult | errors.MeshError]:
     """Renew the lease of a held task. An error means that the lease is lost: stop working on it."""
-    ids = [call.params.task_id for call in calls]
-    rows = await work.tx.fetch(SQL.get_many, work.tenant_id, ids)
-    locked = LockedTasks(work)
-    locked.hold(rows)
-    owners = await assignee_owners(work, calls, locked)
-    answers: list[LeaseResult | errors.MeshError | None] = []
-    renewing: list[tuple[uuid.UUID, int, uuid.UUID]] = []
-    for call in calls:
-        try:
-            task = require_task(locked, call.params.task_id)
-            tasks.check_attempt(task, call.params.attempt)
-            tasks.check_legal(task, "heartbeat")
-            require_holder(call.caller, call.params.agent_id, task, owners)
-            assert task.assigned_to is not None
-            renewing.append((task.id, task.attempt, task.assigned_to))
-            answers.append(None)
-        except errors.MeshError as refused:
-            answers.append(refused)
-    columns = [list(column) for column in zip(*renewing, strict=True)] or [[], [], []]
-    renewed = {row["task_id"]: row["lease_until"] for row in await work.tx.fetch(SQL.renew, work.tenant_id, *columns)}
-    return [
-        answer if answer is not None
-        else LeaseResult({"id": i, "attempt": call.params.attempt, "lease_until": renewed[i]}) if i in renewed
-        else errors.conflict("task.stale_attempt", "the lease of this attempt has just been lost")
-        for i, call, answer in zip(ids, calls, answers, strict=True)
-    ]  # fmt: skip
+    rows = await work.tx.fetch(SQL.leases, work.tenant_id, [call.params.task_id for call in calls])
+    found = {row["task_id"]: row for row in rows}
+    answers = [_lease(call, found.get(call.params.task_id)) for call in calls]
+    held = [lease for lease in answers if isinstance(lease, Lease)]
+    holders = [found[lease.id]["assigned_to"] for lease in held]
+    renewed = await work.tx.fetch(
+        SQL.renew, work.tenant_id, [lease.id for lease in held], [lease.attempt for lease in held], holders
+    )
+    until = {row["task_id"]: row["lease_until"] for row in renewed}
+    for lease in held:  # one that somebody is moving at this moment keeps the end that it had
+        lease.lease_until = until.get(lease.id, lease.lease_until)
+    return [LeaseResult(answer) if isinstance(answer, Lease) else answer for answer in answers]
+
+
+def _lease(call: Call[FencedTask], row: Record | None) -> Lease | errors.MeshError:
+    """The lease that a heartbeat may renew, or why there is none."""
+    asked = call.params
+    if row is None:
+        return errors.not_found("task", asked.task_id)
+    try:
+        tasks.check_attempt(row["attempt"], asked.attempt)
+        tasks.check_status(tasks.Status(row["status"]), "heartbeat")
+        require_holder(call.caller, asked.agent_id, row["status"], row["assigned_to"], row["owner_id"])
+    except errors.MeshError as refused:
+        return refused
+    return Lease(asked.task_id, asked.attempt, row["lease_until"])
 
 
 class Complete(FencedTask, kw_only=True):
-    result: JsonValue | None = None
+    result: JsonValue = msgspec.field(default_factory=lambda: Raw(b"null"))
 
 
 @operation("task.complete", scope=Scope.AGENT, http="POST /tasks/{task_id}/complete", subject=BY_TASK)
@@ -123,7 +139,7 @@ async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[Task
 
 
 class Fail(FencedTask, kw_only=True):
-    error: JsonValue = Raw(b'"failed"')
+    error: JsonValue = msgspec.field(default_factory=lambda: Raw(b'"failed"'))
     retryable: bool = True
 
 
@@ -145,12 +161,14 @@ class Cancel(Mutation, kw_only=True):
 
 @operation("task.cancel", scope=Scope.WRITE, http="POST /tasks/{task_id}/cancel", single=True)
 async def cancel(work: Work, call: Call[Cancel]) -> TaskResult:
-    """Cancel a task and everything below it that has not ended."""
+    """Cancel a task and everything below it that has not ended: all of it, or, when it is too much at once, nothing."""
     locked = LockedTasks(work)
     await locked.lock([call.params.task_id])
     task = require_task(locked, call.params.task_id)
     task = locked.move(task.id, tasks.cancel(task, call.params.reason, work.now))
-    await cancel_tree(work, locked, [task.id], call.params.reason or "its parent was cancelled")
+    reached = await cancel_tree(work, locked, [task.id], call.params.reason or "its parent was cancelled")
+    if reached >= TREE_MAX:
+        raise errors.conflict("task.tree", f"{TREE_MAX} tasks or more lie below this one; cancel its branches first")
     await settle(work, locked)
     await locked.save()
     return TaskResult(locked[task.id])

@@ -11,7 +11,8 @@ from msgspec import Raw
 
 from devmesh.core import errors, tasks
 from devmesh.core.access import Scope
-from devmesh.core.events import task_topic
+from devmesh.core.events import Cursor, decode_cursor, task_topic
+from devmesh.core.ids import first_id_at
 from devmesh.core.names import Label, PageLimit, WaitMs, decode_page_cursor, page_cursor
 from devmesh.core.tasks import Status, Task
 from devmesh.operations.registry import Call, NotYet, Params, operation
@@ -20,7 +21,11 @@ from devmesh.operations.work import SQL as EVENTS
 from devmesh.operations.work import Work
 from devmesh.store.tasks import SQL, from_row
 
-HISTORY_EVENTS_MAX = 1_000
+WALKED_MAX = 100_000  # tasks that one page looks through
+LAST_ID = uuid.UUID(int=2**128 - 1)
+CLOCK_SKEW_MAX = datetime.timedelta(minutes=10)  # between a node, which makes ids, and the database, which dates tasks
+HISTORY_ATTEMPTS_MAX = 1_000
+HISTORY_BYTES_MAX = 1 << 20  # of events in one page
 
 
 class ById(Params, kw_only=True):
@@ -77,14 +82,27 @@ class TasksResult(msgspec.Struct):
 
 @operation("task.list", scope=Scope.READ, http="GET /tasks", single=True)
 async def list_tasks(work: Work, call: Call[ListTasks]) -> TasksResult:
-    """List tasks, newest first, filtered by status, assignee, creator, parent, type and one tag."""
+    """List tasks, newest first, filtered by status, assignee, creator, parent, type and one tag.
+
+    A page looks through 100,000 tasks at most: where few match, it may be short or empty although `next_cursor` leads on.
+    """
     asked = call.params
-    rows = await work.tx.fetch(
-        SQL.page, work.tenant_id, decode_page_cursor(asked.cursor), asked.limit, asked.status, asked.assigned_to,
-        asked.created_by, asked.parent_id, asked.type, asked.tag,
-    )  # fmt: skip
+    below = decode_page_cursor(asked.cursor) or LAST_ID
+    place: list[object]
+    filters = (asked.assigned_to, asked.created_by, asked.type, asked.tag)
+    if asked.parent_id is not None:
+        statement, place = SQL.page_of_parent, [asked.parent_id, asked.status]
+    elif asked.status is not None and tasks.FINISHED.isdisjoint(asked.status):
+        statement, place = SQL.page_unfinished, [asked.status]
+    else:
+        statement, place = SQL.page, [WALKED_MAX, asked.status]
+    rows = await work.tx.fetch(statement, work.tenant_id, below, asked.limit, *place, *filters)
     found = [from_row(row) for row in rows]
-    return TasksResult(found, page_cursor([task.id for task in found], asked.limit))
+    next_cursor = page_cursor([task.id for task in found], asked.limit)
+    if next_cursor is None and statement is SQL.page:
+        reached = await work.tx.fetch_value(SQL.page_reach, work.tenant_id, below, WALKED_MAX)
+        next_cursor = page_cursor([reached], 1) if reached is not None else None
+    return TasksResult(found, next_cursor)
 
 
 class HistoryAttempt(msgspec.Struct):
@@ -117,30 +135,56 @@ class HistoryEvent(msgspec.Struct):
 
 
 class HistoryResult(msgspec.Struct):
-    """What happened to a task. `events` is every step, oldest first, as far back as events are kept."""
+    """What happened to a task. `events` is a page of its steps, oldest first, as far back as events are kept."""
 
     task: Task
     attempts: list[HistoryAttempt]
     delegations: list[HistoryDelegation]
     events: list[HistoryEvent]
+    next_cursor: str | None
+
+
+class History(ById, kw_only=True):
+    limit: PageLimit = 100
+    cursor: str | None = None
 
 
 @operation("task.history", scope=Scope.READ, http="GET /tasks/{task_id}/history", single=True)
-async def history(work: Work, call: Call[ById]) -> HistoryResult:
-    """Show everything that happened to a task: its attempts, its delegations and its events, in order."""
+async def history(work: Work, call: Call[History]) -> HistoryResult:
+    """Show what happened to a task: the attempts that have ended, the first 1,000 of them, its delegations and its events.
+
+    Events come in pages of `limit`, and of 1 MiB at most; `next_cursor` leads to those after.
+    """
     task_id = call.params.task_id
     found = await _tasks(work, [task_id])
     if task_id not in found:
         raise errors.not_found("task", task_id)
-    attempts = await work.tx.fetch(SQL.attempts, work.tenant_id, task_id)
+    attempts = await work.tx.fetch(SQL.attempts, work.tenant_id, task_id, HISTORY_ATTEMPTS_MAX)
     delegations = await work.tx.fetch(SQL.delegations, work.tenant_id, task_id)
-    events = await work.tx.fetch(EVENTS.of_topic, work.tenant_id, task_topic(task_id), 0, HISTORY_EVENTS_MAX)
+    events, next_cursor = await _events_of(work, call.params)
     return HistoryResult(
         found[task_id],
         [HistoryAttempt(**{**row, "error": Raw(row["error"]) if row["error"] else None}) for row in attempts],
         [HistoryDelegation(**row) for row in delegations],
-        [HistoryEvent(row["type"], row["at"], Raw(row["data"])) for row in events],
+        events,
+        next_cursor,
     )
+
+
+async def _events_of(work: Work, asked: History) -> tuple[list[HistoryEvent], str | None]:
+    after = decode_cursor(asked.cursor) if asked.cursor is not None else Cursor(0, 0)
+    topic = task_topic(asked.task_id)
+    rows = await work.tx.fetch(EVENTS.of_topic, work.tenant_id, topic, after.sequence, asked.limit)
+    page: list[HistoryEvent] = []
+    bytes_left = HISTORY_BYTES_MAX
+    for row in rows:
+        bytes_left -= len(row["data"])
+        if bytes_left < 0 and page:
+            break
+        page.append(HistoryEvent(row["type"], row["at"], Raw(row["data"])))
+        after = Cursor(after.epoch, row["sequence"])
+    is_more = len(page) < len(rows) or len(rows) == asked.limit
+    return page, after.encode() if is_more else None
 
 
 class Stats(Params, kw_only=True):
@@ -162,7 +206,8 @@ async def stats(work: Work, call: Call[Stats]) -> StatsResult:
     since = call.params.since or work.now - datetime.timedelta(hours=24)
     if since.tzinfo is None:
         raise errors.invalid("since: give a time with its zone, such as 2026-01-31T12:00:00Z", "since")
-    rows = {row["status"]: row for row in await work.tx.fetch(SQL.stats, work.tenant_id, since)}
+    lowest = first_id_at((since - CLOCK_SKEW_MAX).timestamp())
+    rows = {row["status"]: row for row in await work.tx.fetch(SQL.stats, work.tenant_id, since, lowest)}
     counts = {status.value: rows[status]["count"] if status in rows else 0 for status in Status}
     done = rows.get(Status.COMPLETED)
     return StatsResult(since, counts, sum(counts.values()), done["mean_s"] if done else None)

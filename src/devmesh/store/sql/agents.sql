@@ -46,27 +46,52 @@ update mcp.agents a set
 where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null returning a.agent_id;
 
 -- name: heartbeat_many
--- Notes that agents live. $1 tenant, $2 agents in order, $3 loads, $4 metrics; null keeps what was said before.
+-- Notes that agents live, in agent order. $1 tenant, $2 agents, $3 loads, $4 metrics; null keeps what was said before.
+with locked as materialized (
+    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[]) and l.deregistered_at is null
+    order by l.agent_id for no key update
+)
 update mcp.agents a set heartbeat_at = now(), load = coalesce(h.load, a.load), metrics = coalesce(h.metrics::jsonb, a.metrics)
-from unnest($2::uuid[], $3::double precision[], $4::text[]) as h (agent_id, load, metrics)
-where a.tenant_id = $1 and a.agent_id = h.agent_id and a.deregistered_at is null returning a.agent_id;
+from locked join unnest($2::uuid[], $3::double precision[], $4::text[]) as h (agent_id, load, metrics)
+  on h.agent_id = locked.agent_id
+where a.tenant_id = $1 and a.agent_id = locked.agent_id;
 
 -- name: deregister
 -- An agent leaves for good; its name is free again. $1 tenant, $2 agent.
 update mcp.agents a set deregistered_at = now(), updated_at = now(), version = a.version + 1
 where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null returning a.agent_id;
 
--- name: held_tasks
--- The tasks that agents hold. $1 tenant, $2 agents.
-select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.assigned_to = any($2::uuid[])
-  and t.status in ('assigned', 'accepted', 'running') order by t.task_id;
+-- name: tasks_of
+-- The tasks that an agent holds, and those that wait for it alone. $1 tenant, $2 agent.
+select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.assigned_to = $2
+  and t.status in ('assigned', 'accepted', 'running')
+union all
+select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.target_agent_id = $2;
 
 -- name: candidates
--- Agents with room for work, as the assigner sees them. $1 tenant, $2 agents or null for all.
+-- Agents with room for work, as the assigner sees them. $1 tenant.
 select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at
 from mcp.agents_now n
-where n.tenant_id = $1 and n.deregistered_at is null and ($2::uuid[] is null or n.agent_id = any($2))
-  and n.status in ('available', 'degraded') and n.active_tasks < n.concurrency;
+where n.tenant_id = $1 and n.deregistered_at is null and n.status in ('available', 'degraded')
+  and n.active_tasks < n.concurrency;
+
+-- name: candidates_of
+-- Those of these agents that have room for work and are there. $1 tenant, $2 agents, $3 whether asking proves that they are.
+select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at
+from mcp.agents_now n
+where n.tenant_id = $1 and n.agent_id = any($2::uuid[]) and n.deregistered_at is null and not n.draining and not n.suspended
+  and ($3 or n.status <> 'offline') and n.active_tasks < n.concurrency;
+
+-- name: waiting_for
+-- The agents that could do a task, counted by what keeps each from it: its status, full where it has no room, or excluded.
+-- $1 tenant, $2 the capabilities, $3 the only agent that may, or null, $4 the agents that may not.
+select case when n.agent_id = any($4::uuid[]) then 'excluded'
+            when n.status in ('available', 'degraded') and n.active_tasks >= n.concurrency then 'busy'
+            else n.status end as state, count(*)::integer as count
+from mcp.agents_now n
+where n.tenant_id = $1 and n.deregistered_at is null
+  and case when $3::uuid is null then n.capabilities @> $2::text[] else n.agent_id = $3 end
+group by 1;
 
 -- name: performance
 -- The last attempts of agents: how many, how many ended well, how long they took. $1 tenant, $2 agents, $3 how many of each.
@@ -85,22 +110,33 @@ group by agent.id;
 -- Remembers when agents were last given work, in agent order. $1 tenant, $2 agents.
 update mcp.agents a set last_assigned_at = now()
 where a.tenant_id = $1 and a.agent_id in (
-    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[]) order by l.agent_id for update);
+    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[])
+    order by l.agent_id for no key update);
+
+-- name: note_alive
+-- Agents that ask for work live: the same as a heartbeat, but at most every 10 s and never waited for. $1 tenant, $2 agents.
+update mcp.agents a set heartbeat_at = now()
+where a.tenant_id = $1 and a.agent_id in (
+    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[])
+      and coalesce(l.heartbeat_at, '-infinity') < now() - interval '10 s' for no key update skip locked);
 
 -- name: announce
--- Finds agents whose derived status differs from the one last told, and notes the new one. $1 tenant, $2 agents or null.
+-- Finds those of these agents whose derived status differs from the one last told, and notes the new one. $1 tenant, $2 agents.
 with changed as materialized (
     select n.agent_id, n.status from mcp.agents_now n
-    where n.tenant_id = $1 and ($2::uuid[] is null or n.agent_id = any($2)) and n.status <> n.announced_status
-      and n.deregistered_at is null
-    order by n.agent_id
+    where n.tenant_id = $1 and n.agent_id = any($2::uuid[]) and n.status <> n.announced_status and n.deregistered_at is null
 ), locked as materialized (
     select l.agent_id, l.announced_status from mcp.agents l
-    where l.tenant_id = $1 and l.agent_id in (select agent_id from changed) order by l.agent_id for update
+    where l.tenant_id = $1 and l.agent_id in (select agent_id from changed) order by l.agent_id for no key update
 )
 update mcp.agents a set announced_status = c.status from changed c join locked l on l.agent_id = c.agent_id
 where a.tenant_id = $1 and a.agent_id = c.agent_id and l.announced_status <> c.status
 returning a.agent_id, c.status, l.announced_status as before;
+
+-- name: unannounced
+-- The agents whose derived status differs from the one last told. $1 tenant.
+select n.agent_id from mcp.agents_now n
+where n.tenant_id = $1 and n.deregistered_at is null and n.status <> n.announced_status;
 
 -- name: resolve
 -- Agents by id or by name. $1 tenant, $2 ids, $3 names.

@@ -27,12 +27,11 @@ order by r.id for update;
 -- name: tree
 -- The ids of a task's unfinished descendants, children before grandchildren. $1 tenant, $2 ids, $3 how many at most.
 with recursive descendants as (
-    select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.parent_id = any($2::uuid[])
+    select t.task_id, t.status from mcp.tasks t where t.tenant_id = $1 and t.parent_id = any($2::uuid[])
     union
-    select t.task_id from descendants d join mcp.tasks t on t.tenant_id = $1 and t.parent_id = d.task_id
+    select t.task_id, t.status from descendants d join mcp.tasks t on t.tenant_id = $1 and t.parent_id = d.task_id
 )
-select t.task_id from descendants d join mcp.tasks t on t.tenant_id = $1 and t.task_id = d.task_id
-where t.status in ('pending', 'assigned', 'accepted', 'running') order by t.task_id limit $3;
+select d.task_id from descendants d where d.status in ('pending', 'assigned', 'accepted', 'running') order by d.task_id limit $3;
 
 -- name: save
 -- Writes what moves have changed. $1 tenant, $2 a JSON array of the changeable fields.
@@ -63,27 +62,58 @@ insert into mcp.task_delegations (tenant_id, task_id, depth, attempt, from_agent
                                   delegated_at)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
+-- name: leases
+-- What a heartbeat needs to know of tasks and of who registered their agents. $1 tenant, $2 ids.
+select t.task_id, t.status, t.attempt, t.assigned_to, t.lease_until, a.owner_id from mcp.tasks t
+left join mcp.agents a on a.tenant_id = $1 and a.agent_id = t.assigned_to and a.deregistered_at is null
+where t.tenant_id = $1 and t.task_id = any($2::uuid[]);
+
 -- name: renew
 -- Renews the leases of held tasks, each fenced by its attempt. $1 tenant, $2 task ids, $3 attempts, $4 agents.
--- Returns the ordinals of those that were renewed; who is missing holds nothing any more.
+-- It never waits for a row that somebody is moving, so it cannot be part of a deadlock; such a lease stays as it is.
+with free as materialized (
+    select t.task_id from mcp.tasks t
+    join unnest($2::uuid[], $3::integer[], $4::uuid[]) as c (task_id, attempt, agent_id)
+      on t.task_id = c.task_id and t.attempt = c.attempt and t.assigned_to = c.agent_id
+    where t.tenant_id = $1 and t.status in ('assigned', 'accepted', 'running')
+    for no key update of t skip locked
+)
 update mcp.tasks t set lease_until = now() + make_interval(secs => t.lease_s)
-from unnest($2::uuid[], $3::integer[], $4::uuid[]) with ordinality as c (task_id, attempt, agent_id, ordinal)
-where t.tenant_id = $1 and t.task_id = c.task_id and t.attempt = c.attempt and t.assigned_to = c.agent_id
-  and t.status in ('assigned', 'accepted', 'running')
-returning c.ordinal, t.task_id, t.attempt, t.lease_until;
+from free where t.tenant_id = $1 and t.task_id = free.task_id
+returning t.task_id, t.lease_until;
 
 -- name: get_many
 -- Tasks by id. $1 tenant, $2 ids.
 select r.* from mcp.task_rows r where r.tenant_id = $1 and r.id = any($2::uuid[]);
 
 -- name: page
--- A page of tasks, newest first. $1 tenant, $2 ids below this one, $3 how many, then filters, each null for any:
--- $4 statuses, $5 assignee, $6 creator, $7 parent, $8 type, $9 tag.
+-- A page of tasks, newest first, found by walking down the ids over $4 tasks at most. $1 tenant, $2 ids below this one,
+-- $3 how many, then filters, each null for any: $5 statuses, $6 assignee, $7 creator, $8 type, $9 tag.
+select r.* from (
+    select * from mcp.task_rows w where w.tenant_id = $1 and w.id < $2 order by w.id desc limit $4) r
+where ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+  and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
+order by r.id desc limit $3;
+
+-- name: page_reach
+-- The last task that a page has walked to, when it could not walk to the end. $1 tenant, $2 ids below this one, $3 how far.
+select w.task_id from mcp.tasks w where w.tenant_id = $1 and w.task_id < $2 order by w.task_id desc limit 1 offset $3 - 1;
+
+-- name: page_unfinished
+-- The same for tasks that have not ended: however many have, these are found by their own indexes. $4 to $8 as $5 to $9 above.
 select r.* from mcp.task_rows r
-where r.tenant_id = $1 and ($2::uuid is null or r.id < $2)
-  and ($4::text[] is null or r.status = any($4)) and ($5::uuid is null or r.assigned_to = $5)
-  and ($6::uuid is null or r.created_by = $6) and ($7::uuid is null or r.parent_id = $7)
-  and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
+where r.tenant_id = $1 and r.id < $2
+  and r.status in ('pending', 'assigned', 'accepted', 'running')
+  and r.status = any($4::text[]) and ($5::uuid is null or r.assigned_to = $5)
+  and ($6::uuid is null or r.created_by = $6) and ($7::text is null or r.type = $7) and ($8::text is null or $8 = any(r.tags))
+order by r.id desc limit $3;
+
+-- name: page_of_parent
+-- The same for the children of one task, found by their own index. $4 parent, $5 to $9 as above.
+select r.* from mcp.task_rows r
+where r.tenant_id = $1 and r.id < $2 and r.parent_id = $4
+  and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+  and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
 order by r.id desc limit $3;
 
 -- name: children
@@ -99,31 +129,48 @@ select t.task_id, t.result from mcp.tasks t where t.tenant_id = $1 and t.task_id
 -- One at a time decides who gets what in a tenant: that keeps agents' concurrency exact on any number of nodes. $1 tenant.
 select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 11));
 
+-- name: is_any_waiting
+-- Whether any task of a tenant waits for an agent: two probes, so that looking in vain is cheap. $1 tenant.
+select exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane < 'blocked')
+    or exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > 'blocked');
+
 -- name: lanes
--- The lanes with pending tasks, by a loose index scan: as many probes as lanes. $1 tenant, $2 how many at most.
+-- The lanes with pending tasks: those of capabilities by a loose index scan, as many probes as lanes, then those that are
+-- meant for one of these agents. $1 tenant, $2 how many of the first sort at most, $3 agents.
 with recursive lanes as (
-    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' order by t.lane limit 1)
+    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane >= 'auto:'
+     order by t.lane limit 1)
     union all
     select (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > l.lane
             order by t.lane limit 1)
     from lanes l where l.lane is not null
+), own as (
+    select 'agent:' || agent.id as lane from unnest($3::uuid[]) as agent (id)
+    where exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending'
+                  and t.lane = ('agent:' || agent.id) collate "C")
 )
-select lane from lanes where lane is not null and lane <> 'blocked' limit $2;
+(select lane from lanes where lane is not null and lane <> 'blocked' limit $2) union all select lane from own;
 
--- name: lock_heads
--- Locks the first ready tasks of each lane, highest priority first, then oldest. $1 tenant, $2 lanes, $3 how many of each,
--- $4 how many in all, $5 the agents that could take them: a task that has excluded all of these is passed over.
+-- name: heads
+-- What a plan needs to know of the first ready tasks of each lane, highest priority first, then oldest. $1 tenant, $2 lanes,
+-- $3 how many of each, $4 how many in all, $5 the agents that could take them: a task that has excluded all of these is
+-- passed over. Nothing is locked yet: only what is given away will be.
+select h.task_id, h.strategy, h.required_capabilities, h.target_agent_id, h.excluded_agent_ids
+from unnest($2::text[], $3::integer[]) as lane (name, room)
+cross join generate_series(5, 1, -1) as level (priority)
+cross join lateral (
+    select t.task_id, t.ready_at, t.strategy, t.required_capabilities, t.target_agent_id, t.excluded_agent_ids
+    from mcp.tasks t
+    where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
+      and t.ready_at <= now() and not t.excluded_agent_ids @> $5::uuid[]
+    order by t.ready_at, t.task_id limit lane.room) h
+order by level.priority desc, h.ready_at, h.task_id limit $4;
+
+-- name: lock_waiting
+-- Locks those of these tasks that still wait and that nobody else is moving. $1 tenant, $2 ids.
 select r.* from mcp.task_rows r
-where r.tenant_id = $1 and r.id = any(array(
-    select h.task_id from unnest($2::text[]) as lane (name)
-    cross join generate_series(5, 1, -1) as level (priority)
-    cross join lateral (
-        select t.task_id, t.ready_at from mcp.tasks t
-        where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
-          and t.ready_at <= now() and not t.excluded_agent_ids @> $5::uuid[]
-        order by t.ready_at, t.task_id limit $3) h
-    order by level.priority desc, h.ready_at, h.task_id limit $4))
-order by r.priority desc, r.ready_at, r.id for update skip locked;
+where r.tenant_id = $1 and r.id = any($2::uuid[]) and r.status = 'pending' and not r.blocked
+order by r.id for update skip locked;
 
 -- name: overdue_ids
 -- Held tasks whose lease or time has run out, and pending ones past their deadline. $1 tenant, $2 how many.
@@ -134,21 +181,11 @@ union all
 (select t.task_id from mcp.tasks t
  where t.tenant_id = $1 and t.status = 'pending' and t.deadline is not null and t.deadline < now() limit $2);
 
--- name: next_ready
--- When the next backed-off task of any lane becomes ready. $1 tenant, $2 lanes.
-select min(h.ready_at) as ready_at from unnest($2::text[]) as lane (name)
-cross join generate_series(1, 5) as level (priority)
-cross join lateral (
-    select t.ready_at from mcp.tasks t
-    where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
-      and t.ready_at > now()
-    order by t.ready_at limit 1) h;
-
 -- name: attempts
--- The ended attempts of a task, in order. $1 tenant, $2 task.
+-- The ended attempts of a task, in order. $1 tenant, $2 task, $3 how many at most.
 select a.attempt, a.agent_id, g.name as agent_name, a.outcome, a.error, a.assigned_at, a.ended_at from mcp.task_attempts a
 left join mcp.agents g on g.tenant_id = a.tenant_id and g.agent_id = a.agent_id
-where a.tenant_id = $1 and a.task_id = $2 order by a.attempt;
+where a.tenant_id = $1 and a.task_id = $2 order by a.attempt limit $3;
 
 -- name: delegations
 -- How a task was handed on, in order. $1 tenant, $2 task.
@@ -156,16 +193,19 @@ select d.depth, d.attempt, d.from_agent_id, d.to_agent_id, d.capabilities, d.kin
 from mcp.task_delegations d where d.tenant_id = $1 and d.task_id = $2 order by d.depth;
 
 -- name: past_holders
--- The agents that a task was delegated by: giving it back to one of them would be a cycle. $1 tenant, $2 tasks.
-select d.task_id, d.from_agent_id from mcp.task_delegations d
-where d.tenant_id = $1 and d.task_id = any($2::uuid[]) and d.from_agent_id is not null;
+-- The agents that a task was delegated by: giving it back to one of them would be a cycle. $1 tenant, $2 task.
+select d.from_agent_id from mcp.task_delegations d
+where d.tenant_id = $1 and d.task_id = $2 and d.from_agent_id is not null;
 
 -- name: stats
--- Counts of tasks by status, and how long finished ones took, since a time. $1 tenant, $2 since.
+-- Counts of tasks by status, and how long finished ones took, since a time. Ids hold the time of their making, so they are a
+-- range of the primary key. $1 tenant, $2 since, $3 the lowest id of that time.
 select t.status, count(*) as count, avg(extract(epoch from t.finished_at - t.created_at))::double precision as mean_s
-from mcp.tasks t where t.tenant_id = $1 and t.created_at >= $2 group by t.status;
+from mcp.tasks t where t.tenant_id = $1 and t.task_id >= $3 and t.created_at >= $2 group by t.status;
 
 -- name: open_parents
--- Which of these tasks may get children: they have not ended, and no rule counts their children. $1 tenant, $2 ids.
+-- Which of these tasks may get children: they have not ended, and no rule counts their children. They are kept from being
+-- cancelled until the children are committed, so that a cancellation finds them all. $1 tenant, $2 ids.
 select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[]) and t.distribution is null
-  and t.status in ('pending', 'assigned', 'accepted', 'running');
+  and t.status in ('pending', 'assigned', 'accepted', 'running')
+order by t.task_id for key share;

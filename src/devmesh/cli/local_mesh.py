@@ -1,0 +1,176 @@
+"""A whole mesh on this machine: PostgreSQL, the three services, a key, and the file that tools read.
+
+Every part is stopped by the block that started it, the last one first, whatever ends the block. When this process itself
+is killed the services end by themselves (tied.py); the embedded PostgreSQL stays, and the next start attaches to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from devmesh.cli.children import Child, Service, Surroundings
+from devmesh.cli.console import Exit, Failure
+from devmesh.cli.first_key import working_key
+from devmesh.cli.instance import Instance
+from devmesh.core.errors import MeshError
+from devmesh.settings import Settings
+from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
+from devmesh.store.embedded import EmbeddedError, EmbeddedPostgres
+
+DATABASE_PAUSES_S = (1.0, 1.0)  # between tries to reach a given database; who waits longer is a service, not a person
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
+COLOURS = {
+    "devmesh": typer.colors.YELLOW,
+    "rest-api": typer.colors.GREEN,
+    "mcp-server": typer.colors.CYAN,
+    "worker": typer.colors.MAGENTA,
+}
+NAME_WIDTH = max(len(name) for name in COLOURS)
+
+
+class Ready(NamedTuple):
+    """Where everything is, once it is there."""
+
+    url: str
+    ws_url: str
+    worker_url: str
+    dev_env: Path
+
+
+class LocalMesh:
+    def __init__(self, instance: Instance, settings: Settings, known_key: str | None) -> None:
+        self._instance, self._settings, self._known_key = instance, settings, known_key
+        self._hurry = asyncio.Event()
+        self._is_stopping = False
+        self._is_terminal = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        self._can_write = True
+
+    async def run(self, on_ready: Callable[[Ready], None]) -> None:
+        """Until somebody stops it. Raises `Failure`, alone or in a group."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel = task.cancel
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with self._database() as dsn:
+                with self._surroundings(dsn) as surroundings:
+                    async with asyncio.TaskGroup() as group:
+                        on_ready(await self._bring_up(dsn, group, surroundings))
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                raise
+
+    def stop(self) -> None:
+        """Asks for an orderly end; asked again, for a quick one."""
+        if self._is_stopping:
+            self._hurry.set()
+        else:
+            self._is_stopping = True
+            self._log("devmesh", "stopping")
+            self._cancel()
+
+    async def _bring_up(self, dsn: str, group: asyncio.TaskGroup, surroundings: Surroundings) -> Ready:
+        """Starts the services in their order; the group keeps them running."""
+        first, *others = [Child(service, surroundings, self._log) for service in self._services()]
+        group.create_task(first.supervise())
+        await first.wait_ready()  # it has migrated
+        try:
+            key = await working_key(dsn, self._settings, self._known_key)
+        except MeshError as error:
+            raise Failure(f"the first key cannot be made: {error.message}") from error
+        for child in others:
+            group.create_task(child.supervise())
+        for child in others:
+            await child.wait_ready()
+        url, ws_url, worker_url = self._addresses()
+        dev_env = self._instance.write_dev_env(
+            {"DEVMESH_URL": url, "DEVMESH_WS_URL": ws_url, "DEVMESH_API_KEY": key, "DATABASE_DSN": dsn}
+        )
+        return Ready(url, ws_url, worker_url, dev_env)
+
+    def _services(self) -> list[Service]:
+        settings = self._settings
+        url, _, worker_url = self._addresses()
+        common = ["--host", settings.host, "--data-dir", str(self._instance.directory), "--port"]
+        return [
+            Service("rest-api", [*common, str(settings.rest_port)], url),
+            Service("mcp-server", [*common, str(settings.ws_port)], f"http://{self._host}:{settings.ws_port}"),
+            Service("worker", [*common, str(settings.worker_port)], worker_url),
+        ]
+
+    def _addresses(self) -> tuple[str, str, str]:
+        """Of REST, of the WebSocket and of the worker's health, as somebody on this machine reaches them."""
+        settings, host = self._settings, self._host
+        return (
+            f"http://{host}:{settings.rest_port}",
+            f"ws://{host}:{settings.ws_port}/ws",
+            f"http://{host}:{settings.worker_port}",
+        )
+
+    @property
+    def _host(self) -> str:
+        host = ANYWHERE.get(self._settings.host, self._settings.host)
+        return f"[{host}]" if ":" in host else host
+
+    @asynccontextmanager
+    async def _database(self) -> AsyncIterator[str]:
+        """The database that was named, or our own for as long as the block lasts."""
+        if self._settings.database_dsn is not None:
+            await self._require_reachable(self._settings.database_dsn)
+            yield self._settings.database_dsn
+            return
+        try:
+            postgres = EmbeddedPostgres(self._instance.directory / "postgres")
+            try:
+                yield await asyncio.to_thread(postgres.start)
+            finally:
+                await asyncio.to_thread(postgres.stop, "immediate" if self._hurry.is_set() else "fast")
+        except EmbeddedError as error:
+            raise Failure(str(error)) from error
+
+    async def _require_reachable(self, dsn: str) -> None:
+        try:
+            connection = await connect_with_backoff(
+                dsn, lambda reason: self._log("devmesh", reason), service="devmesh up", backoff_s=DATABASE_PAUSES_S
+            )
+        except DatabaseUnreachable as error:
+            hint = "correct DATABASE_DSN, or leave it out: `devmesh up` then brings a PostgreSQL of its own"
+            raise Failure(str(error), Exit.UNREACHABLE, hint) from error
+        await close_connection(connection)
+
+    @contextmanager
+    def _surroundings(self, dsn: str) -> Iterator[Surroundings]:
+        """What the services inherit, the pipe included that tells them that we are gone."""
+        reading, writing = os.pipe()
+        try:
+            yield Surroundings(
+                environment={**os.environ, "DATABASE_DSN": dsn},
+                parent_fd=reading,
+                lock_fd=self._instance.lock_fd,
+                grace_s=self._settings.shutdown_grace_s,
+                hurry=self._hurry,
+            )
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+    def _log(self, name: str, line: str) -> None:
+        """A line under the name of who wrote it. When nobody reads any more, that is the end of the mesh."""
+        label = name.ljust(NAME_WIDTH)
+        label = typer.style(label, fg=COLOURS[name]) if self._is_terminal else label
+        try:
+            if self._can_write:
+                typer.echo(f"{label} | {line}", err=True)
+        except OSError:
+            self._can_write = False
+            self.stop()

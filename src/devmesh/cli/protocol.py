@@ -1,0 +1,156 @@
+"""docs/protocol.md, from what is declared: operations, methods of a session, events, errors, close codes, limits.
+
+Pure: the same program writes the same page. What cannot be made from a declaration is prose, in protocol_page.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from devmesh import core, operations
+from devmesh.cli.markdown import table
+from devmesh.cli.shapes import fields, structs_in
+from devmesh.core import errors, events
+from devmesh.core.errors import Kind
+from devmesh.edges import session, websocket
+from devmesh.operations.registry import REGISTRY, Operation
+from devmesh.settings import Settings
+
+TEMPLATE = Path(__file__).with_name("protocol_page.md")
+EVERY_OPERATION_MAY = (
+    Kind.INVALID_PARAMS, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.RATE_LIMITED, Kind.UNAVAILABLE, Kind.TIMEOUT,
+    Kind.INTERNAL,
+)  # fmt: skip
+CLOSE_CODES = {
+    websocket.CLOSE_GOING_AWAY: "the server is going away: connect to another, or again, and resume",
+    websocket.CLOSE_CREDENTIAL: "the key was revoked, has expired, or its tenant was suspended",
+    websocket.CLOSE_NOT_INITIALIZED: "no `initialize` came in time",
+    websocket.CLOSE_SLOW_CONSUMER: "events came faster than they were read: reconnect and resume",
+}
+LIMITS = (
+    "message_bytes_max", "request_batch_max", "payload_depth_max", "subscriptions_per_connection_max",
+    "outbox_bytes_max", "requests_in_flight_max", "initialize_timeout_s", "ping_interval_s", "transaction_deadline_s",
+    "auth_failures_per_minute_max", "auth_lockout_s",
+)  # fmt: skip
+
+
+def page() -> str:
+    operations.load_all()
+    declared = sorted(REGISTRY.values(), key=lambda operation: operation.name)
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        session_methods=_session_methods(),
+        events=table(("event", "says that"), [(f"`{name}`", text) for name, text in events.TYPES.items()]),
+        every_error=", ".join(f"`{kind}`" for kind in EVERY_OPERATION_MAY),
+        errors=_errors(),
+        error_data=_fields(errors.ErrorData),
+        reasons=table(("reason", "message"), sorted(_reasons())),
+        close_codes=table(("code", "means"), [(str(code), text) for code, text in sorted(CLOSE_CODES.items())]),
+        limits=_limits(),
+        operations="\n\n".join(_operation(operation) for operation in declared),
+        things=_things([operation.params for operation in declared] + [operation.result for operation in declared]),
+    )
+
+
+def _operation(operation: Operation) -> str:
+    paragraphs = [f"### `{operation.name}`", operation.summary]
+    if operation.description:
+        paragraphs.append(operation.description)
+    facts = [f"`{operation.method} /api/v1{operation.path}`", f"scope `{operation.scope}`"]
+    if operation.audited:
+        facts.append("recorded in the audit log")
+    if operation.secret:
+        facts.append(f"`{operation.secret}` is shown this once")
+    paragraphs += [" · ".join(facts), _fields(operation.params), f"Answers {_answer(operation.result)}"]
+    if own := _own_errors(operation):
+        paragraphs.append("May also answer " + ", ".join(f"`{kind}`" for kind in own) + ".")
+    return "\n\n".join(paragraphs)
+
+
+def _own_errors(operation: Operation) -> list[Kind]:
+    """By what an operation takes: a thing that it names may be missing, a change may be in conflict or be repeated."""
+    names_things = any(name.endswith("_id") or name == "agent" for name in operation.params.__struct_fields__)
+    found = [Kind.NOT_FOUND] if names_things else []
+    return found + ([Kind.CONFLICT, Kind.IDEMPOTENCY_MISMATCH] if operation.mutates else [])
+
+
+def _answer(result: type[msgspec.Struct]) -> str:
+    text = "`{" + ", ".join(f"{field.name}: {field.shape}" for field in fields(result)) + "}`"
+    return f"{text}. {_own_doc(result)}".rstrip(". ") + "."
+
+
+def _session_methods() -> str:
+    """The methods of the connection itself, which are no operations."""
+    initialize = (session.Initialize, session.Initialized, "")
+    others = {name: (m.params, m.result, inspect.getdoc(m.handler) or "") for name, m in session.METHODS.items()}
+    sections = []
+    for name, (params, result, text) in {"initialize": initialize, **others}.items():
+        paragraphs = (f"### `{name}`", text or _own_doc(params), _fields(params), f"Answers {_answer(result)}")
+        sections.append("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
+    return "\n\n".join(sections)
+
+
+def _errors() -> str:
+    rows = [
+        (f"`{kind}`", str(row.code), str(row.http_status), "yes" if row.retryable else "no")
+        for kind, row in errors.TABLE.items()
+    ]
+    return table(("kind", "JSON-RPC code", "HTTP status", "worth trying again as it is"), rows)
+
+
+def _reasons() -> Iterator[tuple[str, str]]:
+    """Every reason of a conflict with its message, read from the calls that raise it."""
+    sources = [path for package in (core, operations) for path in Path(package.__path__[0]).glob("*.py")]
+    for source in sorted(sources):
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="conflict") | ast.Name(id="conflict"),
+                    args=[ast.Constant(value=str(reason)), message],
+                ):
+                    yield f"`{reason}`", _words(message)
+
+
+def _words(message: ast.expr) -> str:
+    """A message as it is written, `…` for what is filled in."""
+    match message:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(_words(part) for part in values)
+    return "…"
+
+
+def _limits() -> str:
+    shown = {setting.name.removeprefix("DEVMESH_").lower(): setting for setting in Settings().describe()}
+    rows = [
+        (shown[name].meaning, f"{shown[name].default} {shown[name].unit}", f"`{shown[name].name}`") for name in LIMITS
+    ]
+    return table(("limit", "unless set otherwise", "setting"), rows)
+
+
+def _things(roots: Sequence[type[msgspec.Struct]]) -> str:
+    """The structs that parameters and answers are made of, each once."""
+    structs = {struct.__name__: struct for root in roots for struct in structs_in(root)}
+    sections = []
+    for name, struct in sorted(structs.items()):
+        paragraphs = (f"### {name}", _own_doc(struct), _fields(struct))
+        sections.append("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
+    return "\n\n".join(sections)
+
+
+def _fields(struct: type[msgspec.Struct]) -> str:
+    rows = [
+        (f"`{field.name}`", field.shape, {None: "", "": "left out"}.get(field.default, f"`{field.default}`"))
+        for field in fields(struct)
+    ]
+    return table(("name", "what it is", "default"), rows) if rows else ""
+
+
+def _own_doc(struct: type[msgspec.Struct]) -> str:
+    return inspect.cleandoc(struct.__doc__ or "")

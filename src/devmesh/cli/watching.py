@@ -1,0 +1,172 @@
+"""`devmesh watch`: what happens in the mesh, a line each, as it happens, without a hole however often the line breaks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from devmesh.cli.calling import AsJson
+from devmesh.cli.console import note
+from devmesh.cli.loading import client_settings
+from devmesh.cli.services import DataDir
+from devmesh.cli.tables import cell
+
+if TYPE_CHECKING:
+    from devmesh.cli.wire import Rest
+
+SILENCE_LIMIT_S = 45.0  # the server says something every 15 s
+BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+TYPE_WIDTH = 18
+# Of a whole thing, only these are told; of a change, everything but what every change brings along.
+TOLD_OF_WHOLE = ("title", "name", "status", "priority", "attempt", "assigned_to", "capabilities", "concurrency")
+NEVER_TOLD = frozenset({"id", "version", "updated_at", "lease_until", "ready_at", "timeout_at"})
+COLOURS = {
+    "completed": typer.colors.GREEN, "failed": typer.colors.RED, "timed_out": typer.colors.RED,
+    "lease_expired": typer.colors.RED, "cancelled": typer.colors.YELLOW, "retrying": typer.colors.YELLOW,
+    "created": typer.colors.CYAN, "assigned": typer.colors.BLUE,
+}  # fmt: skip
+
+
+class Message(NamedTuple):
+    """One message of the stream of server-sent events."""
+
+    event: str
+    data: dict[str, Any]
+
+
+class Disconnected(Exception):
+    """The stream ended; it can be taken up again where it was."""
+
+
+def watch(
+    since: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Begin after this place, as an earlier watch printed it.")
+    ] = None,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(help="Only what concerns this: task:ID, agent:ID, queue:NAME; repeat it.", show_default="tenant"),
+    ] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show live events, a line each, until Ctrl-C; then the cursor from which another watch goes on.
+
+    [bold]Examples[/]
+
+    devmesh watch
+    devmesh watch --topic task:0198d2c0-0000-7000-8000-000000000000 --json
+    """
+    from devmesh.cli.wire import Rest
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    watcher = Watcher(Rest(client_settings(data_dir)), topic or ["tenant"], since)
+    try:
+        for event in watcher.events():
+            typer.echo(json.dumps(event, ensure_ascii=False) if as_json else line(event))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if watcher.cursor is not None:
+            note(f"cursor: {watcher.cursor}")
+
+
+class Watcher:
+    """Follows topics from a cursor on, and knows how far it has come."""
+
+    def __init__(self, rest: Rest, topics: list[str], cursor: str | None) -> None:
+        self._rest, self._topics, self.cursor = rest, topics, cursor
+        self._was_connected = False
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Every event, once and in order. Raises `Failure` when the mesh refuses, or was never there."""
+        pauses = iter(BACKOFF_S)
+        while True:
+            try:
+                for message in self._messages():
+                    pauses = iter(BACKOFF_S)
+                    if message.event == "subscribed":
+                        self._begin(message.data)
+                    elif message.event == "error":
+                        raise Disconnected(message.data.get("detail", "the server ended the stream"))
+                    else:
+                        yield message.data
+                        self.cursor = message.data["cursor"]
+                raise Disconnected("the server ended the stream")
+            except Disconnected as error:
+                pause_s = next(pauses, BACKOFF_S[-1])
+                note(f"{error}; trying again in {pause_s:g} s")
+                time.sleep(pause_s)
+
+    def _begin(self, subscribed: Mapping[str, Any]) -> None:
+        if not subscribed["recovered"]:
+            note("some events since the cursor are not kept any more; these are the ones that are")
+        self._was_connected = True
+        self.cursor = subscribed["cursor"]
+
+    def _messages(self) -> Iterator[Message]:
+        import httpx
+
+        from devmesh.cli.wire import CONNECT_LIMIT_S, PREFIX, refused, unreachable
+
+        query: dict[str, Any] = {"topics": self._topics, **({"since": self.cursor} if self.cursor else {})}
+        timeout = httpx.Timeout(SILENCE_LIMIT_S, connect=CONNECT_LIMIT_S)
+        url = f"{self._rest.url}{PREFIX}/events"
+        try:
+            with httpx.stream(
+                "GET", url, params=query, headers=self._rest.headers, timeout=timeout, trust_env=False
+            ) as response:
+                if response.is_error:
+                    response.read()
+                    if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR and self._was_connected:
+                        raise Disconnected(refused(response).message)
+                    raise refused(response)
+                yield from parse(response.iter_bytes())
+        except httpx.HTTPError as error:
+            failure = unreachable(self._rest.url, error)
+            if not self._was_connected:
+                raise failure from error
+            raise Disconnected(failure.message) from error
+
+
+def parse(chunks: Iterator[bytes]) -> Iterator[Message]:
+    """Messages of a stream, cut wherever the network cut it. A message without data is a sign of life, no more."""
+    event, data = "message", b""
+    for text in lines(chunks):
+        name, _, value = text.partition(b": ")
+        if name == b"event":
+            event = value.decode()
+        elif name == b"data":
+            data = value
+        elif not text:
+            if data:
+                yield Message(event, json.loads(data))
+            event, data = "message", b""
+
+
+def lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Whole lines. (Text splitters also split at line separators inside of JSON strings.)"""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+
+
+def line(event: Mapping[str, Any]) -> str:
+    """An event for people: when, what kind, of what, and what changed."""
+    at = event["at"][11:23]
+    kind = typer.style(f"{event['type']:<{TYPE_WIDTH}}", fg=COLOURS.get(event["type"].partition(".")[2]))
+    return f"{at}  {kind}  {event['topic']}  {_changes(event['data'])}".rstrip()
+
+
+def _changes(data: Mapping[str, Any]) -> str:
+    thing = next((value for value in data.values() if isinstance(value, dict) and "id" in value), {})
+    beside = {name: value for name, value in data.items() if value is not thing}
+    names = TOLD_OF_WHOLE if "created_at" in thing else [name for name in thing if name not in NEVER_TOLD]
+    told = itertools.chain(((name, thing.get(name)) for name in names), beside.items())
+    return "  ".join(f"{name}={cell(value)}" for name, value in told if value not in (None, "", [], {}))

@@ -1,0 +1,101 @@
+"""What can go wrong, as Python sees it: an answer that is an error, events that are lost, a lease that is gone.
+
+Kinds are those of the server's one table (`devmesh.core.errors.Kind`); a kind that a newer server has and this client does
+not know stays readable, because `kind` is text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from devmesh.core.errors import TABLE, Kind
+
+
+class MeshError(Exception):
+    """An answer that is an error, or what came instead of one. Look at `kind`, and at `reason` for the finer name."""
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        *,
+        code: int | None = None,
+        retryable: bool | None = None,
+        retry_after_ms: int | None = None,
+        field: str | None = None,
+        reason: str | None = None,
+        error_id: str | None = None,
+    ) -> None:
+        super().__init__(f"{message} ({kind})")
+        row = TABLE[Kind(kind)] if kind in TABLE else TABLE[Kind.INTERNAL]
+        self.kind, self.message = kind, message
+        self.code = row.code if code is None else code
+        self.retryable = row.retryable if retryable is None else retryable
+        self.retry_after_ms, self.field, self.reason, self.error_id = retry_after_ms, field, reason, error_id
+
+
+class EventsMissed(MeshError):
+    """Some events are lost to this reader: they are older than what the server keeps. Nothing was skipped silently.
+
+    Look at the state afresh, then iterate over the same stream again: it goes on after `cursor`.
+    """
+
+    def __init__(self, cursor: str) -> None:
+        message = "events after the last one read are not kept any more; look at the state afresh, then read on"
+        super().__init__(Kind.CONFLICT, message, reason="events.missed")
+        self.cursor = cursor
+
+
+class LeaseLost(MeshError):
+    """The task is not this handler's any more: its lease ended, or it was cancelled. Stop, and leave nothing behind."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Kind.CONFLICT, message, reason="task.lease_lost")
+
+
+class Reject(Exception):
+    """Raised by a handler: this agent will not do the task; give it to another."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Fail(Exception):
+    """Raised by a handler: the attempt failed. `error` is any value; another attempt follows only if it is `retryable`."""
+
+    def __init__(self, error: Any, *, retryable: bool = True) -> None:
+        super().__init__(error)
+        self.error, self.retryable = error, retryable
+
+
+class ConnectionLost(Exception):
+    """The connection ended before the answer came. Never seen by users: the session asks again on the next one."""
+
+
+class _Data(msgspec.Struct):
+    kind: str = Kind.INTERNAL
+    retryable: bool = False
+    retry_after_ms: int | None = None
+    field: str | None = None
+    reason: str | None = None
+    error_id: str | None = None
+
+
+class WireError(msgspec.Struct):
+    """An error as the wire carries it, whatever the server's version."""
+
+    code: int
+    message: str
+    data: _Data = msgspec.field(default_factory=_Data)
+
+    def exception(self) -> MeshError:
+        return MeshError(self.data.kind, self.message, code=self.code, **_optional(self.data))
+
+
+def _optional(data: _Data) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(data)
+    del fields["kind"]
+    return fields

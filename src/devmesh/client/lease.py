@@ -1,0 +1,63 @@
+"""The right to work on one attempt of a task, as this process knows it: until when, and whether it is lost.
+
+It is written by the heart's thread and read by handlers in any other, so that a handler that never looks up from its work
+can still ask. It trusts its own clock: who was stopped for longer than the lease knows that it is lost before anybody says so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+
+class Lease:
+    def __init__(self, task_id: uuid.UUID, attempt: int, agent_id: uuid.UUID, lease_s: float, asked_at: float) -> None:
+        """`asked_at`: this process's monotonic time just before it asked for the lease; the server began it later."""
+        self.task_id, self.attempt, self.agent_id, self.lease_s = task_id, attempt, agent_id, lease_s
+        self._renewed_at = asked_at
+        self._lock = threading.Lock()
+        self._lost_reason: str | None = None
+        self._on_lost: Callable[[], None] | None = None
+        self.is_over = False  # the holder has ended it; there is nothing to keep or to lose any more
+
+    @property
+    def remaining_s(self) -> float:
+        return self._renewed_at + self.lease_s - time.monotonic()
+
+    @property
+    def lost_reason(self) -> str | None:
+        """Why the lease is lost; None while it is held."""
+        if self._lost_reason is None and not self.is_over and self.remaining_s <= 0:
+            self.lose(f"it was not renewed within its {self.lease_s:g} s")
+        return self._lost_reason
+
+    @property
+    def is_lost(self) -> bool:
+        return self.lost_reason is not None
+
+    def renewed(self, asked_at: float) -> None:
+        """The server renewed it, after this process asked at that time."""
+        self._renewed_at = max(self._renewed_at, asked_at)
+
+    def watch(self, on_lost: Callable[[], None]) -> None:
+        """Has this called when the lease is lost, at once if it is already; from whichever thread finds it out."""
+        with self._lock:
+            self._on_lost = on_lost
+            is_late = self._lost_reason is not None
+        if is_late:
+            on_lost()
+
+    def lose(self, reason: str) -> None:
+        with self._lock:
+            if self._lost_reason is not None or self.is_over:
+                return
+            self._lost_reason = reason
+            on_lost = self._on_lost
+        if on_lost is not None:
+            on_lost()
+
+    def end(self) -> None:
+        with self._lock:
+            self.is_over = True

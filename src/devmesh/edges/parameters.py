@@ -1,0 +1,123 @@
+"""From the parts of an HTTP request to an operation's parameters as JSON: path, query, headers and body.
+
+Nothing is guessed: what stands in two places must say the same, and what the operation does not know is refused by name.
+Whether the values are right is for the operation's own decoder to say.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+from starlette.requests import Request
+
+from devmesh.core.depth import require_depth
+from devmesh.core.errors import Kind, MeshError, invalid
+from devmesh.edges.problem import WRONG_MEDIA_TYPE
+from devmesh.operations.registry import Operation, Params, refusal
+from devmesh.settings import Settings
+
+ParamsT = TypeVar("ParamsT", bound=Params)
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+
+
+def from_url(request: Request, shape: type[ParamsT]) -> ParamsT:
+    """The parameters of a request without a body. A list is given by repetition or with commas."""
+    given: dict[str, Any] = _beside_the_body(request, shape)
+    lists = _list_fields(shape)
+    for name, text in request.query_params.multi_items():
+        if name in lists:
+            given.setdefault(name, []).extend(text.split(","))
+        elif given.setdefault(name, text) != text:
+            raise invalid(f"{name[:80]}: given twice, with different values", name[:80])
+    try:
+        params = msgspec.convert(given, shape, strict=False)
+    except msgspec.ValidationError as problem:
+        raise refusal(problem) from None
+    for name in given:
+        if getattr(params, name) is None:  # the text `null` would pass for one
+            raise invalid(f"{name}: expected a value; to give none, leave it out", name)
+    return params
+
+
+async def from_body(request: Request, operation: Operation, settings: Settings) -> bytes:
+    """The parameters of a request with a body, which is a JSON object; an empty one is `{}`."""
+    body = await _read(request, settings.message_bytes_max)
+    if request.query_params:
+        name = next(iter(request.query_params))[:80]
+        raise invalid(f"{name}: parameters of {request.method} belong into the body", name)
+    if not body:
+        members = {}
+    else:
+        _require_json(request)
+        members = _decode(body, settings.payload_depth_max)
+    for name, text in _beside_the_body(request, operation.params).items():
+        value = Raw(msgspec.json.encode(text))
+        if name in members and bytes(members[name]) != bytes(value):
+            raise invalid(f"{name}: the body says otherwise than the path or the header", name)
+        members[name] = value
+    return msgspec.json.encode(members)
+
+
+def _beside_the_body(request: Request, shape: type[Params]) -> dict[str, str]:
+    """What stands in the path, and the idempotency key, which is a header by custom."""
+    found: dict[str, str] = dict(request.path_params)
+    key = request.headers.get("idempotency-key")
+    if key is not None and "idempotency_key" in shape.__struct_fields__:
+        found["idempotency_key"] = key
+    return found
+
+
+async def _read(request: Request, bytes_max: int) -> bytes:
+    """The body. What it really has is counted: its announced length may be missing or a lie."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > bytes_max:
+            raise MeshError(Kind.TOO_LARGE, f"a body has {bytes_max} bytes at the most")
+    return bytes(body)
+
+
+def _require_json(request: Request) -> None:
+    media_type, _, rest = request.headers.get("content-type", "application/json").lower().partition(";")
+    charset = rest.partition("charset=")[2].partition(";")[0].strip().strip('"')
+    is_json = media_type.strip() == "application/json" or media_type.strip().endswith("+json")
+    if not is_json or charset not in ("", "utf-8", "utf8", "us-ascii"):
+        raise _wrong_media_type("send the parameters as JSON in UTF-8, with `Content-Type: application/json`")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _wrong_media_type("send the body as it is, without a Content-Encoding")
+
+
+def _wrong_media_type(message: str) -> MeshError:
+    return MeshError(Kind.INVALID_REQUEST, message, reason=WRONG_MEDIA_TYPE)
+
+
+def _decode(body: bytes, depth_max: int) -> dict[str, Raw]:
+    """The members of an object, each still the JSON that it came as. Of a member that comes twice the last counts."""
+    require_depth(body, depth_max)
+    try:
+        body.decode()  # members that stay Raw are not looked into, so that nobody else would notice
+        return _members.decode(body)
+    except msgspec.ValidationError:
+        raise invalid("the body must be a JSON object") from None
+    except UnicodeDecodeError:
+        raise MeshError(Kind.PARSE_ERROR, "the body is not UTF-8") from None
+    except msgspec.DecodeError as problem:
+        raise MeshError(Kind.PARSE_ERROR, f"the body is not well-formed: {problem}") from None
+
+
+@functools.cache
+def _list_fields(shape: type[Params]) -> frozenset[str]:
+    """The fields that take a list."""
+    described = msgspec.inspect.type_info(shape)
+    assert isinstance(described, msgspec.inspect.StructType)
+    return frozenset(field.name for field in described.fields if _takes_list(field.type))
+
+
+def _takes_list(described: msgspec.inspect.Type) -> bool:
+    if isinstance(described, msgspec.inspect.UnionType):
+        return any(_takes_list(member) for member in described.types)
+    return isinstance(described, msgspec.inspect.ListType)

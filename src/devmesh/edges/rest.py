@@ -1,0 +1,142 @@
+"""REST: every operation at the method and path that it declares, under /api/v1. Translation, nothing else.
+
+Path, query and body become the operation's parameters as JSON and go down the corridor; what comes back is the body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Coroutine
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from devmesh.core.access import Caller
+from devmesh.core.errors import Kind, MeshError
+from devmesh.edges import openapi
+from devmesh.edges.boundary import Handler, Resource
+from devmesh.edges.credentials import presented_secret
+from devmesh.edges.parameters import from_body, from_url
+from devmesh.edges.sse import EventStreams
+from devmesh.operations.authentication import Authenticator
+from devmesh.operations.corridor import Corridor
+from devmesh.operations.registry import REGISTRY, Operation
+from devmesh.settings import Settings
+
+# The page holds its own script and style, and may talk to this server only.
+DOCS_POLICY = (
+    "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+_things = msgspec.json.Decoder(dict[str, _Versioned])
+
+
+def routes(
+    corridor: Corridor, authenticator: Authenticator, streams: EventStreams, settings: Settings
+) -> list[BaseRoute]:
+    """A route for each path. Fixed paths come before those with parameters, so that neither hides the other."""
+    handlers: dict[str, dict[str, Handler]] = {}
+    for operation in REGISTRY.values():
+        endpoint = Endpoint(operation, corridor, authenticator, settings)
+        handlers.setdefault(openapi.PREFIX + operation.path, {})[operation.method] = endpoint.answer
+
+    async def events(request: Request) -> ASGIApp:
+        return await streams.open(request, await authenticated(request, authenticator))
+
+    handlers[openapi.EVENTS_PATH] = {"GET": events}
+    document = msgspec.json.encode(openapi.document())
+    page = (files("devmesh.edges") / "static" / "docs.html").read_bytes()
+    handlers["/openapi.json"] = {"GET": _fixed(document, "application/json")}
+    handlers["/docs"] = {"GET": _fixed(page, "text/html; charset=utf-8", {"Content-Security-Policy": DOCS_POLICY})}
+    handlers["/"] = {"GET": _to_docs}
+    return [Route(path, Resource(handlers[path])) for path in sorted(handlers, key=lambda path: ("{" in path, path))]
+
+
+async def authenticated(request: Request, authenticator: Authenticator) -> Caller:
+    """Who is calling. Raises unauthenticated or rate_limited."""
+    address = request.client.host if request.client else "unknown"
+    return await authenticator.authenticate(presented_secret(request.headers.raw), address)
+
+
+class Endpoint:
+    """One operation as HTTP serves it."""
+
+    def __init__(
+        self, operation: Operation, corridor: Corridor, authenticator: Authenticator, settings: Settings
+    ) -> None:
+        self._operation, self._corridor = operation, corridor
+        self._authenticator, self._settings = authenticator, settings
+        self._versioned_field = openapi.versioned_field(operation)
+        self._status = openapi.success_status(operation)
+
+    async def answer(self, request: Request) -> Response:
+        operation = self._operation
+        if "if-match" in request.headers:
+            message = "If-Match is not honoured here, and leaving it out of account could overwrite another's change"
+            raise MeshError(Kind.INVALID_REQUEST, message, field="If-Match")
+        caller = await authenticated(request, self._authenticator)
+        if operation.method in openapi.METHODS_WITH_BODY:
+            raw = await from_body(request, operation, self._settings)
+        else:
+            raw = msgspec.json.encode(from_url(request, operation.params))
+        result = await while_connected(request, self._corridor.serve(operation.name, caller, raw))
+        return self._response(request, bytes(result))
+
+    def _response(self, request: Request, body: bytes) -> Response:
+        headers = {"Cache-Control": "no-store"}
+        if self._versioned_field is not None:
+            version = _things.decode(body)[self._versioned_field].version
+            # Some of what is shown, such as an agent's status, changes without a version: the checksum says when.
+            tag = f'"{version}-{zlib.crc32(body):08x}"'
+            headers = {"Cache-Control": "private, no-cache", "ETag": tag}
+            if request.method in ("GET", "HEAD") and _is_among(tag, request.headers.get("if-none-match", "")):
+                return Response(status_code=304, headers=headers)
+        return Response(body, self._status, headers, media_type="application/json")
+
+
+async def while_connected(request: Request, serving: Coroutine[Any, Any, Raw]) -> Raw:
+    """The answer, unless the client leaves before: then nothing is waited for, or claimed, in its name any more."""
+    loop = asyncio.get_running_loop()
+    answer, departure = loop.create_task(serving), loop.create_task(_departed(request))
+    try:
+        await asyncio.wait([answer, departure], return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        answer.cancel()
+        departure.cancel()
+
+
+async def _departed(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _is_among(tag: str, given: str) -> bool:
+    tags = [part.strip().removeprefix("W/") for part in given.split(",")]
+    return "*" in tags or tag in tags
+
+
+def _fixed(content: bytes, media_type: str, headers: dict[str, str] | None = None) -> Handler:
+    async def answer(_: Request) -> Response:
+        return Response(content, headers={"Cache-Control": "no-cache", **(headers or {})}, media_type=media_type)
+
+    return answer
+
+
+async def _to_docs(_: Request) -> Response:
+    return RedirectResponse("/docs")

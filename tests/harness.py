@@ -1,0 +1,211 @@
+"""Real services as child processes on a real database, to be used, killed, stopped and started again by tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from devmesh import operations
+from devmesh.core.access import KeyKind
+from devmesh.core.ids import new_id
+from devmesh.operations.administration import CreateKey, create_key_for
+from devmesh.operations.work import Work
+from devmesh.store.database import Database, Transaction
+from devmesh.store.statements import load
+
+PORT_MIN, PORT_MAX = 20_000, 32_000  # below the system's own ephemeral ports
+READY_LIMIT_S = 30.0
+_next_port = PORT_MIN + os.getpid() * 37 % (PORT_MAX - PORT_MIN)
+
+
+def free_port() -> int:
+    """A port that nobody listens on and that this run has not handed out yet."""
+    global _next_port
+    while True:
+        _next_port = PORT_MIN + (_next_port + 1 - PORT_MIN) % (PORT_MAX - PORT_MIN)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", _next_port))
+            except OSError:
+                continue
+            return _next_port
+
+
+def wait_until(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
+    """Looks again and again until a condition holds. Fails, saying what was waited for, when it does not in time."""
+    ends_at = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < ends_at, f"{what}: not within {within_s} s"
+        time.sleep(0.02)
+
+
+async def eventually(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
+    """Like `wait_until`, while the loop goes on. The condition may be a coroutine function."""
+    ends_at = time.monotonic() + within_s
+    while True:
+        held = condition()
+        if asyncio.iscoroutine(held):
+            held = await held
+        if held:
+            return
+        assert time.monotonic() < ends_at, f"{what}: not within {within_s} s"
+        await asyncio.sleep(0.02)
+
+
+class Child:
+    """One service as a process."""
+
+    def __init__(self, service: str, port: int, environment: dict[str, str], log: Path) -> None:
+        self.service, self.port, self._environment, self.log = service, port, environment, log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "devmesh", self.service],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+            )
+
+    def wait_ready(self, within_s: float = READY_LIMIT_S) -> None:
+        wait_until(self.is_ready, f"{self.service} is ready; its log: {self.tail()}", within_s)
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"{self.service} ended with {self.process.returncode}: {self.tail()}"
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=2.0, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9, and waits until the process is gone."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self, within_s: float = 15.0) -> int:
+        """The exit code."""
+        assert self.process is not None
+        return self.process.wait(within_s)
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+
+
+class Mesh:
+    """Some services on one database."""
+
+    def __init__(self, dsn: str, directory: Path, settings: dict[str, str] | None = None) -> None:
+        self.dsn, self._directory = dsn, directory
+        self._settings = settings or {}
+        self.children: list[Child] = []
+        self.admin_key = ""
+
+    def add(self, service: str) -> Child:
+        """Another service, not started yet."""
+        port = free_port()
+        name = {"rest-api": "REST", "mcp-server": "WS", "worker": "WORKER"}[service]
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("DEVMESH_", "DATABASE_"))}
+        environment = {
+            **clean,
+            "DATABASE_DSN": self.dsn,
+            "DEVMESH_AUTH_FAILURES_PER_MINUTE_MAX": "1000000",  # all tests come from one address
+            **self._settings,
+            f"DEVMESH_{name}_PORT": str(port),
+        }
+        log = self._directory / f"{service}-{len(self.children)}.log"
+        child = Child(service, port, environment, log)
+        self.children.append(child)
+        return child
+
+    def start(self, *services: str) -> None:
+        """Starts services, waits until they are ready, and makes the operator's key."""
+        for service in services:
+            self.add(service).start()
+        for child in self.children:
+            child.wait_ready()
+        if not self.admin_key:
+            with ThreadPoolExecutor(1) as aside:  # the caller may run in a loop already
+                self.admin_key = aside.submit(asyncio.run, create_admin_key(self.dsn, "default")).result()
+
+    def of(self, service: str) -> list[Child]:
+        return [child for child in self.children if child.service == service]
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://127.0.0.1:{self.of('mcp-server')[0].port}/ws"
+
+    @property
+    def rest_url(self) -> str:
+        return f"http://127.0.0.1:{self.of('rest-api')[0].port}"
+
+    def new_tenant(self) -> str:
+        """The administrator's key of a new tenant, made through the public wire."""
+        answer = httpx.post(
+            f"{self.rest_url}/api/v1/tenants",
+            json={"name": f"t{new_id().hex}"},
+            headers={"Authorization": f"Bearer {self.admin_key}"},
+            timeout=10.0,
+            trust_env=False,
+        )
+        assert answer.status_code == 201, answer.text
+        secret: str = answer.json()["secret"]
+        return secret
+
+    def end(self) -> None:
+        for child in self.children:
+            child.end()
+
+
+@contextmanager
+def running_mesh(dsn: str, directory: Path, *services: str, settings: dict[str, str] | None = None) -> Iterator[Mesh]:
+    mesh = Mesh(dsn, directory, settings)
+    try:
+        mesh.start(*services)
+        yield mesh
+    finally:
+        mesh.end()
+
+
+async def create_admin_key(dsn: str, tenant: str) -> str:
+    """What `devmesh up` does at its first start: a tenant and its first key, straight in the database."""
+    operations.load_all()
+    tenants = load("tenants")
+    database = await Database.open(dsn, service="tests", pool_size_min=1, pool_size_max=1, transaction_deadline_s=10.0)
+
+    async def create(tx: Transaction) -> str:
+        await tx.fetch_row(tenants.insert, new_id(), tenant)
+        row = await tx.fetch_row(tenants.by_name, tenant)
+        assert row is not None
+        work = Work(tx, row["id"], row["created_at"])
+        _, secret = await create_key_for(work, row["id"], CreateKey(kind=KeyKind.ADMIN, name="tests"))
+        return secret
+
+    try:
+        return await database.run(create)
+    finally:
+        await database.close()

@@ -1,0 +1,160 @@
+"""T9, T10 and the strategies: who gets what, exactly once and never beyond an agent's room."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+from typing import Any
+
+import pytest
+
+from tests.fleet import Agent, create, fleet, refusal, wait
+from tests.harness import Mesh
+from tests.wire import Wire
+
+
+@pytest.mark.timeout(120)
+async def test_t09_eight_claimers_and_ten_thousand_tasks_each_granted_once(mesh: Mesh, tenant: str) -> None:
+    total = 10_000
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        for begin in range(0, total, 1000):
+            tasks = [{"title": str(begin + place), "assign": "pull"} for place in range(1000)]
+            await wire.call("task.create_many", tasks=tasks)
+        granted: list[str] = []
+
+        async def claim_all(name: str) -> None:
+            async with await Agent.join(mesh, tenant, name, concurrency=10_000) as agent:
+                while True:
+                    tasks = (await agent.wire.call("task.claim", limit=100))["tasks"]
+                    if not tasks and len(granted) >= total:
+                        return
+                    granted.extend(task["id"] for task in tasks)
+                    assert all((task["assigned_to"], task["attempt"]) == (agent.id, 1) for task in tasks)
+
+        async with asyncio.timeout(90):
+            await asyncio.gather(*(claim_all(f"claimer-{number}") for number in range(8)))
+        assert len(granted) == len(set(granted)) == total
+        assert (await wire.call("task.stats"))["counts"]["assigned"] == total
+
+
+async def test_t10_concurrency_is_never_exceeded_under_fifty_creators(mesh: Mesh, tenant: str) -> None:
+    """The event stream is in the order of the commits, so that what agents held at each moment can be counted from it."""
+    limits = {"narrow": 1, "wide": 4}
+    async with contextlib.AsyncExitStack() as stack:
+        watcher = await stack.enter_async_context(await Wire.connect(mesh.ws_url, tenant))
+        await watcher.call("subscribe", topics=["tenant"])
+        agents = [
+            await stack.enter_async_context(await Agent.join(mesh, tenant, name, concurrency=limit))
+            for name, limit in limits.items()
+        ]
+        creators = [await stack.enter_async_context(await Wire.connect(mesh.ws_url, tenant)) for _ in range(50)]
+
+        async def work(agent: Agent) -> None:
+            while True:
+                await agent.complete(await agent.next_task(within_s=60))
+
+        workers = [asyncio.ensure_future(work(agent)) for agent in agents]
+        created = await asyncio.gather(*(create(wire) for wire in creators for _ in range(4)))
+        for task in created:
+            await wait(watcher, task, within_s=30)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
+        last = await watcher.call("task.list", status=["completed"], limit=1)  # all 200 ended: so will their events
+        assert last["next_cursor"] is not None
+        await watcher.until_events(len(agents) + 3 * len(created))
+        names = {agent.id: agent.name for agent in agents}
+    assert most_held(watcher.events, names) == limits, "they were filled, and never beyond"
+
+
+def most_held(events: list[dict[str, Any]], names: dict[str, str]) -> dict[str, int]:
+    """The most that each agent held at any moment, by the log."""
+    held: collections.Counter[str] = collections.Counter()
+    most: collections.Counter[str] = collections.Counter()
+    holder: dict[str, str] = {}
+    for event in events:
+        task = event["data"].get("task", {})
+        if event["type"] == "task.assigned":
+            name = holder[task["id"]] = names[task["assigned_to"]]
+            held[name] += 1
+            most[name] = max(most[name], held[name])
+        elif event["type"] == "task.completed":
+            held[holder.pop(task["id"])] -= 1
+    assert not holder, "every task has ended"
+    return dict(most)
+
+
+async def test_least_loaded_spreads_over_all_that_can(mesh: Mesh, tenant: str) -> None:
+    async with fleet(mesh, tenant, a=["w"], b=["w"], c=["w"]) as agents:
+        for _ in agents:
+            await create(agents[0].wire, required_capabilities=["w"])
+        tasks = [await agent.next_task() for agent in agents]
+        assert len({task["id"] for task in tasks}) == 3
+
+
+async def test_round_robin_takes_turns(mesh: Mesh, tenant: str) -> None:
+    async with fleet(mesh, tenant, a=["w"], b=["w"], c=["w"]) as agents:
+        turns = []
+        for _ in range(6):
+            task = await create(agents[0].wire, strategy="round_robin", required_capabilities=["w"])
+            event = await agents[0].wire.next_event("task.assigned", 5)
+            assert event["data"]["task"]["id"] == task["id"]
+            [agent] = [agent for agent in agents if agent.id == event["data"]["task"]["assigned_to"]]
+            await agent.complete(event["data"]["task"])
+            turns.append(agent.name)
+        assert turns[:3] == turns[3:]
+        assert set(turns) == {"a", "b", "c"}
+
+
+async def test_best_match_spares_the_versatile(mesh: Mesh, tenant: str) -> None:
+    async with fleet(mesh, tenant, versatile=["w", "x", "y"], plain=["w"], double=["w", "x"]) as (
+        versatile,
+        plain,
+        double,
+    ):
+        for expected in (plain, double, versatile):
+            await create(plain.wire, strategy="best_match", required_capabilities=["w"])
+            await expected.next_task()
+
+
+async def test_performance_prefers_who_succeeds(mesh: Mesh, tenant: str) -> None:
+    async with fleet(mesh, tenant, good=["w"], bad=["w"]) as (good, bad):
+        for agent in (good, bad):
+            await create(good.wire, assign=agent.id, max_retries=0)
+        await good.complete(await good.next_task())
+        await bad.say("fail", await bad.next_task())
+        for _ in range(3):
+            await create(good.wire, strategy="performance", required_capabilities=["w"])
+            await good.complete(await good.next_task())
+
+
+async def test_a_claim_waits_for_what_it_can_do(mesh: Mesh, tenant: str) -> None:
+    async with fleet(mesh, tenant, claimer=["pull", "count"]) as [claimer]:
+        assert await claimer.wire.call("task.claim", wait_ms=50) == {"tasks": []}
+        waiting = asyncio.ensure_future(claimer.wire.call("task.claim", wait_ms=10_000, limit=5))
+        narrowed = await claimer.wire.call("task.claim", capabilities=["count"])
+        assert narrowed == {"tasks": []}
+        async with await Wire.connect(mesh.ws_url, tenant) as creator:
+            await create(creator, "not mine", assign="pull", required_capabilities=["fly"])
+            mine = await create(creator, "mine", assign="pull", required_capabilities=["pull"])
+        [task] = (await waiting)["tasks"]
+        assert task["id"] == mine["id"]
+        assert await claimer.wire.call("task.claim") == {"tasks": []}, "its only place is taken"
+
+
+async def test_only_an_agent_claims_and_only_for_itself(mesh: Mesh, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as admin:
+        agent = (await admin.call("agent.register", name="mine"))["agent"]
+
+        async def key(**fields: Any) -> str:
+            secret: str = (await admin.call("key.create", **fields))["secret"]
+            return secret
+
+        async with await Wire.connect(mesh.ws_url, await key(kind="agent")) as stranger:
+            assert (await refusal(stranger, "task.claim")).data["field"] == "agent_id"
+            assert (await refusal(stranger, "task.claim", agent_id=agent["id"])).kind == "forbidden"
+        async with await Wire.connect(mesh.ws_url, await key(kind="user")) as user:
+            assert (await refusal(user, "task.claim", agent_id=agent["id"])).kind == "forbidden"
+        async with await Wire.connect(mesh.ws_url, await key(kind="agent", agent=agent["id"])) as bound:
+            assert await bound.call("task.claim") == {"tasks": []}
