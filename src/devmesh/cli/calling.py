@@ -83,13 +83,14 @@ def invoke(operation: Operation | str, params: Mapping[str, Any], data_dir: Path
 
 
 def print_result(result: Mapping[str, Any], as_table: bool) -> None:
-    from devmesh.cli.tables import table_of
+    from devmesh.cli.tables import tables_of
 
     if not as_table:
         print_json(result)
         return
-    columns, rows = table_of(result)
-    print_table(columns, rows)
+    tables = tables_of(result)
+    for table in tables:
+        print_table(table.columns, table.rows, table.title if len(tables) > 1 else "")
     if result.get("next_cursor"):
         say(f"more: cursor={result['next_cursor']}")
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import typer
-
 from devmesh.cli.children import Child, Service, Surroundings
 from devmesh.cli.console import Exit, Failure
 from devmesh.cli.first_key import working_key
 from devmesh.cli.instance import Instance
+from devmesh.cli.logs import MergedLog
 from devmesh.core.errors import MeshError
 from devmesh.settings import Settings
 from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
@@ -28,13 +26,6 @@ from devmesh.store.embedded import EmbeddedError, EmbeddedPostgres
 
 DATABASE_PAUSES_S = (1.0, 1.0)  # between tries to reach a given database; who waits longer is a service, not a person
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
-COLOURS = {
-    "devmesh": typer.colors.YELLOW,
-    "rest-api": typer.colors.GREEN,
-    "mcp-server": typer.colors.CYAN,
-    "worker": typer.colors.MAGENTA,
-}
-NAME_WIDTH = max(len(name) for name in COLOURS)
 
 
 class Ready(NamedTuple):
@@ -51,8 +42,7 @@ class LocalMesh:
         self._instance, self._settings, self._known_key = instance, settings, known_key
         self._hurry = asyncio.Event()
         self._is_stopping = False
-        self._is_terminal = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        self._can_write = True
+        self._log = MergedLog(on_closed=self.stop)
 
     async def run(self, on_ready: Callable[[Ready], None]) -> None:
         """Until somebody stops it. Raises `Failure`, alone or in a group."""
@@ -131,9 +121,11 @@ class LocalMesh:
             return
         try:
             postgres = EmbeddedPostgres(self._instance.directory / "postgres")
+            starting = asyncio.create_task(asyncio.to_thread(postgres.start))
             try:
-                yield await asyncio.to_thread(postgres.start)
+                yield await asyncio.shield(starting)
             finally:
+                await asyncio.wait([starting])  # a start that was given up half-way could not be stopped
                 await asyncio.to_thread(postgres.stop, "immediate" if self._hurry.is_set() else "fast")
         except EmbeddedError as error:
             raise Failure(str(error)) from error
@@ -163,14 +155,3 @@ class LocalMesh:
         finally:
             os.close(reading)
             os.close(writing)
-
-    def _log(self, name: str, line: str) -> None:
-        """A line under the name of who wrote it. When nobody reads any more, that is the end of the mesh."""
-        label = name.ljust(NAME_WIDTH)
-        label = typer.style(label, fg=COLOURS[name]) if self._is_terminal else label
-        try:
-            if self._can_write:
-                typer.echo(f"{label} | {line}", err=True)
-        except OSError:
-            self._can_write = False
-            self.stop()

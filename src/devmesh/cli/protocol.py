@@ -53,7 +53,10 @@ def page() -> str:
         close_codes=table(("code", "means"), [(str(code), text) for code, text in sorted(CLOSE_CODES.items())]),
         limits=_limits(),
         operations="\n\n".join(_operation(operation) for operation in declared),
-        things=_things([operation.params for operation in declared] + [operation.result for operation in declared]),
+        things=_things(
+            [struct for operation in declared for struct in (operation.params, operation.result)]
+            + [session.Initialize, session.Initialized]
+        ),
     )
 
 
@@ -74,8 +77,10 @@ def _operation(operation: Operation) -> str:
 
 def _own_errors(operation: Operation) -> list[Kind]:
     """By what an operation takes: a thing that it names may be missing, a change may be in conflict or be repeated."""
-    names_things = any(name.endswith("_id") or name == "agent" for name in operation.params.__struct_fields__)
-    found = [Kind.NOT_FOUND] if names_things else []
+    refers = any(
+        name.endswith("_id") or name in ("agent", "to_agent", "assign") for name in operation.params.__struct_fields__
+    )
+    found = [Kind.NOT_FOUND] if operation.path_fields or (operation.mutates and refers) else []
     return found + ([Kind.CONFLICT, Kind.IDEMPOTENCY_MISMATCH] if operation.mutates else [])
 
 
@@ -86,13 +91,15 @@ def _answer(result: type[msgspec.Struct]) -> str:
 
 def _session_methods() -> str:
     """The methods of the connection itself, which are no operations."""
-    initialize = (session.Initialize, session.Initialized, "")
-    others = {name: (m.params, m.result, inspect.getdoc(m.handler) or "") for name, m in session.METHODS.items()}
-    sections = []
-    for name, (params, result, text) in {"initialize": initialize, **others}.items():
-        paragraphs = (f"### `{name}`", text or _own_doc(params), _fields(params), f"Answers {_answer(result)}")
-        sections.append("\n\n".join(paragraph for paragraph in paragraphs if paragraph))
+    sections = [_session_method("initialize", session.Initialize, session.Initialized, "")]
+    for name, method in session.METHODS.items():
+        sections.append(_session_method(name, method.params, method.result, inspect.getdoc(method.handler) or ""))
     return "\n\n".join(sections)
+
+
+def _session_method(name: str, params: type[msgspec.Struct], result: type[msgspec.Struct], text: str) -> str:
+    paragraphs = (f"### `{name}`", text or _own_doc(params), _fields(params), f"Answers {_answer(result)}")
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
 def _errors() -> str:

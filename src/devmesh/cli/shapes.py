@@ -102,15 +102,16 @@ def shape(of: types.Type) -> str:
         case types.StructType():
             return of.cls.__name__
         case types.EnumType() | types.LiteralType():
-            return "one of " + ", ".join(str(value) for value in _choices(of))
+            return f"one of ({', '.join(str(value) for value in _choices(of))})"
         case types.ListType() | types.SetType() | types.FrozenSetType() | types.VarTupleType():
-            return f"array{_length(of.min_length, of.max_length, 'items')} of {shape(of.item_type)}"
+            return f"array{_bounds(_length(of.min_length, of.max_length, 'items'))} of {shape(of.item_type)}"
         case types.DictType():
             return f"object of {shape(of.value_type)}"
         case types.IntType() | types.FloatType():
-            return ("integer" if isinstance(of, types.IntType) else "number") + _range(of)
+            return ("integer" if isinstance(of, types.IntType) else "number") + _bounds(_range(of))
         case types.StrType():
-            return "text" + _length(of.min_length, of.max_length, "characters")
+            like = f"like `{of.pattern}`" if of.pattern else ""
+            return f"text{_bounds(_length(of.min_length, of.max_length, 'characters'), like)}"
     return PLAIN[type(of)]
 
 
@@ -133,19 +134,22 @@ def _default(field: types.Field) -> str | None:
     return json.dumps(json.loads(msgspec.json.encode(value)), ensure_ascii=False)
 
 
+def _bounds(*bounds: str) -> str:
+    """What limits a type, in parentheses behind it."""
+    said = ", ".join(bound for bound in bounds if bound)
+    return f" ({said})" if said else ""
+
+
 def _length(least: int | None, most: int | None, unit: str) -> str:
-    """The bounds of a length, as in ` (1 to 200 characters)`."""
     if least and most is not None:
-        return f" ({least:,} to {most:,} {unit})"
+        return f"{least:,} to {most:,} {unit}"
     if most is not None:
-        return f" (at most {most:,} {unit})"
-    return f" (at least {least:,} {unit})" if least else ""
+        return f"at most {most:,} {unit}"
+    return f"at least {least:,} {unit}" if least else ""
 
 
 def _range(of: types.IntType | types.FloatType) -> str:
-    """The bounds of a number, as in ` (1 to 5)` and ` (above 0, at most 10)`."""
     if of.ge is not None and of.le is not None:
-        return f" ({of.ge:,} to {of.le:,})"
+        return f"{of.ge:,} to {of.le:,}"
     bounds = (("above", of.gt), ("at least", of.ge), ("below", of.lt), ("at most", of.le))
-    found = [f"{word} {bound:,}" for word, bound in bounds if bound is not None]
-    return f" ({', '.join(found)})" if found else ""
+    return ", ".join(f"{word} {bound:,}" for word, bound in bounds if bound is not None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from devmesh.cli.console import Exit, Failure, note, print_json, say
+from devmesh.cli.console import Exit, Failure, note, print_json
 from devmesh.cli.loading import DEV_ENV, DOTENV, data_directory, with_options
 from devmesh.cli.services import DataDir, Host
 from devmesh.settings import ClientSettings, Settings, SettingsError, read_variables
@@ -83,21 +83,21 @@ def _print_welcome(ready: Ready) -> None:
     directory = ready.dev_env.parent
     is_found = data_directory(None).absolute() == directory
     elsewhere = "" if is_found else f", after `export DEVMESH_DATA_DIR={directory}`"
-    say(
+    typer.echo(
         f"""
-[bold green]The mesh is ready.[/]
+{typer.style("The mesh is ready.", bold=True, fg=typer.colors.GREEN)}
 
   REST        {ready.url}
   docs        {ready.url}/docs
   agents      {ready.ws_url}
   worker      {ready.worker_url}/health
-  key         in {ready.dev_env} (DEVMESH_API_KEY), for administrators
+  key         DEVMESH_API_KEY in {ready.dev_env}
 
 Next, in another terminal{elsewhere}:
 
-  devmesh call task.create title="my first task" assign=pull
+  devmesh call task.create title="my first task"
   devmesh watch
-  devmesh --help
+  devmesh call --list
 
 Ctrl-C stops it all.
 """

@@ -1,0 +1,26 @@
+"""The Python client: ask anything of a mesh with `Client`, be an agent of it with `Mesh`. An ordinary user of the wire."""
+
+from devmesh.client.agents import Agent
+from devmesh.client.client import Client
+from devmesh.client.connection import Event
+from devmesh.client.context import BlockingTaskContext, TaskContext
+from devmesh.client.errors import EventsMissed, Fail, LeaseLost, MeshError, Reject
+from devmesh.client.events import EventStream
+from devmesh.client.mesh import Mesh
+from devmesh.client.tasks import Task
+
+__all__ = [
+    "Agent",
+    "BlockingTaskContext",
+    "Client",
+    "Event",
+    "EventStream",
+    "EventsMissed",
+    "Fail",
+    "LeaseLost",
+    "Mesh",
+    "MeshError",
+    "Reject",
+    "Task",
+    "TaskContext",
+]

@@ -53,7 +53,7 @@ class Filters(TypedDict, total=False):
 AgentList = list[Agent]  # inside Agents, `list` is a verb
 
 
-class _One(msgspec.Struct):
+class One(msgspec.Struct):
     agent: Agent
 
 
@@ -120,4 +120,4 @@ class Agents:
         return (await self._client.request("agent.health", {"agent_id": agent_id}, _Healthy)).health
 
     async def _one(self, verb: str, **params: Any) -> Agent:
-        return (await self._client.request(f"agent.{verb}", given(**params), _One)).agent
+        return (await self._client.request(f"agent.{verb}", given(**params), One)).agent

@@ -71,6 +71,15 @@ class Client:
             await stream.close()
         await self._session.close()
 
+    async def ended(self) -> MeshError:
+        """Waits until the client has ended for good, and says why."""
+        return await self._session.wait_ended()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether requests have a chance: it is connected, or will be again."""
+        return self._session.ended is None and self.agent_id is not None
+
     @property
     def url(self) -> str:
         return self._session.address.url

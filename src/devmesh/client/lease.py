@@ -19,7 +19,7 @@ class Lease:
         self._renewed_at = asked_at
         self._lock = threading.Lock()
         self._lost_reason: str | None = None
-        self._on_lost: Callable[[], None] | None = None
+        self._on_lost: Callable[[], object] | None = None
         self.is_over = False  # the holder has ended it; there is nothing to keep or to lose any more
 
     @property
@@ -41,7 +41,7 @@ class Lease:
         """The server renewed it, after this process asked at that time."""
         self._renewed_at = max(self._renewed_at, asked_at)
 
-    def watch(self, on_lost: Callable[[], None]) -> None:
+    def watch(self, on_lost: Callable[[], object]) -> None:
         """Has this called when the lease is lost, at once if it is already; from whichever thread finds it out."""
         with self._lock:
             self._on_lost = on_lost

@@ -84,6 +84,13 @@ class Session:
             await self.close()
             raise
 
+    async def wait_ended(self) -> MeshError:
+        """Waits until there will never be a connection again, and says why."""
+        while self.ended is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.ended
+
     async def close(self) -> None:
         """Ends the session; who waits for an answer gets an error."""
         self._end(MeshError(Kind.CANCELLED, "the client was closed"))

@@ -128,7 +128,7 @@ class Move(msgspec.Struct, frozen=True):
 LEGAL: dict[str, frozenset[Status]] = {
     "assign": frozenset({Status.PENDING}),
     "accept": frozenset({Status.ASSIGNED}),
-    "reject": frozenset({Status.ASSIGNED}),
+    "reject": frozenset({Status.ASSIGNED, Status.ACCEPTED}),  # accepting may be how it finds out that it cannot
     "progress": HELD,
     "heartbeat": HELD,
     "complete": HELD,

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from devmesh import telemetry
-from devmesh.core.errors import ErrorData, Kind, MeshError
+from devmesh.core.errors import Kind, MeshError
 
 MEDIA_TYPE = "application/problem+json"
 WRONG_METHOD = "http.method"
@@ -18,13 +18,19 @@ WRONG_MEDIA_TYPE = "http.media_type"
 STATUSES = {WRONG_METHOD: 405, WRONG_MEDIA_TYPE: 415}
 
 
-class Problem(ErrorData, kw_only=True, omit_defaults=True):
+class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What went wrong. `kind` and `reason` are for programs, `detail` is for people."""
 
     type: str
     title: str
     status: int
     detail: str
+    kind: Kind
+    retryable: bool
+    retry_after_ms: int | None = None
+    field: str | None = None
+    reason: str | None = None
+    error_id: str | None = None
 
 
 def status_of(error: MeshError) -> int:

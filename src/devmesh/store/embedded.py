@@ -312,6 +312,7 @@ class EmbeddedPostgres:
                 group=account.pw_gid if account else None,
                 extra_groups=[] if account else None,
                 umask=0o077,
+                process_group=0,  # Ctrl-C ends us in order; a pg_ctl that it ended would leave a server unknown to us
                 text=True,
                 errors="replace",
                 timeout=COMMAND_LIMIT_S,

@@ -1,0 +1,192 @@
+"""The client on a mesh that is well: nouns, values, many requests at once, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import pytest
+
+from devmesh import operations
+from devmesh.client import Client, MeshError
+from devmesh.client.codecs import CodecName
+from devmesh.client.session import REPEATABLE, takes_key
+from devmesh.core.errors import Kind
+from devmesh.edges.session import METHODS
+from devmesh.operations.registry import REGISTRY
+from tests.harness import Mesh, free_port
+
+UNKNOWN_KEY = "dm_" + "A" * 43
+
+
+def test_the_client_knows_which_operations_must_not_be_done_twice() -> None:
+    operations.load_all()
+    for name, operation in REGISTRY.items():
+        is_repeatable = name.rpartition(".")[2] in REPEATABLE
+        assert takes_key(name) == (operation.mutates and not is_repeatable), name
+    assert not any(takes_key(name) for name in (*METHODS, "initialize"))
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_nouns_take_and_give_python_values(mesh: Mesh, tenant: str, codec: CodecName) -> None:
+    parameters = {"text": "größer", "numbers": [1, 2.5, None], "deep": {"yes": True}}
+    async with Client(mesh.ws_url, tenant, codec=codec) as client:
+        agent = await client.agents.register("reader", capabilities=["read"], concurrency=2, metadata={"version": 1})
+        assert client.agent_id == agent.id
+        assert (agent.metadata, agent.status) == ({"version": 1}, "available")
+        created = await client.tasks.create(
+            "read", parameters=parameters, required_capabilities=["read"], assign="pull", priority=5, tags=["a"]
+        )
+        [task] = await client.tasks.claim(wait_s=5)
+        assert (task.id, task.parameters, task.assigned_to) == (created.id, parameters, agent.id)
+        await client.tasks.accept(task.id, attempt=task.attempt)
+        moved = await client.tasks.progress(task.id, task.attempt, 0.25, "begun")
+        assert (moved.progress, moved.progress_message, moved.status) == (0.25, "begun", "running")
+        await client.tasks.heartbeat(task.id, task.attempt)
+        await client.tasks.complete(task.id, task.attempt, {"words": 3})
+        ended = await client.tasks.wait(task.id, timeout_s=5)
+        assert (ended.result, ended.is_finished, ended.finished_at is not None) == ({"words": 3}, True, True)
+        history = await client.tasks.history(task.id)
+        assert [attempt.outcome for attempt in history.attempts] == ["completed"]
+        assert [event.type for event in history.events][-1] == "task.completed"
+        assert (await client.tasks.explain(task.id)).reason == "finished"
+        assert (await client.tasks.stats()).counts["completed"] == 1
+        assert [found.id for found in await client.agents.discover(["read"])] == [agent.id]
+        assert (await client.agents.health(agent.id)).success_rate == 1.0
+        assert (await client.call("task.get", task_id=task.id))["task"]["result"] == {"words": 3}
+
+
+async def test_pages_follow_one_another(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        made = await client.tasks.create_many([{"title": f"task {number}"} for number in range(7)])
+        found = [task.id async for task in client.tasks.each(limit=3)]
+        assert found == [task.id for task in reversed(made)]
+        assert [task.title for task in (await client.tasks.list(limit=2)).tasks] == ["task 6", "task 5"]
+
+
+async def test_a_distributed_task_and_what_cancelling_it_reaches(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        made = await client.tasks.create_distributed(
+            "all", [{"title": "one"}, {"title": "two", "priority": 5}], completion="any"
+        )
+        assert (made.task.distribution or {})["completion"] == "any"
+        await client.tasks.cancel(made.task.id, reason="enough")
+        children = [await client.tasks.get(child.id) for child in made.subtasks]
+        assert [child.status for child in children] == ["cancelled", "cancelled"]
+
+
+async def test_many_more_requests_than_the_server_takes_at_once(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        made = await asyncio.gather(*(client.tasks.create(f"task {number}") for number in range(1_000)))
+        assert len({task.id for task in made}) == 1_000
+
+
+async def test_a_wait_ends_in_time_with_an_error_that_cannot_be_overlooked(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        task = await client.tasks.create("nobody does this")
+        began = time.monotonic()
+        with pytest.raises(MeshError, match="still pending") as raised:
+            await client.tasks.wait(task.id, timeout_s=0.3)
+        assert raised.value.kind == Kind.TIMEOUT
+        assert 0.3 <= time.monotonic() - began < 5
+
+
+async def test_an_own_idempotency_key_is_kept(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        key = uuid.uuid4().hex
+        first = await client.tasks.create("once", idempotency_key=key)
+        assert (await client.tasks.create("once", idempotency_key=key)).id == first.id
+        with pytest.raises(MeshError) as raised:
+            await client.tasks.create("another", idempotency_key=key)
+        assert raised.value.kind == Kind.IDEMPOTENCY_MISMATCH
+
+
+async def test_errors_carry_what_the_server_says(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        with pytest.raises(MeshError) as raised:
+            await client.call("task.create", title="x", priority=9)
+        assert (raised.value.kind, raised.value.field, raised.value.code) == ("invalid_params", "priority", -32602)
+        with pytest.raises(MeshError) as raised:
+            await client.call("task.make", title="x")
+        assert raised.value.kind == "unknown_method"
+        task = await client.tasks.create("x")
+        await client.tasks.cancel(task.id)
+        with pytest.raises(MeshError) as raised:
+            await client.tasks.cancel(task.id)
+        assert (raised.value.kind, raised.value.reason, raised.value.retryable) == ("conflict", "task.state", False)
+
+
+async def test_what_no_message_can_carry_harms_nobody_else(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        waiting = asyncio.create_task(client.call("task.claim", wait_ms=60_000, agent_id=await _agent(client)))
+        with pytest.raises(MeshError, match=r"task\.create cannot be encoded") as raised:
+            await client.tasks.create("x", parameters={"it": object()})
+        assert raised.value.kind == Kind.INVALID_PARAMS
+        with pytest.raises(MeshError, match="at the most") as raised:
+            await client.tasks.create("x", parameters={"it": "x" * 2_000_000})
+        assert raised.value.kind == Kind.TOO_LARGE
+        task = await client.tasks.create("x", assign="pull")
+        assert (await waiting)["tasks"][0]["id"] == str(task.id)
+
+
+async def _agent(client: Client) -> uuid.UUID:
+    return (await client.agents.register("claimer")).id
+
+
+@pytest.mark.parametrize(("key", "why"), [(UNKNOWN_KEY, "not known"), ("nonsense", "not a DevMesh key")])
+async def test_a_wrong_key_is_an_error_at_once(mesh: Mesh, key: str, why: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(MeshError, match=why) as raised:
+        async with Client(mesh.ws_url, key):
+            pass
+    assert raised.value.kind == Kind.UNAUTHENTICATED
+    assert time.monotonic() - began < 5
+
+
+async def test_an_agent_that_is_none_is_an_error_at_once(mesh: Mesh, tenant: str) -> None:
+    with pytest.raises(MeshError) as raised:
+        async with Client(mesh.ws_url, tenant, agent="nobody"):
+            pass
+    assert raised.value.kind == Kind.NOT_FOUND
+
+
+async def test_an_address_where_nobody_is(mesh: Mesh, tenant: str) -> None:
+    url = f"ws://127.0.0.1:{free_port()}/ws"
+    with pytest.raises(MeshError, match="cannot be reached") as raised:
+        async with Client(url, tenant, connect_timeout_s=0.5):
+            pass
+    assert url in raised.value.message
+    assert raised.value.kind == Kind.UNAVAILABLE
+
+
+async def test_an_address_where_something_else_is(mesh: Mesh, tenant: str) -> None:
+    with pytest.raises(MeshError, match="no WebSocket at"):
+        async with Client(mesh.rest_url.replace("http", "ws") + "/ws", tenant, connect_timeout_s=2):
+            pass
+
+
+async def test_a_key_that_is_revoked_ends_calls_and_events_and_is_not_tried_for_ever(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as admin:
+        made = await admin.call("key.create", kind="user")
+        async with Client(mesh.ws_url, made["secret"]) as client, client.events("tenant") as events:
+            await admin.call("key.revoke", key_id=made["key"]["id"])
+            with pytest.raises(MeshError) as raised:
+                await asyncio.wait_for(events.next(), 10)
+            assert raised.value.kind == Kind.UNAUTHENTICATED
+            assert (await asyncio.wait_for(client.ended(), 10)).kind == Kind.UNAUTHENTICATED
+            with pytest.raises(MeshError) as raised:
+                await client.tasks.list()
+            assert raised.value.kind == Kind.UNAUTHENTICATED
+
+
+async def test_a_closed_client_answers_those_who_still_wait(mesh: Mesh, tenant: str) -> None:
+    client = Client(mesh.ws_url, tenant)
+    await client.connect()
+    task = await client.tasks.create("nobody does this")
+    waiting = asyncio.create_task(client.tasks.wait(task.id))
+    await client.tasks.get(task.id)
+    await client.close()
+    with pytest.raises(MeshError) as raised:
+        await waiting
+    assert raised.value.kind == Kind.CANCELLED

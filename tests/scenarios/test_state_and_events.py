@@ -1,0 +1,106 @@
+"""E8: an old state with the events after it gives the fresh state, for every event type that there is."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from devmesh.core.events import TYPES
+from tests.harness import Mesh, eventually
+from tests.wire import Wire
+
+# Measurements and counts, which are asked for and not told.
+ASKED_FOR = {"active_tasks", "sessions", "load", "metrics", "last_seen_at"}
+
+
+def apply_event(state: dict[str, dict[str, Any]], event: dict[str, Any]) -> None:
+    """What a reader has to do, and all that it has to know: a noun with its `id` and the fields that changed."""
+    noun = event["type"].partition(".")[0]
+    patch = event["data"][noun]
+    state.setdefault(patch["id"], {}).update(patch)
+
+
+async def differences(state: dict[str, dict[str, Any]], wire: Wire, gone: set[str]) -> dict[str, Any]:
+    """Where what was told and what is there are not the same."""
+    found = {}
+    for thing_id, told in state.items():
+        if thing_id not in gone:
+            noun = "task" if "title" in told else "agent"
+            fresh = (await wire.call(f"{noun}.get", **{f"{noun}_id": thing_id}))[noun]
+            for name in fresh.keys() - ASKED_FOR:
+                if told.get(name, "never told") != fresh[name]:
+                    found[f"{noun}.{name} of {thing_id}"] = (told.get(name, "never told"), fresh[name])
+    return found
+
+
+async def test_e08_old_state_and_events_give_the_fresh_state(mesh: Mesh, tenant: str) -> None:
+    state: dict[str, dict[str, Any]] = {}
+    async with await Wire.connect(mesh.ws_url, tenant) as reader, await Wire.connect(mesh.ws_url, tenant) as wire:
+        await reader.call("subscribe", topics=["tenant"])
+        gone = await walk_through_everything(mesh, tenant, wire)
+        differing: dict[str, Any] = {}
+
+        async def is_same() -> bool:
+            """Things still move when the walk ends; the events bring each of their moves."""
+            state.clear()
+            for event in list(reader.events):
+                apply_event(state, event)
+            differing.clear()
+            differing.update(await differences(state, wire, gone))
+            return not differing
+
+        await eventually(is_same, f"events tell what is there: {differing}", within_s=5)
+        assert {event["type"] for event in reader.events} == set(TYPES)
+        assert len(state) > 12
+
+
+async def walk_through_everything(mesh: Mesh, key: str, wire: Wire) -> set[str]:
+    """Makes every event happen at least once. Answers with the ids of what is not there any more."""
+    one = (await wire.call("agent.register", name="one", capabilities=["sum"], concurrency=20))["agent"]["id"]
+    other = await Wire.connect(mesh.ws_url, key)
+    two = (await other.call("agent.register", name="two", capabilities=["sum"], concurrency=20))["agent"]["id"]
+    await wire.call("agent.update", description="adds", metadata={"v": 1})
+
+    async def given(agent: Wire, **about: Any) -> dict[str, Any]:
+        agent_id = one if agent is wire else two
+        created = (await wire.call("task.create", **{"title": "t", "assign": agent_id, **about}))["task"]["id"]
+        event = await agent.next_event("task.assigned", where=lambda event: event["data"]["task"]["id"] == created)
+        task: dict[str, Any] = event["data"]["task"]
+        return {"task_id": task["id"], "attempt": task["attempt"]}
+
+    done = await given(wire)
+    await wire.call("task.accept", **done)
+    await wire.call("task.progress", **done, progress=0.25, message="a quarter")
+    await wire.call("task.complete", **done, result={"sum": 3})
+    await wire.call("task.reject", **await given(wire), reason="not mine")
+    failed = await given(wire, max_retries=0)
+    await wire.call("task.fail", **failed, error={"message": "no"})
+    await wire.call("task.retry", task_id=failed["task_id"])
+    await wire.call("task.fail", **await given(wire, max_retries=1), error="once more")
+    await wire.call("task.cancel", task_id=(await given(wire))["task_id"], reason="enough")
+    await wire.call("task.delegate", **await given(wire), to_agent=two, reason="yours")
+    await wire.call("task.reassign", task_id=(await given(wire))["task_id"], to_agent=two)
+    await given(wire, lease_s=0.5)  # is not heard of again
+    await wire.next_event("task.lease_expired")
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=0.3)
+    late = (await wire.call("task.create", title="late", assign="pull", deadline=soon.isoformat()))["task"]["id"]
+    whole = await wire.call(
+        "task.create_distributed",
+        title="whole",
+        distribution="pipeline",
+        subtasks=[{"title": "first", "assign": one}, {"title": "second", "assign": one, "parameters": {"own": 1}}],
+    )
+    for subtask in whole["subtasks"]:
+        event = await wire.next_event("task.assigned", where=lambda e: e["data"]["task"]["id"] == subtask["id"])  # noqa: B023
+        attempt = event["data"]["task"]["attempt"]
+        await wire.call("task.complete", task_id=subtask["id"], attempt=attempt, result=7)
+
+    async def has_ended(task_id: str) -> bool:
+        status: str = (await wire.call("task.get", task_id=task_id))["task"]["status"]
+        return status in ("completed", "timed_out")
+
+    await eventually(lambda: has_ended(late), "the deadline passes")
+    await eventually(lambda: has_ended(whole["task"]["id"]), "the pipeline ends")
+    await other.call("agent.deregister")
+    await other.close()
+    return {two}
