@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from devmesh.client import Client, Event, EventsMissed, EventStream, MeshError
+from devmesh.client import Client, Event, EventsMissed, EventStream, MeshError, TaskContext
+from devmesh.client import Mesh as Agents
 from devmesh.client.session import BACKOFF_BASE_S, BACKOFF_MAX_S, Backoff
 from devmesh.core.errors import Kind
 from devmesh.core.events import Cursor, decode_cursor
@@ -101,9 +104,6 @@ async def test_events_come_in_the_order_of_the_log_across_restarts(own_mesh: Own
 
 
 async def test_a_task_in_hand_outlives_its_gateway(own_mesh: OwnMesh) -> None:
-    from devmesh.client import Mesh as Agents
-    from devmesh.client import TaskContext
-
     mesh = own_mesh()
     [gateway] = mesh.of("mcp-server")
     agents = Agents(mesh.ws_url, mesh.admin_key)
@@ -157,13 +157,10 @@ async def test_a_call_ends_in_time_while_nobody_is_there_and_the_client_recovers
         assert raised.value.kind == Kind.TIMEOUT
         gateway.start()
         await asyncio.to_thread(gateway.wait_ready)
-        page = await client.request("task.list", {}, dict[str, list[object]], timeout_s=20)
-        assert page["tasks"] == []
+        assert (await client.request("task.list", {}, dict[str, Any], timeout_s=20))["tasks"] == []
 
 
 async def test_a_server_that_goes_away_in_good_order_is_not_noticed(own_mesh: OwnMesh) -> None:
-    import signal
-
     mesh = own_mesh("rest-api", "mcp-server")
     [gateway] = mesh.of("mcp-server")
     async with Client(mesh.ws_url, mesh.admin_key) as client:

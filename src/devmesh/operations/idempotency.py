@@ -101,11 +101,14 @@ class Claims:
 
 
 def _hash(operation: Operation, call: Call[Any]) -> bytes:
-    """Of the operation, the acting agent and the parameters in canonical form, whichever wire and spelling they came by."""
+    """Of the operation and its parameters in canonical form, whichever wire and spelling they came by.
+
+    Who acts as an agent without naming it means its own: two agents that use one key by chance do not get each other's answer.
+    """
     params = msgspec.json.decode(msgspec.json.encode(msgspec.structs.replace(call.params, idempotency_key=None)))
-    agent_id = params.get("agent_id") or call.caller.agent_id  # whether it may be that one is the body's to say
-    canonical = msgspec.json.encode([operation.name, agent_id, params], order="sorted")
-    return hashlib.sha256(canonical).digest()
+    if "agent_id" in params:
+        params["agent_id"] = params["agent_id"] or call.caller.agent_id  # whether it may be that one is the body's to say
+    return hashlib.sha256(msgspec.json.encode([operation.name, params], order="sorted")).digest()
 
 
 def _mismatch() -> errors.MeshError:
