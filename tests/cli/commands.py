@@ -17,21 +17,22 @@ from tests.harness import free_port, wait_until
 
 READY_LIMIT_S = 40.0
 END_LIMIT_S = 20.0
+COMMAND_LIMIT_S = 30.0
 SERVICES = ("rest-api", "mcp-server", "worker")
 
 
-def environment(**settings: str) -> dict[str, str]:
+def environment(settings: dict[str, str] | None = None) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DEVMESH_", "DATABASE_"))}
-    return {**clean, **settings}
+    return {**clean, **(settings or {})}
 
 
 def devmesh(
-    directory: Path, *arguments: str, stdin: str = "", within_s: float = 30.0, **settings: str
+    directory: Path, *arguments: str, stdin: str = "", settings: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "devmesh", *arguments], cwd=directory, env=environment(**settings), input=stdin,
-        capture_output=True, text=True, timeout=within_s, check=False,
+        [sys.executable, "-m", "devmesh", *arguments], cwd=directory, env=environment(settings), input=stdin,
+        capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False,
     )  # fmt: skip
 
 
@@ -58,16 +59,16 @@ class Up:
         self.data, self.dev_env_path = directory / ".devmesh", directory / ".devmesh" / "dev.env"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, **settings: str) -> None:
+    def start(self, settings: dict[str, str] | None = None) -> None:
         """Returns when the mesh is ready."""
-        self.launch(**settings)
+        self.launch(settings)
         wait_until(self._is_ready, "the mesh is ready", READY_LIMIT_S)
 
-    def launch(self, **settings: str) -> None:
+    def launch(self, settings: dict[str, str] | None = None) -> None:
         with (self.directory / "out").open("wb") as out, (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "devmesh", "up", "--json", "--port", str(self.port)],
-                cwd=self.directory, env=environment(**settings), stdin=subprocess.DEVNULL, stdout=out, stderr=log,
+                cwd=self.directory, env=environment(settings), stdin=subprocess.DEVNULL, stdout=out, stderr=log,
             )  # fmt: skip
 
     def _is_ready(self) -> bool:

@@ -29,7 +29,8 @@ def test_the_first_start_leaves_a_working_key_that_only_its_owner_may_read(up: U
     assert ready["worker_url"] == f"http://127.0.0.1:{up.port + 2}"
     for port in range(up.port, up.port + 3):
         assert httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
-    [key] = answer(up.directory, "keys", "list", "--json")["keys"]
+    keys = answer(up.directory, "keys", "list", "--json")["keys"]
+    [key] = [key for key in keys if key["name"] == "devmesh up"]
     assert key["kind"] == "admin"
     assert variables["DEVMESH_API_KEY"].startswith(key["prefix"])
     assert variables["DEVMESH_API_KEY"] not in up.log()
@@ -74,7 +75,7 @@ def test_what_cannot_work_is_one_line_and_an_exit_code(
     tmp_path: Path, settings: dict[str, str], arguments: list[str], code: int, said: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    refused = devmesh(tmp_path, "up", "--port", str(three_free_ports()), *arguments, **settings)
+    refused = devmesh(tmp_path, "up", "--port", str(three_free_ports()), *arguments, settings=settings)
     assert refused.returncode == code
     assert said in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -123,7 +124,7 @@ def test_a_new_database_gets_a_new_key_and_a_service_that_does_not_stop_is_ended
     first = own_up.dev_env()["DEVMESH_API_KEY"]
     assert own_up.end(signal.SIGTERM) == 0
 
-    own_up.start(DATABASE_DSN=fresh_database)
+    own_up.start(settings={"DATABASE_DSN": fresh_database})
     assert own_up.dev_env()["DATABASE_DSN"] == fresh_database
     assert own_up.dev_env()["DEVMESH_API_KEY"] != first
     assert answer(own_up.directory, "call", "task.list")["tasks"] == []

@@ -95,9 +95,9 @@ async def test_t16_random_sequences_of_moves_follow_the_table(mesh: Mesh, tenant
     moves = 0
     async with await Wire.connect(mesh.ws_url, tenant) as session, await Wire.connect(mesh.ws_url, tenant) as wire:
         agents = [await register(session, f"agent {number}") for number in range(8)]
-        for _ in range(4):
+        for _ in range(8):
             task = await create(wire, assign="pull")
-            for _ in range(30):
+            for _ in range(25):
                 task = await step(wire, task, chance.choice([*LEGAL, "claim", "claim"]), chance.choice(agents))
             history = await wire.call("task.history", task_id=task["id"], limit=200)
             check_history(history)

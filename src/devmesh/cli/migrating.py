@@ -68,9 +68,12 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
 
 
 def _migrator(data_dir: Path | None) -> Migrator:
+    from devmesh import telemetry
     from devmesh.store.migrator import Migrator
 
-    return Migrator(require_dsn(service_settings(data_dir)))
+    settings = service_settings(data_dir)
+    telemetry.configure_logs("migrate", settings.log_level)
+    return Migrator(require_dsn(settings))
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -160,7 +160,8 @@ def lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 def line(event: Mapping[str, Any]) -> str:
     """An event for people: when, what kind, of what, and what changed."""
     at = event["at"][11:23]
-    kind = typer.style(f"{event['type']:<{TYPE_WIDTH}}", fg=COLOURS.get(event["type"].partition(".")[2]))
+    kind, colour = f"{event['type']:<{TYPE_WIDTH}}", COLOURS.get(event["type"].partition(".")[2])
+    kind = typer.style(kind, fg=colour) if colour else kind
     return f"{at}  {kind}  {event['topic']}  {_changes(event['data'])}".rstrip()
 
 

@@ -6,13 +6,13 @@ the events after it gives the fresh state. What is not a field of the noun lies 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
+import re
 import uuid
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from devmesh.core import errors
 
@@ -62,19 +62,18 @@ class Cursor(NamedTuple):
     sequence: int
 
     def encode(self) -> str:
-        return base64.urlsafe_b64encode(f"{self.epoch}.{self.sequence}".encode()).decode().rstrip("=")
+        return f"{self.epoch:08x}{self.sequence:016x}"
+
+
+_CURSOR = r"^[0-7][0-9a-f]{7}[0-7][0-9a-f]{15}$"
+CursorText = Annotated[str, Meta(extra_json_schema={"pattern": _CURSOR})]
 
 
 def decode_cursor(text: str) -> Cursor:
     """Raises invalid_params for what no server of this kind has ever handed out."""
-    try:
-        padded = text + "=" * (-len(text) % 4)
-        epoch, sequence = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii").split(".")
-        if not (epoch.isdigit() and sequence.isdigit() and len(sequence) < 19 and len(epoch) < 10):
-            raise ValueError
-        return Cursor(int(epoch), int(sequence))
-    except (ValueError, binascii.Error):
-        raise errors.invalid("this is not a cursor that DevMesh handed out", "cursor") from None
+    if len(text) != 24 or re.match(_CURSOR, text) is None:
+        raise errors.invalid("this is not a cursor that DevMesh handed out", "cursor")
+    return Cursor(int(text[:8], 16), int(text[8:], 16))
 
 
 def agent_topic(agent_id: uuid.UUID) -> str:
@@ -86,7 +85,10 @@ def task_topic(task_id: uuid.UUID) -> str:
 
 
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
-NOUN_TOPICS = frozenset({"agent", "task", "workflow", "workspace", "document", "job"})
+NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job")
+_ID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_TOPIC = f"^(tenant|inbox|queue:.{{1,200}}|({'|'.join(NOUN_TOPICS)}):{_ID})$"
+Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]
 
 
 def check_topic(topic: str, own_agent_id: uuid.UUID | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from typing import Annotated
 
@@ -9,12 +10,16 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import errors
 
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$")]
+# The end is `$(?!\n)`, because Python's `$` alone lets a line break follow.
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)")]
 Text = Annotated[str, Meta(max_length=20_000)]
 Labels = Annotated[list[Label], Meta(max_length=64)]
 PageLimit = Annotated[int, Meta(ge=1, le=200)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
+Moment = Annotated[datetime.datetime, Meta(tz=True)]  # a time with its zone
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255)]
+PageCursor = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{32}$"})]
 
 EMPTY_OBJECT = Raw(b"{}")
 

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from devmesh import __version__
+from devmesh.core.events import CursorText
+from devmesh.core.names import IdempotencyKey
 from devmesh.edges import problem, sse
-from devmesh.operations.idempotency import KEY_CHARACTERS_MAX
 from devmesh.operations.registry import REGISTRY, Operation
 
 PREFIX = "/api/v1"
@@ -64,7 +65,7 @@ PARAMETERS: Json = {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "For 24 hours the same key and parameters give the same stored answer",
-        "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX},
+        "schema": msgspec.json.schema(IdempotencyKey),
     },
     "IfNoneMatch": {
         "name": "If-None-Match",
@@ -76,7 +77,7 @@ PARAMETERS: Json = {
         "name": "Last-Event-ID",
         "in": "header",
         "description": "The id of the last message that came; counts before `since`",
-        "schema": {"type": "string", "maxLength": 200},
+        "schema": msgspec.json.schema(CursorText),
     },
 }
 SECURITY_SCHEMES: Json = {

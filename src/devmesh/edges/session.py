@@ -29,8 +29,6 @@ from devmesh.operations.sessions import Sessions
 from devmesh.settings import Settings
 
 Token = Annotated[str, Meta(max_length=16_384)]
-CursorText = Annotated[str, Meta(max_length=200)]
-Topic = Annotated[str, Meta(min_length=1, max_length=300)]
 
 
 class ClientInfo(msgspec.Struct, frozen=True):
@@ -43,7 +41,7 @@ class Initialize(msgspec.Struct, forbid_unknown_fields=True):
 
     client: ClientInfo = ClientInfo()
     agent: Annotated[str, Meta(max_length=200)] | None = None
-    resume: CursorText | None = None
+    resume: events.CursorText | None = None
     token: Token | None = None
 
 
@@ -75,8 +73,8 @@ class Initialized(msgspec.Struct):
 
 
 class Subscribe(msgspec.Struct, forbid_unknown_fields=True):
-    topics: Annotated[list[Topic], Meta(min_length=1, max_length=100_000)]
-    since: CursorText | None = None
+    topics: Annotated[list[events.Topic], Meta(min_length=1, max_length=100_000)]
+    since: events.CursorText | None = None
 
 
 class SubscribeResult(msgspec.Struct):
@@ -87,7 +85,7 @@ class SubscribeResult(msgspec.Struct):
 
 
 class Unsubscribe(msgspec.Struct, forbid_unknown_fields=True):
-    topics: Annotated[list[Topic], Meta(min_length=1, max_length=100_000)]
+    topics: Annotated[list[events.Topic], Meta(min_length=1, max_length=100_000)]
 
 
 class Subscriptions(msgspec.Struct):

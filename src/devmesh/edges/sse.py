@@ -35,15 +35,12 @@ KEEP_ALIVE = b": still here\n\n"
 RECONNECT_AFTER_MS = 1000
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
-Topic = Annotated[str, Meta(min_length=1, max_length=300)]
-CursorText = Annotated[str, Meta(max_length=200)]
-
 
 class Follow(Params, kw_only=True):
     """What a stream may be asked for. `Last-Event-ID`, which a browser sends when it reconnects, counts before `since`."""
 
-    topics: Annotated[list[Topic], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["tenant"])
-    since: CursorText | None = None
+    topics: Annotated[list[events.Topic], Meta(min_length=1)] = msgspec.field(default_factory=lambda: ["tenant"])
+    since: events.CursorText | None = None
 
 
 class SseCodec:

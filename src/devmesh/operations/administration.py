@@ -12,7 +12,7 @@ from msgspec import Meta, Raw
 from devmesh.core import errors, keys
 from devmesh.core.access import DEFAULT_SCOPES, KeyKind, Scope
 from devmesh.core.ids import new_id
-from devmesh.core.names import PageLimit, decode_page_cursor, page_cursor
+from devmesh.core.names import Moment, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.statements import load
@@ -24,7 +24,7 @@ AUDIT = load("audit")
 SHOWN_ONCE = "secret"  # the field of the answers that hold one
 OPERATOR_TENANT = "default"  # its administrators look after the tenants
 
-TenantName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+TenantName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 KeyName = Annotated[str, Meta(max_length=200)]
 
 
@@ -92,7 +92,7 @@ async def create_tenant(work: Work, call: Call[CreateTenant]) -> NewTenantResult
 
 class ListTenants(Params, kw_only=True):
     limit: PageLimit = 50
-    cursor: str | None = None
+    cursor: PageCursor | None = None
 
 
 class TenantsResult(msgspec.Struct):
@@ -133,7 +133,7 @@ class CreateKey(Mutation, kw_only=True):
     kind: KeyKind
     scopes: list[Scope] | None = None
     agent: uuid.UUID | None = None
-    expires_at: datetime.datetime | None = None
+    expires_at: Moment | None = None
     name: KeyName = ""
 
 
@@ -141,8 +141,8 @@ class CreateKey(Mutation, kw_only=True):
 async def create_key(work: Work, call: Call[CreateKey]) -> NewKeyResult:
     """Create an API key. Its secret is in this answer and nowhere else."""
     expires_at = call.params.expires_at
-    if expires_at is not None and (expires_at.tzinfo is None or expires_at <= work.now):
-        raise errors.invalid("expires_at: give a time to come, with its zone", "expires_at")
+    if expires_at is not None and expires_at <= work.now:
+        raise errors.invalid("expires_at: give a time to come", "expires_at")
     if call.params.agent is not None and not await work.tx.fetch(AGENTS.owners, work.tenant_id, [call.params.agent]):
         raise errors.not_found("agent", call.params.agent)
     return NewKeyResult(*await create_key_for(work, work.tenant_id, call.params))
@@ -150,7 +150,7 @@ async def create_key(work: Work, call: Call[CreateKey]) -> NewKeyResult:
 
 class ListKeys(Params, kw_only=True):
     limit: PageLimit = 50
-    cursor: str | None = None
+    cursor: PageCursor | None = None
 
 
 class KeysResult(msgspec.Struct):
@@ -226,7 +226,7 @@ class AuditResult(msgspec.Struct):
 
 class ListAudit(Params, kw_only=True):
     limit: PageLimit = 50
-    cursor: str | None = None
+    cursor: PageCursor | None = None
 
 
 @operation("audit.list", scope=Scope.ADMIN, http="GET /audit", single=True)

@@ -19,6 +19,7 @@ from devmesh.core.names import (
     Label,
     Labels,
     Name,
+    PageCursor,
     PageLimit,
     Text,
     decode_page_cursor,
@@ -104,7 +105,7 @@ class ListAgents(Params, kw_only=True):
     status: list[Status] | None = None
     capability: Label | None = None
     limit: PageLimit = 50
-    cursor: str | None = None
+    cursor: PageCursor | None = None
 
 
 @operation("agent.list", scope=Scope.READ, http="GET /agents", single=True)

@@ -106,16 +106,16 @@ class Corridor:
         telemetry.batch_done(operation.name, len(calls), time.perf_counter() - began)
         return answers
 
-    async def _perform(
-        self, operation: Operation, work: Work, calls: Sequence[Call[Any]]
-    ) -> Sequence[Answer | NotYet]:
+    async def _perform(self, operation: Operation, work: Work, calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
         """Inside the transaction: who must run, run them, keep their answers. The runner appends the events, last."""
         claims = Claims(operation, calls)
         runs = await claims.claim(work)
         outcomes = await operation.body(work, [calls[ordinal] for ordinal in runs]) if runs else []
         waiting = {ordinal: out for ordinal, out in zip(runs, outcomes, strict=True) if isinstance(out, NotYet)}
         answers: dict[int, Answer] = {
-            ordinal: out if isinstance(out, errors.MeshError) else _encode(out.result if isinstance(out, NotYet) else out)
+            ordinal: out
+            if isinstance(out, errors.MeshError)
+            else _encode(out.result if isinstance(out, NotYet) else out)
             for ordinal, out in zip(runs, outcomes, strict=True)
         }
         await claims.store(work, answers, set(waiting))

@@ -9,21 +9,18 @@ import msgspec
 from msgspec import Meta, Raw
 
 from devmesh.core.access import Scope
-from devmesh.core.events import Cursor, check_topic, decode_cursor
+from devmesh.core.events import Cursor, CursorText, Topic, check_topic, decode_cursor
 from devmesh.operations.registry import Call, Params, operation
 from devmesh.operations.work import SQL, Work
 
 EVERYTHING = "tenant"  # the topic of every event
 EVENTS_PER_PAGE_MAX = 1_000
 
-Topic = Annotated[str, Meta(min_length=1, max_length=300)]
-CursorText = Annotated[str, Meta(max_length=200)]
-
 
 class ListEvents(Params, kw_only=True):
     """`since` is a cursor from any wire; without one, the page begins with the oldest event that is held."""
 
-    topics: Annotated[list[Topic], Meta(min_length=1, max_length=1_000)] = msgspec.field(
+    topics: Annotated[list[Topic], Meta(min_length=1, max_length=100)] = msgspec.field(
         default_factory=lambda: [EVERYTHING]
     )
     since: CursorText | None = None

@@ -18,7 +18,6 @@ from devmesh.operations.work import Work
 from devmesh.store.statements import load
 
 SQL = load("idempotency")
-KEY_CHARACTERS_MAX = 255
 
 Answer = msgspec.Raw | errors.MeshError
 
@@ -40,10 +39,6 @@ class Claims:
         for ordinal, key in enumerate(self._keys):
             if key is None:
                 runs.append(ordinal)
-            elif not 0 < len(key) <= KEY_CHARACTERS_MAX:
-                self.answers[ordinal] = errors.invalid(
-                    f"a key has 1 to {KEY_CHARACTERS_MAX} characters", "idempotency_key"
-                )
             elif key not in self._first:
                 self._first[key] = ordinal
             elif self._hashes[self._first[key]] == self._hashes[ordinal]:
@@ -107,7 +102,9 @@ def _hash(operation: Operation, call: Call[Any]) -> bytes:
     """
     params = msgspec.json.decode(msgspec.json.encode(msgspec.structs.replace(call.params, idempotency_key=None)))
     if "agent_id" in params:
-        params["agent_id"] = params["agent_id"] or call.caller.agent_id  # whether it may be that one is the body's to say
+        params["agent_id"] = (
+            params["agent_id"] or call.caller.agent_id
+        )  # whether it may be that one is the body's to say
     return hashlib.sha256(msgspec.json.encode([operation.name, params], order="sorted")).digest()
 
 

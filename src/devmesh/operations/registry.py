@@ -16,6 +16,7 @@ import msgspec
 
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
+from devmesh.core.names import IdempotencyKey
 from devmesh.operations.work import Work
 
 ParamsT = TypeVar("ParamsT", bound=msgspec.Struct)
@@ -28,7 +29,7 @@ class Params(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Mutation(Params, kw_only=True):
     """The parameters of an operation that changes something."""
 
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey | None = None
     """For 24 h the same key and parameters give the same stored answer."""
 
 

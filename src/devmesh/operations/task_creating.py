@@ -15,7 +15,7 @@ from devmesh.core.access import Caller, Scope
 from devmesh.core.distribution import Completion, Distribution, initially_blocked, validate
 from devmesh.core.distribution import Strategy as Distributing
 from devmesh.core.ids import new_id
-from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Name, Text, require_object
+from devmesh.core.names import EMPTY_OBJECT, IdempotencyKey, Label, Labels, Moment, Name, Text, require_object
 from devmesh.core.tasks import Assign, JsonObject, Status, Strategy, Task
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_moving import AGENTS, TaskResult
@@ -42,13 +42,13 @@ class TaskSpec(Params, kw_only=True):
     max_retries: Annotated[int, Meta(ge=0, le=50)] = 3
     timeout_s: DurationS | None = None
     lease_s: LeaseS = LEASE_S_DEFAULT
-    deadline: datetime.datetime | None = None
+    deadline: Moment | None = None
     tags: Labels = msgspec.field(default_factory=list)
     metadata: JsonObject = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
 
 
 class Create(TaskSpec, kw_only=True):
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey | None = None
     parent_id: uuid.UUID | None = None
 
 
@@ -95,7 +95,7 @@ class CreateDistributed(TaskSpec, kw_only=True):
     No agent holds the parent, so `assign` and `required_capabilities` belong into the subtasks.
     """
 
-    idempotency_key: str | None = None
+    idempotency_key: IdempotencyKey | None = None
     subtasks: Annotated[list[TaskSpec], Meta(min_length=1, max_length=TASKS_PER_CALL_MAX)]
     distribution: Distributing = Distributing.PARALLEL
     completion: Completion = Completion.ALL
@@ -142,8 +142,6 @@ async def create_distributed(work: Work, call: Call[CreateDistributed]) -> Distr
 
 def _task(work: Work, caller: Caller, spec: TaskSpec, *, parent_id: uuid.UUID | None, position: int = 0) -> Task:
     """The new task, as the table will hold it."""
-    if spec.deadline is not None and spec.deadline.tzinfo is None:
-        raise errors.invalid("deadline: give a time with its zone, such as 2026-01-31T12:00:00Z", "deadline")
     if spec.deadline is not None and spec.deadline <= work.now:
         raise errors.invalid("deadline: give a time to come", "deadline")
     target = _target(spec)

@@ -1,0 +1,104 @@
+"""The pure parts of the command line."""
+
+from __future__ import annotations
+
+import socket
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from msgspec import Meta, Raw
+
+from devmesh.cli import shapes, values, watching
+from devmesh.cli.console import Failure
+from devmesh.cli.ports import require_free
+from devmesh.cli.tables import cell, tables_of
+from tests.harness import free_port
+
+
+class Shaped(msgspec.Struct):
+    text: Annotated[str, Meta(max_length=9)]
+    count: Annotated[int, Meta(ge=1, le=5)]
+    words: list[str] = []
+    anything: Raw = Raw(b"null")
+    maybe: Annotated[float, Meta(gt=0)] | None = None
+
+
+def test_shapes_say_every_bound() -> None:
+    assert [(field.name, field.shape, field.default) for field in shapes.fields(Shaped)] == [
+        ("text", "text (at most 9 characters)", None),
+        ("count", "integer (1 to 5)", None),
+        ("words", "array of text", "[]"),
+        ("anything", "any JSON", "null"),
+        ("maybe", "number (above 0) or null", "null"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("text=1", "1"),
+        ("text=true", "true"),
+        ('text="quoted"', "quoted"),
+        ("text=@@at", "@at"),
+        ("text=a=b", "a=b"),
+        ("count=3", 3),
+        ("count=three", "three"),
+        ("words=a,b", ["a", "b"]),
+        ('words=["a,b"]', ["a,b"]),
+        ("words=1", ["1"]),
+        ('anything={"a": 1}', {"a": 1}),
+        ("anything=NaN", "NaN"),
+        ("maybe=null", None),
+        ("unknown=1", 1),
+    ],
+)
+def test_values_are_json_unless_their_parameter_is_a_text(argument: str, value: object) -> None:
+    assert values.parameters(Shaped, [argument], None) == {argument.partition("=")[0]: value}
+
+
+def test_a_stream_is_the_same_however_it_is_cut() -> None:
+    stream = (
+        'id: a\nevent: x\ndata: {"line": "one\u2028line"}\n\n: alive\n\nevent: y\ndata: {}\n\nevent: cut\nda'.encode()
+    )
+    whole = list(watching.parse(iter([stream])))
+    assert whole == [("x", {"line": "one\u2028line"}), ("y", {})]
+    for size in (1, 2, 7):
+        assert list(watching.parse(stream[i : i + size] for i in range(0, len(stream), size))) == whole
+
+
+def test_an_event_is_a_line() -> None:
+    event = {
+        "type": "task.progress", "topic": "task:1", "at": "2026-01-31T12:00:00.123456Z", "cursor": "c",
+        "data": {"task": {"id": "1", "version": 3, "updated_at": "…", "progress": 0.5, "progress_message": None}},
+    }  # fmt: skip
+    assert watching.line(event) == "12:00:00.123  task.progress       task:1  progress=0.5"
+
+
+def test_tables_leave_out_what_says_nothing() -> None:
+    answer: dict[str, Any] = {
+        "task": {"id": "1", "error": None, "tags": ["a", "b"]},
+        "attempts": [],
+        "next_cursor": None,
+        "total": 0,
+    }
+    thing, beside = tables_of(answer)
+    assert thing == ("task", ("field", "value"), [("id", "1"), ("tags", "a, b")])
+    assert beside == ("", ("field", "value"), [("total", "0")])
+    assert len(cell("x" * 1000)) == 200
+
+
+def test_two_services_cannot_have_one_port() -> None:
+    port = free_port()
+    with pytest.raises(Failure, match=f"rest-api and worker cannot both listen on port {port}"):
+        require_free("127.0.0.1", {"rest-api": port, "worker": port})
+
+
+def test_a_free_port_is_free_even_when_it_was_just_used() -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server, socket.create_connection(server.getsockname()):
+        accepted, _ = server.accept()
+        accepted.close()  # the side that closes first lingers
+        port = server.getsockname()[1]
+        with pytest.raises(Failure, match=f"port {port}, which worker needs, is taken"):
+            require_free("127.0.0.1", {"worker": port})
+    require_free("127.0.0.1", {"worker": port})

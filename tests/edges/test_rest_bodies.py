@@ -1,0 +1,134 @@
+"""Bodies that are no parameters: each gets its own error, and the next request is served as ever."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.edges.rest import Rest, new_task
+
+MESSAGE_BYTES_MAX = 1 << 20
+DEPTH_MAX = 64
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+def nested(levels: int) -> bytes:
+    """A task whose whole body is nested as deeply."""
+    inner = levels - 2
+    return b'{"title":"x","parameters":{"a":' + b"[" * inner + b"]" * inner + b"}}"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"{", "parse_error"),
+        (b'{"title":"x"', "parse_error"),
+        (b'{"title":"x"} {}', "parse_error"),
+        (b"   ", "parse_error"),
+        (b"title=x", "parse_error"),
+        (b'{"title":"x","parameters":{"a":NaN}}', "parse_error"),
+        (b'{"title":"x","parameters":{"a":-Infinity}}', "parse_error"),
+        (b"\xef\xbb\xbf{}", "parse_error"),
+        (b'{"title":"\xff"}', "parse_error"),
+        (b'{"title":"x","parameters":{"a":"\xff"}}', "parse_error"),
+        (b'{"title":"\\ud800"}', "parse_error"),
+        (b'{"title":"a\nb"}', "parse_error"),
+        (b"[]", "invalid_params"),
+        (b'"title"', "invalid_params"),
+        (b"17", "invalid_params"),
+        (b"null", "invalid_params"),
+        (nested(DEPTH_MAX + 1), "invalid_params"),
+        (nested(100_000), "invalid_params"),
+        (b'{"title":"a\\u0000"}', "invalid_params"),
+    ],
+)
+async def test_w02_a_body_that_is_no_parameters(rest: Rest, tenant: str, body: bytes, kind: str) -> None:
+    problem = await rest.problem("POST", "/tasks", tenant, content=body, headers=JSON_TYPE)
+    assert (problem["status"], problem["kind"]) == (400, kind)
+    await new_task(rest, tenant)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"1" * 5_000,
+        b"123456789012345678901234567890",
+        b"1e999",
+        b"-0.0",
+        b'"\\u0000"',
+        b'"\\ud83d\\ude00"',
+        b"[[], {}, null, true]",
+    ],
+)
+async def test_w02_strange_values_are_kept_or_refused(rest: Rest, tenant: str, value: bytes) -> None:
+    """With an idempotency key, under which they are compared, and without."""
+    for headers in (JSON_TYPE, {**JSON_TYPE, "Idempotency-Key": "strange"}):
+        for field in (b"parameters", b"metadata"):
+            body = b'{"title":"x","assign":"pull","%b":{"a":%b}}' % (field, value)
+            answer = await rest.ask("POST", "/tasks", tenant, content=body, headers=headers)
+            assert answer.status_code in (201, 400, 422), answer.text
+            if answer.status_code == 201:
+                assert value in answer.content
+                task_id = answer.json()["task"]["id"]
+                assert value in (await rest.ask("GET", f"/tasks/{task_id}", tenant)).content
+
+
+async def test_of_a_key_that_comes_twice_the_last_counts(rest: Rest, tenant: str) -> None:
+    answer = await rest.call("POST", "/tasks", tenant, content=b'{"title":"a","title":"b"}', headers=JSON_TYPE)
+    assert answer["task"]["title"] == "b"
+
+
+async def test_nesting_up_to_the_limit_is_taken(rest: Rest, tenant: str) -> None:
+    await rest.call("POST", "/tasks", tenant, content=nested(DEPTH_MAX), headers=JSON_TYPE)
+
+
+def task_of(size_bytes: int) -> bytes:
+    """A body of exactly this size."""
+    frame = b'{"title":"x","parameters":{"a":"%b"}}'
+    return frame % (b"a" * (size_bytes - len(frame) + 2))
+
+
+async def in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Sent chunked: its length is not announced."""
+    for start in range(0, len(body), 100_000):
+        yield body[start : start + 100_000]
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_w02_a_body_may_be_as_long_as_the_limit_and_no_longer(
+    rest: Rest, tenant: str, is_announced: bool
+) -> None:
+    for size_bytes, status in [(MESSAGE_BYTES_MAX, 201), (MESSAGE_BYTES_MAX + 1, 413), (2 * MESSAGE_BYTES_MAX, 413)]:
+        body = task_of(size_bytes)
+        assert len(body) == size_bytes
+        content = body if is_announced else in_pieces(body)
+        answer = await rest.ask("POST", "/tasks", tenant, content=content, headers=JSON_TYPE)
+        assert answer.status_code == status, answer.text[:500]
+        assert status == 201 or answer.json()["kind"] == "too_large"
+    await new_task(rest, tenant)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "application/json; charset=latin-1"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": ""},
+    ],
+)
+async def test_a_body_of_another_type_is_refused(rest: Rest, tenant: str, headers: dict[str, str]) -> None:
+    problem = await rest.problem("POST", "/tasks", tenant, content=b'{"title":"x"}', headers=headers)
+    assert (problem["status"], problem["kind"]) == (415, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=UTF-8", "application/vnd.tasks+json"]
+)
+async def test_json_by_any_of_its_names_is_taken(rest: Rest, tenant: str, content_type: str) -> None:
+    content = json.dumps({"title": "x"}).encode()
+    await rest.call("POST", "/tasks", tenant, content=content, headers={"Content-Type": content_type})
