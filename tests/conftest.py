@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +18,16 @@ from tests.harness import Mesh, running_mesh
 
 PSQL = find_binaries(MAJOR_VERSION) / "psql"
 QUICK = {"DEVMESH_REAPER_INTERVAL_S": "0.1", "DEVMESH_PRESENCE_INTERVAL_S": "0.5"}  # so that tests need not wait long
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows what the services have logged last beside a test that failed."""
+    report = yield
+    if report.failed:
+        for child in [child for mesh in Mesh.running for child in mesh.children]:
+            report.sections.append((f"log of {child.service} on port {child.port}", child.tail()))
+    return report
 
 
 def run_sql(dsn: str, sql: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 
@@ -119,6 +120,8 @@ class Child:
 class Mesh:
     """Some services on one database."""
 
+    running: ClassVar[list[Mesh]] = []  # so that the logs of their services can be shown with a test that fails
+
     def __init__(self, dsn: str, directory: Path, settings: dict[str, str] | None = None) -> None:
         self.dsn, self._directory = dsn, directory
         self._settings = settings or {}
@@ -144,6 +147,8 @@ class Mesh:
 
     def start(self, *services: str) -> None:
         """Starts services, waits until they are ready, and makes the operator's key."""
+        if self not in Mesh.running:
+            Mesh.running.append(self)
         for service in services:
             self.add(service).start()
         for child in self.children:
@@ -179,6 +184,8 @@ class Mesh:
     def end(self) -> None:
         for child in self.children:
             child.end()
+        if self in Mesh.running:
+            Mesh.running.remove(self)
 
 
 @contextmanager

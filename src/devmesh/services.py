@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
-from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp
 
 from devmesh import operations
@@ -167,6 +166,7 @@ class Service:
         bell = Bell(database, settings.bell_coalesce_ms)
         runner = WorkRunner(database, bell)
         self._loops = [bell]
+        self._health.details = lambda: {"pool": database.stats._asdict()}
         if self.name == "worker":
             assigner = Assigner(runner, settings.assigner_interval_s)
             bell.listen(assigner.heard)
@@ -188,6 +188,7 @@ class Service:
         if self.name == "rest-api":
             streams = self._streams = EventStreams(fanout, settings)
             self._loops.append(KeyWatch(authenticator, streams, settings.key_check_interval_s))
+            self._health.details = lambda: {"event_streams": len(streams.streams), "pool": database.stats._asdict()}
             return boundary.application(rest.routes(self._corridor, authenticator, streams, settings))
         self._sessions = Sessions(runner, new_id(), settings)
         self._gateway = Gateway(Parts(self._corridor, authenticator, self._sessions, fanout, settings))
@@ -197,7 +198,7 @@ class Service:
         ]
         gateway = self._gateway
         self._health.details = lambda: {"connections": len(gateway.connections), "pool": database.stats._asdict()}
-        return boundary.application([WebSocketRoute("/ws", gateway)])
+        return gateway.application(boundary.application([]))
 
     # Health
 

@@ -42,6 +42,12 @@ def test_parameters_also_come_whole_and_from_standard_input(up: Up) -> None:
     assert (task["title"], task["priority"], task["type"]) == ("whole", 4, "piped")
 
 
+def test_a_folder_below_finds_the_mesh_of_its_project(up: Up) -> None:
+    below = up.directory / "deeply" / "below"
+    below.mkdir(parents=True)
+    assert "tasks" in answer(below, "call", "task.list")
+
+
 def test_a_table_is_for_people(up: Up) -> None:
     create(up, "title=shown in a table")
     shown = devmesh(up.directory, "call", "task.list", "limit=200", "--table")

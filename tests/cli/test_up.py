@@ -109,6 +109,18 @@ def test_a_killed_service_comes_back_and_a_killed_parent_takes_all_with_it_and_l
     assert "cannot be reached" in done.stderr
 
 
+def test_a_killed_database_comes_back_with_everything_acknowledged(own_up: Up) -> None:
+    own_up.start()
+    task = answer(own_up.directory, "call", "task.create", "title=kept", "assign=pull")["task"]
+    os.kill(int((own_up.data / "postgres" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    wait_until(lambda: "PostgreSQL has ended; starting it again" in own_up.log(), "the loss is seen")
+    read = ("call", "task.get", f"task_id={task['id']}")
+    wait_until(lambda: devmesh(own_up.directory, *read).returncode == 0, "the task can be read again", 20.0)
+    assert answer(own_up.directory, *read)["task"]["title"] == "kept"
+    assert own_up.end(signal.SIGINT) == 0
+    assert not EmbeddedPostgres(own_up.data / "postgres").is_running()
+
+
 def test_it_stops_while_it_is_still_starting(own_up: Up) -> None:
     own_up.launch()
     wait_until(lambda: (own_up.data / "postgres" / "data").exists(), "its PostgreSQL is there", 20.0)

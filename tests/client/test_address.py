@@ -63,16 +63,23 @@ def test_lines_are_read_as_a_shell_would(directory: Path, line: str) -> None:
 
 def test_without_a_key_the_error_says_what_to_do(directory: Path) -> None:
     leave(directory / ".env", "DEVMESH_API_KEY=\n")
-    with pytest.raises(MeshError, match="set DEVMESH_API_KEY .* or start `devmesh up`") as raised:
+    with pytest.raises(MeshError, match=r"set DEVMESH_API_KEY .* or start `devmesh up`") as raised:
         find()
     assert raised.value.kind == "unauthenticated"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8081", "127.0.0.1:8080", "ws://", "ws:///ws"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8081", "127.0.0.1:8080", "ws://", "ws:///ws", "ws://h ost/ws"])
 def test_an_address_that_is_none_is_named(directory: Path, url: str) -> None:
     with pytest.raises(MeshError, match="expected ws://") as raised:
         find(url, "dm_key")
     assert url in raised.value.message
+
+
+@pytest.mark.parametrize("key", ["dm_schlüssel", "dm_a\r\nX-Header: b", "dm a"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(directory: Path, key: str) -> None:
+    with pytest.raises(MeshError, match="is not a key") as raised:
+        find("ws://host/ws", key)
+    assert key not in raised.value.message
 
 
 def test_an_open_quote_is_named_with_its_file(directory: Path) -> None:

@@ -86,7 +86,7 @@ async def test_a_wait_ends_in_time_with_an_error_that_cannot_be_overlooked(mesh:
     async with Client(mesh.ws_url, tenant) as client:
         task = await client.tasks.create("nobody does this")
         began = time.monotonic()
-        with pytest.raises(MeshError, match="still pending") as raised:
+        with pytest.raises(MeshError, match=r"has not ended within 0\.3 s") as raised:
             await client.tasks.wait(task.id, timeout_s=0.3)
         assert raised.value.kind == Kind.TIMEOUT
         assert 0.3 <= time.monotonic() - began < 5
@@ -160,6 +160,13 @@ async def test_an_address_where_nobody_is(mesh: Mesh, tenant: str) -> None:
     assert raised.value.kind == Kind.UNAVAILABLE
 
 
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:99999/ws", "ws://127.0.0.1:port/ws", "ws://[::1/ws", "ws://host/ws#x"])
+async def test_an_address_that_cannot_be_is_an_error_at_once(url: str) -> None:
+    with pytest.raises(MeshError, match="is no address") as raised:
+        await asyncio.wait_for(Client(url, UNKNOWN_KEY).connect(), 5)
+    assert raised.value.kind == Kind.INVALID_PARAMS
+
+
 async def test_an_address_where_something_else_is(mesh: Mesh, tenant: str) -> None:
     with pytest.raises(MeshError, match="no WebSocket at"):
         async with Client(mesh.rest_url.replace("http", "ws") + "/ws", tenant, connect_timeout_s=2):
@@ -190,3 +197,12 @@ async def test_a_closed_client_answers_those_who_still_wait(mesh: Mesh, tenant: 
     with pytest.raises(MeshError) as raised:
         await waiting
     assert raised.value.kind == Kind.CANCELLED
+
+
+async def test_waiting_for_very_many_tasks_leaves_room_for_other_requests(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant, timeout_s=8) as client:
+        made = await client.tasks.create_distributed("all", [{"title": f"part {number}"} for number in range(400)])
+        waiting = asyncio.gather(*(client.tasks.wait(part.id) for part in made.subtasks))
+        assert (await client.tasks.get(made.task.id)).status == "running"
+        await client.tasks.cancel(made.task.id)
+        assert {task.status for task in await asyncio.wait_for(waiting, 30)} == {"cancelled"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,3 +210,15 @@ def test_an_agent_may_be_started_before_its_server(mesh: Mesh, tmp_path: Path) -
         running.signal(signal.SIGTERM)
         assert running.wait() == 0
         assert "ended well" in running.said()
+
+
+def test_a_handler_so_busy_that_its_connection_is_given_up_keeps_its_task_all_the_same(
+    own_mesh: Callable[..., Mesh], tmp_path: Path
+) -> None:
+    mesh = own_mesh(DEVMESH_PING_INTERVAL_S="0.5")
+    with agent(mesh, mesh.admin_key, tmp_path, "busy", BUSY) as (running, caller):
+        task = caller.ended(caller.create("busy", lease_s=1.0, parameters={"seconds": 4}))
+        assert (task["status"], task["result"]) == ("completed", {"attempt": 1, "is_lost": False})
+        running.until_said("the connection was lost")
+        again = caller.ended(caller.create("again", lease_s=1.0, parameters={"seconds": 0}))
+        assert again["status"] == "completed"

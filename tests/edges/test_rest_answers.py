@@ -74,7 +74,7 @@ async def test_a_path_that_is_not_there_is_a_problem_too(rest: Rest, path: str) 
         ("GET", "/api/v1/tasks/claim", "OPTIONS, POST"),
         ("TRACE", f"/api/v1/tasks/{NOBODY}", "GET, HEAD, OPTIONS"),
         ("PATCH", "/openapi.json", "GET, HEAD, OPTIONS"),
-        ("NONSENSE", "/docs", "GET, HEAD, OPTIONS"),
+        ("PROPFIND", "/docs", "GET, HEAD, OPTIONS"),
         ("POST", "/readyz", "GET, HEAD, OPTIONS"),
     ],
 )

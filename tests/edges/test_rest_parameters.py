@@ -47,6 +47,7 @@ async def test_a_list_is_repeated_or_has_commas(rest: Rest, tenant: str, query: 
         ("/tasks/17/wait?timeout_ms=0", "task_id"),
         (f"/tasks/{NOBODY}/wait?timeout_ms=60001", "timeout_ms"),
         ("/tasks/stats?since=yesterday", "since"),
+        ("/tasks/stats?since=17.5", "since"),
         ("/tasks/stats?since=2026-01-31T12:00:00", "since"),
         ("/events/list?since=MS4x", "cursor"),
         ("/events/list?topics=tenant,weather", "topics"),

@@ -101,7 +101,7 @@ async def test_e02_a_cursor_older_than_retention_is_said_to_be(
 async def test_e02_a_cursor_of_another_history_is_said_to_be(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as wire:
         await create_tasks(wire, 1)
-        foreign = "OS4x"  # epoch 9, sequence 1
+        foreign = "00000009" + "0" * 15 + "1"  # epoch 9, sequence 1
         begun = await wire.call("subscribe", topics=["tenant"], since=foreign)
         assert begun["recovered"] is False
         with pytest.raises(WireError) as refused:

@@ -163,6 +163,21 @@ async def test_t14_map_reduce_reduces_what_the_maps_made(mesh: Mesh, tenant: str
         assert (await wait(agent.wire, parent))["result"] == 6
 
 
+async def test_t14_the_reduce_begins_when_enough_maps_are_there_and_spares_the_rest(mesh: Mesh, tenant: str) -> None:
+    async with worker(mesh, tenant) as agent:
+        parent, children = await distribute(
+            agent.wire, subtasks=parts(3), distribution="map_reduce", completion="majority", reduce=parts(1)[0]
+        )
+        tasks = await given(agent, 3)
+        await agent.complete(tasks["2"], "two")
+        await agent.complete(tasks["0"], "zero")
+        reduce = await agent.next_task()
+        assert reduce["parameters"] == {"inputs": ["zero", "two"]}
+        assert await statuses(agent.wire, children) == ["completed", "cancelled", "completed", "assigned"]
+        await agent.say("fail", reduce)
+        assert (await wait(agent.wire, parent))["status"] == "failed"
+
+
 async def test_t14_a_distributed_task_times_out_and_is_cancelled_as_a_whole(mesh: Mesh, tenant: str) -> None:
     async with worker(mesh, tenant) as agent:
         late, late_children = await distribute(agent.wire, subtasks=parts(2), timeout_s=0.3)

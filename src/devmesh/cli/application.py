@@ -11,6 +11,7 @@ from devmesh.cli import services
 from devmesh.cli.administering import keys, tenants
 from devmesh.cli.calling import call
 from devmesh.cli.console import Failure, complain
+from devmesh.cli.demo import demo
 from devmesh.cli.docs import docs
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
@@ -20,15 +21,26 @@ from devmesh.cli.watching import watch
 
 RUN, USE, ADMINISTER, DEVELOP = "Run a mesh", "Use a mesh", "Look after a mesh", "Work on DevMesh"
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 the mesh refused or the work failed; 2 the command or a setting cannot be understood;"
-    " 3 the mesh or its database cannot be reached."
-)
+HELP = """\
+DevMesh lets a fleet of agents and workers get work done together without losing any of it.
+
+[bold]Examples[/]
+
+devmesh up
+devmesh call task.create title="my first task"
+devmesh watch
+
+[bold]Exit codes[/]
+
+0 done
+1 the mesh refused, or the work failed
+2 the command or a setting cannot be understood
+3 the mesh or its database cannot be reached
+"""
 
 application = typer.Typer(
     name="devmesh",
-    help="DevMesh lets a fleet of agents and workers get work done together without losing any of it.",
-    epilog=EXIT_CODES,
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -39,6 +51,7 @@ application.command("up", rich_help_panel=RUN)(up)
 application.command("rest-api", rich_help_panel=RUN)(services.rest_api)
 application.command("mcp-server", rich_help_panel=RUN)(services.mcp_server)
 application.command("worker", rich_help_panel=RUN)(services.worker)
+application.command("demo", rich_help_panel=RUN)(demo)
 application.command("call", rich_help_panel=USE)(call)
 application.command("watch", rich_help_panel=USE)(watch)
 application.command("tasks", rich_help_panel=USE)(tasks)

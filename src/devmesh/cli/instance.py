@@ -35,7 +35,7 @@ class Instance:
             self.lock_fd = os.open(self.directory / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             self._take_lock(patience_s)
             os.ftruncate(self.lock_fd, 0)
-            os.pwrite(self.lock_fd, _identity(psutil.Process()).encode(), 0)
+            os.pwrite(self.lock_fd, str(os.getpid()).encode(), 0)
             if not (ignored := self.directory / ".gitignore").exists():
                 ignored.write_text("*\n")  # a key and a database are not for anybody's repository
 
@@ -59,11 +59,10 @@ class Instance:
             time.sleep(POLL_INTERVAL_S)
 
     def _running_pid(self) -> int | None:
-        """The process that wrote its identity here, if it is still that one: a number alone may have been reused."""
-        identity = os.pread(self.lock_fd, 100, 0).decode(errors="replace")
+        """The process that wrote its number here, if it is still that one: the number may have been reused."""
         with contextlib.suppress(psutil.Error, ValueError):
-            process = psutil.Process(int(identity.partition(" ")[0]))
-            if _identity(process) == identity and process.status() != psutil.STATUS_ZOMBIE:
+            process = psutil.Process(int(os.pread(self.lock_fd, 20, 0)))
+            if "up" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
                 return process.pid
         return None
 
@@ -88,7 +87,3 @@ def _usable(directory: Path) -> Iterator[None]:
     except OSError as error:
         hint = "name another directory with --data-dir"
         raise Failure(f"the directory {directory} cannot be used: {error.strerror}", hint=hint) from error
-
-
-def _identity(process: psutil.Process) -> str:
-    return f"{process.pid} {process.create_time()}"

@@ -19,10 +19,10 @@ from devmesh.cli.console import Exit, Failure
 from devmesh.cli.first_key import working_key
 from devmesh.cli.instance import Instance
 from devmesh.cli.logs import MergedLog
+from devmesh.cli.own_postgres import own_postgres
 from devmesh.core.errors import MeshError
 from devmesh.settings import Settings
 from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
-from devmesh.store.embedded import EmbeddedError, EmbeddedPostgres
 
 DATABASE_PAUSES_S = (1.0, 1.0)  # between tries to reach a given database; who waits longer is a service, not a person
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
@@ -119,16 +119,9 @@ class LocalMesh:
             await self._require_reachable(self._settings.database_dsn)
             yield self._settings.database_dsn
             return
-        try:
-            postgres = EmbeddedPostgres(self._instance.directory / "postgres")
-            starting = asyncio.create_task(asyncio.to_thread(postgres.start))
-            try:
-                yield await asyncio.shield(starting)
-            finally:
-                await asyncio.wait([starting])  # a start that was given up half-way could not be stopped
-                await asyncio.to_thread(postgres.stop, "immediate" if self._hurry.is_set() else "fast")
-        except EmbeddedError as error:
-            raise Failure(str(error)) from error
+        directory = self._instance.directory / "postgres"
+        async with own_postgres(directory, self._log, self._hurry.is_set) as dsn:
+            yield dsn
 
     async def _require_reachable(self, dsn: str) -> None:
         try:
@@ -146,7 +139,7 @@ class LocalMesh:
         reading, writing = os.pipe()
         try:
             yield Surroundings(
-                environment={**os.environ, "DATABASE_DSN": dsn},
+                environment={"MIGRATIONS_FAIL_FAST": "true", **os.environ, "DATABASE_DSN": dsn},
                 parent_fd=reading,
                 lock_fd=self._instance.lock_fd,
                 grace_s=self._settings.shutdown_grace_s,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from devmesh.cli.console import Exit, Failure, note, print_json
-from devmesh.cli.loading import DEV_ENV, DOTENV, data_directory, with_options
+from devmesh.cli.loading import DEV_ENV, DOTENV, data_directory, nearest, with_options
 from devmesh.cli.services import DataDir, Host
 from devmesh.settings import ClientSettings, Settings, SettingsError, read_variables
 
@@ -51,7 +51,7 @@ def up(
 def _settings(host: str | None, port: int | None) -> Settings:
     """Without what an earlier start left for tools: the database that it names may be the one that we bring ourselves."""
     try:
-        settings = Settings.load(os.environ, DOTENV)
+        settings = Settings.load(os.environ, nearest(DOTENV))
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from error
     ports = {"ws_port": port, "rest_port": port + 1, "worker_port": port + 2} if port is not None else {}

@@ -64,7 +64,8 @@ def watch(
     """
     from devmesh.cli.wire import Rest
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # in a script's background a shell has the first ignored
+        signal.signal(number, signal.default_int_handler)
     watcher = Watcher(Rest(client_settings(data_dir)), topic or ["tenant"], since)
     try:
         for event in watcher.events():

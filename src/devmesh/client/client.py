@@ -109,7 +109,7 @@ class Client:
         must be asked. Errors that may pass are tried again meanwhile.
         """
         limit_s = self.timeout_s if timeout_s is None else timeout_s
-        if method == "agent.register" and self.agent_id is None:
+        if method == "agent.register" and self._agent is None and self._registered is None:
             answer = await self._session.request(method, params, dict[str, Any], limit_s)
             self._registered = answer["agent"]["id"]  # as the server does, and so that the next connection does, too
             self.agent_id = uuid.UUID(self._registered)

@@ -155,6 +155,10 @@ class Connection:
     async def ended(self) -> Loss:
         """Waits until the connection has ended, however it ends."""
         await asyncio.wait([self._reader])
+        if not self._reader.cancelled() and (fault := self._reader.exception()) is not None:
+            log.error("what came could not be taken", exc_info=fault)
+            self._loss = Loss(CLOSE_GARBAGE, repr(fault))
+            await self._websocket.close(CLOSE_GARBAGE)
         return self._loss
 
     async def close(self) -> None:

@@ -102,8 +102,8 @@ class Mesh:
             raise ValueError("this mesh has no agent: declare one with @mesh.agent(…)")
         address = find(*self._given)
         heart = Heart(lambda: Client(*address, codec=self._codec, connect_timeout_s=None))
-        heart.start()
         workers = [Worker(declared, address, self._codec, heart) for declared in self._declared.values()]
+        heart.start()
         self._stopping = asyncio.Event()
         stopping = asyncio.create_task(self._stopping.wait())
         running = [asyncio.create_task(worker.run()) for worker in workers]

@@ -168,7 +168,7 @@ class Session:
         """A fresh connection, greeted. Raises MeshError, retryable when trying again may help."""
         try:
             connection = await Connection.open(self.address, self._codec, self._deliver)
-        except websockets.InvalidURI as error:
+        except (websockets.InvalidURI, ValueError) as error:  # a port or a name that cannot be
             raise MeshError(Kind.INVALID_PARAMS, f"{self.address.url} is no address: {error}") from None
         except websockets.InvalidStatus as error:
             status = error.response.status_code

@@ -5,8 +5,8 @@ Only shapes and names stand here. What is right and what is not, the server says
 
 from __future__ import annotations
 
+import asyncio
 import datetime
-import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, Unpack
@@ -19,7 +19,8 @@ from devmesh.core import tasks
 from devmesh.core.errors import Kind
 from devmesh.core.tasks import FINISHED, Outcome, Status
 
-WAIT_S_MAX = 30.0  # of one request; a longer wait is several
+WAIT_S, CROWDED_WAIT_S = 10.0, 1.0  # of one request; a longer wait is several
+WAITS_MAX = 128  # at once, so that there is always room for other requests on the connection
 
 
 class Task(tasks.Task):
@@ -157,6 +158,7 @@ class Tasks:
 
     def __init__(self, client: Requests) -> None:
         self._client = client
+        self._waits = asyncio.Semaphore(WAITS_MAX)
 
     async def create(self, title: str, **details: Unpack[Creation]) -> Task:
         """Once this has returned, the task will not be lost."""
@@ -193,17 +195,13 @@ class Tasks:
 
     async def wait(self, task_id: Id, *, timeout_s: float | None = None) -> Task:
         """The task once it has ended, however long that takes; after `timeout_s`, MeshError of the kind `timeout`."""
-        ends_at = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            wait_s = WAIT_S_MAX if ends_at is None else min(max(ends_at - time.monotonic(), 0.0), WAIT_S_MAX)
-            params = {"task_id": task_id, "timeout_ms": round(wait_s * 1000)}
-            task = (
-                await self._client.request("task.wait", params, _One, timeout_s=wait_s + self._client.timeout_s)
-            ).task
-            if task.is_finished:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not (task := await self._wait_a_while(task_id)).is_finished:
+                    pass
                 return task
-            if ends_at is not None and time.monotonic() >= ends_at:
-                raise MeshError(Kind.TIMEOUT, f"task {task.id} is still {task.status} after {timeout_s:g} s")
+        except TimeoutError:
+            raise MeshError(Kind.TIMEOUT, f"task {task_id} has not ended within {timeout_s:g} s") from None
 
     async def claim(
         self,
@@ -289,6 +287,14 @@ class Tasks:
 
     async def stats(self, *, since: datetime.datetime | None = None) -> Stats:
         return await self._client.request("task.stats", given(since=since), Stats)
+
+    async def _wait_a_while(self, task_id: Id) -> Task:
+        """The task as it is when it has ended, or after a while: shorter when many want to wait."""
+        async with self._waits:
+            wait_s = CROWDED_WAIT_S if self._waits.locked() else WAIT_S
+            params = {"task_id": task_id, "timeout_ms": round(wait_s * 1000)}
+            timeout_s = wait_s + self._client.timeout_s
+            return (await self._client.request("task.wait", params, _One, timeout_s=timeout_s)).task
 
     async def _one(self, verb: str, **params: Any) -> Task:
         return (await self._client.request(f"task.{verb}", given(**params), _One)).task

@@ -13,13 +13,13 @@ import msgspec
 from devmesh.client import Client, Event
 from devmesh.core.tasks import HELD, Status
 from devmesh.demo.fleet import Fleet
-from devmesh.demo.plan import FLEET
+from devmesh.demo.plan import FLEET, reports_ahead
 from devmesh.demo.story import Line, Story, TaskSeen
 
 FILES_FOR_THE_MIDDLE = 24  # with fewer, tasks are over before anybody can be caught in the middle
 DONE_BEFORE = 0.2  # of all subtasks
-BEGUN, STEPS_AHEAD_MIN = 0.25, 5  # of the task in hand
-STEPS_UNREPORTED_MAX = 1  # an agent waits for the answer to each report, so this many may be under way
+BEGUN, REPORTS_AHEAD_MIN = 0.25, 5  # of the task in hand
+REPORTS_UNDER_WAY_MAX = 1  # an agent waits for the answer to each
 
 # Those that another one of the fleet can stand in for.
 VICTIMS = tuple(name for name, capability in FLEET.items() if list(FLEET.values()).count(capability) > 1)
@@ -76,8 +76,8 @@ class Accident:
         if task is None or task.holder not in VICTIMS:
             return None
         is_early = self._story.tasks_done < DONE_BEFORE * len(self._story.tasks)
-        steps_ahead = (1 - task.progress) * task.steps
-        if self._in_the_middle and (is_early or task.progress < BEGUN or steps_ahead < STEPS_AHEAD_MIN):
+        ahead = reports_ahead(task.files, task.progress)
+        if self._in_the_middle and (is_early or task.progress < BEGUN or ahead < REPORTS_AHEAD_MIN):
             return None
         return task
 
@@ -93,8 +93,8 @@ class Accident:
 
     def _is_certain(self, held: Held) -> bool:
         """Whether nothing that is still under way can end the task."""
-        steps_ahead = round((1 - held.progress) * self._story.tasks[held.task_id].steps)
-        return held.status == Status.ASSIGNED or steps_ahead > STEPS_UNREPORTED_MAX
+        ahead = reports_ahead(self._story.tasks[held.task_id].files, held.progress)
+        return held.status == Status.ASSIGNED or ahead > REPORTS_UNDER_WAY_MAX
 
     def _let_others_go_on(self, victim: str) -> None:
         if not self._in_the_middle:

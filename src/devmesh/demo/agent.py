@@ -20,6 +20,7 @@ from devmesh.demo.comparison import Comparison, Part
 from devmesh.demo.comparison import compare as compare_parts
 from devmesh.demo.extracts import extract as extract_from
 from devmesh.demo.measures import measure as measure_file
+from devmesh.demo.plan import report_every
 
 
 def measure(task: BlockingTaskContext) -> Part:
@@ -43,15 +44,17 @@ def compare(task: BlockingTaskContext) -> Comparison:
 
 
 def files_of(task: BlockingTaskContext) -> Iterator[tuple[str, bytes]]:
-    """The files of a task, one by one, with a report after each. It ends by itself when the task is not ours any more."""
+    """The files of a task, one by one, with reports in between. These raise LeaseLost when the task is not ours any more."""
     names = task.parameters["files"]
+    every = report_every(len(names))
     for done, name in enumerate(names, start=1):
         try:
             data = Path(task.parameters["root"], name).read_bytes()
         except OSError as error:
             raise Fail(f"{name}: {error.strerror}", retryable=False) from error
         yield name, data
-        task.progress(done / len(names), name)
+        if done % every == 0 or done == len(names):
+            task.progress(done / len(names), name)
 
 
 HANDLERS: dict[str, Callable[[BlockingTaskContext], Any]] = {
@@ -63,7 +66,7 @@ HANDLERS: dict[str, Callable[[BlockingTaskContext], Any]] = {
 
 
 def main(name: str, capability: str, *others: str) -> None:
-    mesh = Mesh()
+    mesh = Mesh()  # finds the mesh and the key as `devmesh up` left them, or in the environment
     mesh.agent(name, capabilities=[capability, *others])(HANDLERS[capability])
     mesh.run()
 

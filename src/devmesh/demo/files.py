@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 FILES_MAX = 400
 FILE_BYTES_MAX = 1 << 20
 TOTAL_BYTES_MAX = 16 << 20
-NAMES_BYTES_MAX = 100_000  # names travel with the tasks, and a message has its limit
+NAMES_BYTES_MAX = 100_000  # names travel with the tasks, and a message has its limit; so has a command line
 LOOKED_AT_MAX = 20_000  # files and directories
 HEAD_BYTES = 4096  # most binaries show themselves there
 
@@ -60,6 +60,33 @@ def find(path: Path) -> Found:
     return found
 
 
+def contents(found: Found) -> dict[str, bytes]:
+    """Every file as it is now. Raises `Nothing`."""
+    try:
+        return {name: Path(found.root, name).read_bytes() for name in found.files}
+    except OSError as error:
+        raise Nothing(f"{error.filename} was there a moment ago, and cannot be read: {error.strerror}") from error
+
+
+def changed(found: Found, before: Mapping[str, bytes]) -> list[str]:
+    """Files that are not any more what they were."""
+    now = {name: Path(found.root, name) for name in found.files}
+    return [name for name, path in now.items() if not path.is_file() or path.read_bytes() != before[name]]
+
+
+def account(found: Found) -> list[str]:
+    """What was found, in words."""
+    place = Path(found.root, found.files[0]) if found.is_single else Path(found.root)
+    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+    lines = [f"{place}: {files} of text, {found.bytes:,} bytes"]
+    if found.is_cut:
+        bounds = f"{FILES_MAX} files, {TOTAL_BYTES_MAX >> 20} MiB, {NAMES_BYTES_MAX:,} bytes of names"
+        lines.append(f"these are the first files only, there are more: the demo takes at most {bounds}")
+    if found.skipped:
+        lines.append(f"left out: {skipped(found)}")
+    return lines
+
+
 def skipped(found: Found) -> str:
     """What was left out, in words."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(found.skipped.items(), key=lambda item: -item[1]))
@@ -71,13 +98,15 @@ def by_hand(found: Found) -> str:
         return f"LC_ALL=C.UTF-8 wc {shlex.quote(str(Path(found.root, found.files[0])))}"
     first = f"LC_ALL=C sort -z | head -z -n {len(found.files)} | " if found.is_cut else ""
     return (
-        f"(cd {shlex.quote(found.root)} && find . -type f -not -path '*/.*' -size -{FILE_BYTES_MAX + 1}c -print0"
-        f" | LC_ALL=C.UTF-8 xargs -0 grep -lIZ '' | {first}xargs -0 cat | LC_ALL=C.UTF-8 wc)"
+        f"(cd {shlex.quote(found.root)} && export LC_ALL=C.UTF-8"
+        f" && find . -type f -not -path '*/.*' -not -empty -size -{FILE_BYTES_MAX + 1}c -print0"
+        r" | xargs -0 grep -LaxvPZ '[^\x00]*' | "  # text: without NUL, and every line of it UTF-8
+        f"{first}xargs -0 wc | tail -n 1)"
     )
 
 
 def is_text(data: bytes) -> bool:
-    """As `grep -I` sees it in a UTF-8 locale."""
+    """UTF-8 without a NUL: of such files everybody counts the same words."""
     try:
         return "\0" not in data.decode()
     except UnicodeDecodeError:

@@ -26,9 +26,9 @@ POLL_INTERVAL_S = 0.002
 class Fleet:
     """Agents by name. They are there as long as the block lasts."""
 
-    def __init__(self, capabilities: Mapping[str, list[str]], address: Address, log_directory: Path) -> None:
-        """Each name with what it can do. What an agent logs goes to a file of its own."""
-        self._capabilities, self._directory = capabilities, log_directory
+    def __init__(self, run: str, capabilities: Mapping[str, str], address: Address, log_directory: Path) -> None:
+        """Each name with what it can do; `run` is what all of them offer besides. What an agent logs goes to a file."""
+        self._run, self._capabilities, self._directory = run, capabilities, log_directory
         self._environment = {**os.environ, URL_NAME: address.url, KEY_NAME: address.api_key}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
@@ -75,7 +75,8 @@ class Fleet:
         self._processes[name].wait()
 
     def _start(self, name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "devmesh.demo.tethered", "devmesh.demo.agent", name, *self._capabilities[name]]
+        command = [sys.executable, "-m", "devmesh.demo.tethered", "devmesh.demo.agent"]
+        command += [f"{self._run}-{name}", self._capabilities[name], self._run]
         with self._log(name).open("wb") as log:
             return subprocess.Popen(  # noqa: S603 - our own program
                 command,

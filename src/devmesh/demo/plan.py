@@ -20,6 +20,7 @@ from devmesh.demo.measures import measure
 LEASE_S = 2.0  # short, so that the work of a killed agent comes back soon
 FILES_PER_TASK_MAX = 10
 TASKS_WANTED = 12  # of each kind, before a task gets more than one file
+REPORTS_MAX = 20  # of a task's progress, however many files it has
 
 # Two of a kind can do without one of them.
 FLEET = {
@@ -49,10 +50,27 @@ def make(found: Found, run: str) -> Plan:
             shares.append(_spec(f"{kind} {number}/{len(batches)}", kind, run, root=found.root, files=batch))
         if kind == "measure":
             shares += [
-                _spec(f"count {letters[0]}-{letters[-1]}", "count", run, root=found.root, files=found.files, letters=letters)
+                _spec(
+                    f"count {letters[0]}-{letters[-1]}",
+                    "count",
+                    run,
+                    root=found.root,
+                    files=found.files,
+                    letters=letters,
+                )
                 for letters in words.SHARES
             ]
     return Plan(found, run, shares, _spec("compare all", "compare", run))
+
+
+def report_every(files: int) -> int:
+    """After how many files a task of so many reports its progress; it also does after the last one."""
+    return math.ceil(files / REPORTS_MAX)
+
+
+def reports_ahead(files: int, progress: float) -> int:
+    """How many reports a task of so many files has yet to make."""
+    return math.ceil(round((1 - progress) * files) / report_every(files)) if files else 0
 
 
 def _spec(title: str, capability: str, run: str, **parameters: object) -> Spec:

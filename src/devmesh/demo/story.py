@@ -34,7 +34,7 @@ class AgentSeen(msgspec.Struct):
 class TaskSeen(msgspec.Struct):
     id: uuid.UUID
     title: str
-    steps: int  # files, and so reports
+    files: int
     status: str = Status.PENDING
     attempt: int = 1
     holder: str | None = None
@@ -75,6 +75,8 @@ class Story:
         """Whatever concerns us; the mesh may have other work as well."""
         if event.type.startswith("agent."):
             return self._hear_of_agent(event.type, event.data["agent"])
+        if not event.type.startswith("task."):
+            return None
         changed = event.data["task"]
         task_id = uuid.UUID(changed["id"])
         if task_id == self._parent_id:
@@ -101,7 +103,7 @@ class Story:
         status = Status(changed.get("status", Status.RUNNING))
         if status in FINISHED:
             self.outcome, self.error = status, changed.get("error")
-            return Line(f"the whole is {status}", True)
+            return Line(f"the distributed task is {status}", True)
         return None
 
     def _hear_of_task(self, event_type: str, task: TaskSeen, changed: Mapping[str, Any]) -> Line | None:

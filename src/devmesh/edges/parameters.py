@@ -27,20 +27,17 @@ _members = msgspec.json.Decoder(dict[str, Raw])
 def from_url(request: Request, shape: type[ParamsT]) -> ParamsT:
     """The parameters of a request without a body. A list is given by repetition or with commas."""
     given: dict[str, Any] = _beside_the_body(request, shape)
-    lists = _list_fields(shape)
+    kinds = _kinds(shape)
     for name, text in request.query_params.multi_items():
-        if name in lists:
+        kind = kinds.get(name)
+        if kind is list:
             given.setdefault(name, []).extend(text.split(","))
-        elif given.setdefault(name, text) != text:
+        elif given.setdefault(name, value := _value(text, kind)) != value:
             raise invalid(f"{name[:80]}: given twice, with different values", name[:80])
     try:
-        params = msgspec.convert(given, shape, strict=False)
+        return msgspec.convert(given, shape)
     except msgspec.ValidationError as problem:
         raise refusal(problem) from None
-    for name in given:
-        if getattr(params, name) is None:  # the text `null` would pass for one
-            raise invalid(f"{name}: expected a value; to give none, leave it out", name)
-    return params
 
 
 async def from_body(request: Request, operation: Operation, settings: Settings) -> bytes:
@@ -109,15 +106,36 @@ def _decode(body: bytes, depth_max: int) -> dict[str, Raw]:
         raise MeshError(Kind.PARSE_ERROR, f"the body is not well-formed: {problem}") from None
 
 
+def _value(text: str, kind: type | None) -> Any:
+    """The number or truth value that a text stands for. One that is none is left for the operation to refuse."""
+    if kind is None:
+        return text
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        return text
+
+
 @functools.cache
-def _list_fields(shape: type[Params]) -> frozenset[str]:
-    """The fields that take a list."""
+def _kinds(shape: type[Params]) -> dict[str, type]:
+    """The fields that are more than texts in a URL: lists, numbers and truth values."""
     described = msgspec.inspect.type_info(shape)
     assert isinstance(described, msgspec.inspect.StructType)
-    return frozenset(field.name for field in described.fields if _takes_list(field.type))
+    found = {field.name: _kind(field.type) for field in described.fields}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
-def _takes_list(described: msgspec.inspect.Type) -> bool:
-    if isinstance(described, msgspec.inspect.UnionType):
-        return any(_takes_list(member) for member in described.types)
-    return isinstance(described, msgspec.inspect.ListType)
+def _kind(described: msgspec.inspect.Type) -> type | None:
+    match described:
+        case msgspec.inspect.UnionType():
+            return next(filter(None, map(_kind, described.types)), None)
+        case msgspec.inspect.ListType():
+            return list
+        case msgspec.inspect.BoolType():
+            return bool
+        case msgspec.inspect.IntType():
+            return int
+        case msgspec.inspect.FloatType():
+            return float
+        case _:
+            return None

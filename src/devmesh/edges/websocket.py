@@ -33,6 +33,7 @@ CLOSE_GOING_AWAY = 1012
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class Gateway:
@@ -41,10 +42,20 @@ class Gateway:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.connections: set[Connection] = set()
+        self.requests: set[asyncio.Task[None]] = set()  # in flight
         self.is_leaving = False
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """The ASGI application for `/ws`."""
+    def application(self, elsewhere: Application) -> Application:
+        """`/ws` is served here and other paths elsewhere. No router: its coroutines would stay with every connection."""
+
+        def choose(scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
+            is_ours = scope["type"] == "websocket" and scope["path"] == "/ws"
+            return (self.serve if is_ours else elsewhere)(scope, receive, send)
+
+        return choose
+
+    async def serve(self, scope: Message, receive: Receive, send: Send) -> None:
+        """One connection, from its handshake to its end."""
         await receive()  # websocket.connect
         if self.is_leaving:
             await send({"type": "websocket.close", "code": CLOSE_GOING_AWAY, "reason": "the server is going away"})
@@ -53,6 +64,7 @@ class Gateway:
         await send({"type": "websocket.accept", "subprotocol": codec.subprotocol if codec else None})
         address = scope["client"][0] if scope.get("client") else "unknown"
         connection = Connection(self, codec or JSON, address, presented_secret(scope["headers"]), send)
+        scope.clear()  # the server keeps it as long as the connection, which needs nothing more of its handshake
         self.connections.add(connection)
         telemetry.CONNECTIONS.inc()
         try:
@@ -77,9 +89,8 @@ class Gateway:
     async def drain(self, limit_s: float) -> None:
         """Takes no new requests, lets those in flight end within a limit, and tells everybody to go elsewhere."""
         self.is_leaving = True
-        in_flight = [task for connection in self.connections for task in connection.requests]
-        if in_flight:
-            await asyncio.wait(in_flight, timeout=limit_s)
+        if self.requests:
+            await asyncio.wait(self.requests, timeout=limit_s)
         for connection in list(self.connections):
             connection.close(CLOSE_GOING_AWAY, "the server is going away; reconnect and resume")
 
@@ -87,14 +98,14 @@ class Gateway:
 class Connection:
     __slots__ = (
         "_closing", "_codec", "_gateway", "_header_token", "_initialize_timer", "_is_flushing", "_send", "outbox",
-        "requests", "session",
+        "_requests_in_flight", "session",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, codec: Codec, address: str, header_token: str | None, send: Send) -> None:
         self._gateway, self._codec, self._header_token, self._send = gateway, codec, header_token, send
         self.outbox = Outbox(gateway.parts.settings.outbox_bytes_max, self._wake)
         self.session = Session(gateway.parts, codec, self.outbox, address)
-        self.requests: set[asyncio.Task[None]] = set()
+        self._requests_in_flight = 0
         self._closing: tuple[int, str] | None = None
         self._is_flushing = False
         self._initialize_timer: asyncio.TimerHandle | None = None
@@ -110,7 +121,9 @@ class Connection:
                 return
             telemetry.MESSAGES_RECEIVED.inc()
             text = message.get("text")
-            await self._take(text.encode() if text is not None else message["bytes"])
+            data = text.encode() if text is not None else message["bytes"]
+            del message, text  # or an idle connection would keep what it said last
+            await self._take(data)
 
     async def ended(self) -> None:
         """Requests under way go on: what they do is done whether or not somebody is there to hear it."""
@@ -157,17 +170,22 @@ class Connection:
             await work  # what was sent after `initialize` waits for it
         else:
             task = asyncio.get_running_loop().create_task(work)
-            self.requests.add(task)
-            task.add_done_callback(self.requests.discard)
+            self._requests_in_flight += 1
+            self._gateway.requests.add(task)
+            task.add_done_callback(self._request_ended)
+
+    def _request_ended(self, task: asyncio.Task[None]) -> None:
+        self._requests_in_flight -= 1
+        self._gateway.requests.discard(task)
 
     async def _serve_one(self, data: bytes) -> None:
         if (reply := await self._reply(data)) is not None:
-            self.outbox.put(reply)
+            await self._send_reply(reply)
 
     async def _serve_batch(self, parts: list[bytes | Raw]) -> None:
         replies = await asyncio.gather(*(self._reply(part) for part in parts))
         if answered := [reply for reply in replies if reply is not None]:
-            self.outbox.put(self._codec.batch(answered))
+            await self._send_reply(self._codec.batch(answered))
 
     async def _reply(self, data: bytes | Raw) -> bytes | None:
         """The reply to a request, or None to a notification. The wire boundary: nothing is raised beyond it."""
@@ -198,7 +216,7 @@ class Connection:
         settings = self._gateway.parts.settings
         if self._gateway.is_leaving:
             raise unavailable("this server is going away; reconnect to another")
-        if len(self.requests) > settings.requests_in_flight_max:
+        if self._requests_in_flight > settings.requests_in_flight_max:
             limit = settings.requests_in_flight_max
             message = f"this connection has {limit} requests in flight already; wait for answers"
             raise MeshError(Kind.RATE_LIMITED, message, retry_after_ms=100, reason="requests_in_flight")
@@ -221,6 +239,13 @@ class Connection:
     def _refuse(self, request_id: object, error: MeshError) -> None:
         telemetry.ERRORS.labels(error.kind).inc()
         self.outbox.put(self._codec.error(request_id, error.wire()))
+
+    async def _send_reply(self, reply: bytes) -> None:
+        """Puts a reply into the outbox and sends it at once, unless somebody is sending what is there."""
+        is_sending, self._is_flushing = self._is_flushing, True
+        self.outbox.put(reply)
+        if not is_sending:
+            await self._flush()
 
     def _wake(self) -> None:
         if not self._is_flushing:

@@ -17,7 +17,7 @@ class Outbox:
     def __init__(self, bytes_max: int, wake: Callable[[], None]) -> None:
         """`wake` is called whenever there is something new to send, or the outbox has overflowed."""
         self.bytes_max, self._wake = bytes_max, wake
-        self._frames: collections.deque[bytes] = collections.deque()
+        self._frames: collections.deque[bytes] | None = None  # none while empty: most connections wait most of the time
         self._drained: asyncio.Future[None] | None = None
         self.held_bytes = 0
         self.is_overflowed = False
@@ -29,6 +29,8 @@ class Outbox:
         if self._frames and self.held_bytes + len(frame) > self.bytes_max:
             self.overflow()
             return
+        if self._frames is None:
+            self._frames = collections.deque()
         self._frames.append(frame)
         self.held_bytes += len(frame)
         self._wake()
@@ -36,7 +38,7 @@ class Outbox:
     def overflow(self) -> None:
         """Gives the consumer up: it has to reconnect and resume."""
         self.is_overflowed = True
-        self._frames.clear()
+        self._frames = None
         self.held_bytes = 0
         self._settle()
         self._wake()
@@ -46,6 +48,8 @@ class Outbox:
         if not self._frames:
             return None
         frame = self._frames.popleft()
+        if not self._frames:
+            self._frames = None
         self.held_bytes -= len(frame)
         if self.held_bytes <= self.bytes_max // 2:
             self._settle()

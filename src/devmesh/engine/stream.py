@@ -32,17 +32,23 @@ class Codec(Protocol):
 class Recent:
     """An event that was read, and its encodings."""
 
-    __slots__ = ("_encoded", "cursor", "event")
+    __slots__ = ("_encoded", "epoch", "event")
 
     def __init__(self, event: Event, epoch: int) -> None:
-        self.event, self.cursor = event, Cursor(epoch, event.sequence).encode()
-        self._encoded: dict[str, bytes] = {}
+        self.event, self.epoch = event, epoch
+        self._encoded: dict[str, bytes] | None = None  # until somebody wants it
 
     @property
     def size_bytes(self) -> int:
         return len(self.event.data) + EVENT_OVERHEAD_BYTES
 
+    @property
+    def cursor(self) -> str:
+        return Cursor(self.epoch, self.event.sequence).encode()
+
     def encoded(self, codec: Codec) -> bytes:
+        if self._encoded is None:
+            self._encoded = {}
         found = self._encoded.get(codec.name)
         if found is None:
             found = self._encoded[codec.name] = codec.event(self.event, self.cursor)

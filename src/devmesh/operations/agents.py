@@ -79,7 +79,7 @@ async def register(work: Work, call: Call[Register]) -> AgentResult | errors.Mes
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, caller.bound_agent_id or new_id(), caller.owner_id, asked.name, asked.kind.value,
         asked.description, capabilities, asked.concurrency, _text(require_object(asked.metadata, "metadata")), card,
-        caller.is_admin,
+        caller.is_admin or caller.bound_agent_id is not None,
     )  # fmt: skip
     if row is None:
         return errors.conflict("agent.name", "another key has registered an agent under this name")

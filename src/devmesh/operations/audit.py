@@ -40,14 +40,18 @@ async def record(
     entries = []
     for ordinal, answer in answers.items():
         call = calls[ordinal]
-        named = {f: str(getattr(call.params, f)) for f in call.params.__struct_fields__ if f.endswith("_id")}
         if isinstance(answer, errors.MeshError):
             if answer.kind is errors.Kind.FORBIDDEN:
-                entries.append(_entry(call.caller, operation.name, "denied", {**named, "reason": answer.message}))
+                detail = {**_named(call), "reason": answer.message}
+                entries.append(_entry(call.caller, operation.name, "denied", detail))
         elif operation.audited:
-            entries.append(_entry(call.caller, operation.name, "done", named))
+            entries.append(_entry(call.caller, operation.name, "done", _named(call)))
     if entries:
         await work.tx.execute(SQL.insert_many, work.tenant_id, msgspec.json.encode(entries).decode())
+
+
+def _named(call: Call[Any]) -> dict[str, Any]:
+    return {name: str(getattr(call.params, name)) for name in call.params.__struct_fields__ if name.endswith("_id")}
 
 
 async def record_denied(database: Database, caller: Caller, operation: str, reason: str) -> None:

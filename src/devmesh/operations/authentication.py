@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -111,5 +112,11 @@ def _caller(row: Record, address: str) -> Caller | MeshError:
         return refused("suspended", "this tenant is suspended")
     return Caller(
         tenant_id=row["tenant_id"], key_id=row["key_id"], owner_id=row["owner_id"],
-        scopes=frozenset(Scope(scope) for scope in row["scopes"]), bound_agent_id=row["agent_id"], address=address,
+        scopes=_scopes(tuple(row["scopes"])), bound_agent_id=row["agent_id"], address=address,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1000)
+def _scopes(names: tuple[str, ...]) -> frozenset[Scope]:
+    """Shared by all callers that hold the same: there are many connections and few sorts of them."""
+    return frozenset(Scope(name) for name in names)

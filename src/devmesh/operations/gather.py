@@ -68,11 +68,6 @@ class Gather(Generic[CallT, AnswerT]):
             self._busy |= subjects
             run = asyncio.get_running_loop().create_task(self._run(batch, subjects))
             self._runs.add(run)
-            run.add_done_callback(self._ended)
-
-    def _ended(self, run: asyncio.Task[None]) -> None:
-        self._runs.discard(run)
-        self._start()  # look again: calls came meanwhile, or waited for this run's subjects
 
     async def _run(self, batch: list[tuple[CallT, asyncio.Future[AnswerT]]], subjects: set[Hashable]) -> None:
         answers: Sequence[AnswerT | BaseException] = [errors.unavailable("the server is stopping")] * len(batch)
@@ -82,6 +77,8 @@ class Gather(Generic[CallT, AnswerT]):
             answers = [error] * len(batch)
         finally:
             self._busy -= subjects
+            self._runs.discard(asyncio.current_task())  # type: ignore[arg-type]  # this runs as a task of `_start`
+            self._start()  # look again, and first: the database works on the next batch while these callers are answered
             for (_, future), answer in zip(batch, answers, strict=True):
                 _resolve(future, answer)
 

@@ -78,9 +78,14 @@ class Operation(msgspec.Struct, frozen=True):
     def decode(self, raw: bytes | msgspec.Raw) -> Any:
         """The parameters, or invalid_params that names the field."""
         try:
-            return self.decoder.decode(raw)
+            params = self.decoder.decode(raw)
+            # A caller's own JSON is passed on as it came, so it must be such that every codec can carry it.
+            msgspec.msgpack.encode(msgspec.json.decode(raw))
+            return params
         except msgspec.ValidationError as problem:
             raise refusal(problem) from None
+        except OverflowError:
+            raise errors.invalid("an integer does not fit into 64 bits") from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise errors.invalid("the parameters are not well-formed JSON") from None
         except RecursionError:

@@ -122,7 +122,7 @@ class LockedTasks:
     async def save(self) -> None:
         if not self._changed:
             return
-        rows = [self._row(self._tasks[task_id]) for task_id in sorted(self._changed)]
+        rows = [self._row(self._tasks[task_id]) for task_id in self._changed]
         await self._work.tx.execute(SQL.save, self._work.tenant_id, msgspec.json.encode(rows).decode())
         if self._attempts:
             encoded = msgspec.json.encode(self._attempts).decode()

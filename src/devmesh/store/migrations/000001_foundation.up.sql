@@ -67,7 +67,8 @@ create table mcp.agents (
     deregistered_at  timestamptz,
     primary key (tenant_id, agent_id)
 ) with (fillfactor = 80);
-create unique index agents_by_name on mcp.agents (tenant_id, name) where deregistered_at is null;
+-- Its condition is spelt so that only a look-up by name fits it: a look-up by id would take it for its own while it is small.
+create unique index agents_by_name on mcp.agents (tenant_id, name) where coalesce(deregistered_at, 'infinity') = 'infinity';
 create index agents_by_capability on mcp.agents using gin (capabilities);
 
 create table mcp.agent_sessions (

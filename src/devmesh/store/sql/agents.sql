@@ -5,7 +5,7 @@
 insert into mcp.agents as a (tenant_id, agent_id, owner_id, name, kind, description, capabilities, concurrency, metadata, card,
                              heartbeat_at)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
-on conflict (tenant_id, name) where deregistered_at is null do update set
+on conflict (tenant_id, name) where coalesce(deregistered_at, 'infinity') = 'infinity' do update set
     kind = excluded.kind, description = excluded.description, capabilities = excluded.capabilities,
     concurrency = excluded.concurrency, metadata = excluded.metadata, card = excluded.card, heartbeat_at = now(),
     draining = false, updated_at = now(), version = a.version + 1
@@ -51,10 +51,10 @@ with locked as materialized (
     select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[]) and l.deregistered_at is null
     order by l.agent_id for no key update
 )
-update mcp.agents a set heartbeat_at = now(), load = coalesce(h.load, a.load), metrics = coalesce(h.metrics::jsonb, a.metrics)
-from locked join unnest($2::uuid[], $3::double precision[], $4::text[]) as h (agent_id, load, metrics)
-  on h.agent_id = locked.agent_id
-where a.tenant_id = $1 and a.agent_id = locked.agent_id;
+update mcp.agents a set heartbeat_at = now(),
+    load = coalesce(($3::double precision[])[array_position($2::uuid[], a.agent_id)], a.load),
+    metrics = coalesce((($4::text[])[array_position($2::uuid[], a.agent_id)])::jsonb, a.metrics)
+where a.tenant_id = $1 and a.agent_id = any(array(select locked.agent_id from locked));
 
 -- name: deregister
 -- An agent leaves for good; its name is free again. $1 tenant, $2 agent.
@@ -109,16 +109,16 @@ group by agent.id;
 -- name: note_assigned
 -- Remembers when agents were last given work, in agent order. $1 tenant, $2 agents.
 update mcp.agents a set last_assigned_at = now()
-where a.tenant_id = $1 and a.agent_id in (
+where a.tenant_id = $1 and a.agent_id = any(array(
     select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[])
-    order by l.agent_id for no key update);
+    order by l.agent_id for no key update));
 
 -- name: note_alive
 -- Agents that ask for work live: the same as a heartbeat, but at most every 10 s and never waited for. $1 tenant, $2 agents.
 update mcp.agents a set heartbeat_at = now()
-where a.tenant_id = $1 and a.agent_id in (
+where a.tenant_id = $1 and a.agent_id = any(array(
     select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[])
-      and coalesce(l.heartbeat_at, '-infinity') < now() - interval '10 s' for no key update skip locked);
+      and coalesce(l.heartbeat_at, '-infinity') < now() - interval '10 s' for no key update skip locked));
 
 -- name: announce
 -- Finds those of these agents whose derived status differs from the one last told, and notes the new one. $1 tenant, $2 agents.
@@ -126,12 +126,15 @@ with changed as materialized (
     select n.agent_id, n.status from mcp.agents_now n
     where n.tenant_id = $1 and n.agent_id = any($2::uuid[]) and n.status <> n.announced_status and n.deregistered_at is null
 ), locked as materialized (
-    select l.agent_id, l.announced_status from mcp.agents l
-    where l.tenant_id = $1 and l.agent_id in (select agent_id from changed) order by l.agent_id for no key update
+    select l.agent_id, l.announced_status as before,
+           (select c.status from changed c where c.agent_id = l.agent_id) as status
+    from mcp.agents l
+    where l.tenant_id = $1 and l.agent_id = any(array(select c.agent_id from changed c)) order by l.agent_id for no key update
 )
-update mcp.agents a set announced_status = c.status from changed c join locked l on l.agent_id = c.agent_id
-where a.tenant_id = $1 and a.agent_id = c.agent_id and l.announced_status <> c.status
-returning a.agent_id, c.status, l.announced_status as before;
+update mcp.agents a set announced_status = l.status from locked l
+where a.tenant_id = $1 and a.agent_id = l.agent_id and l.before <> l.status
+  and a.agent_id = any(array(select c.agent_id from changed c))
+returning a.agent_id, l.status, l.before;
 
 -- name: unannounced
 -- The agents whose derived status differs from the one last told. $1 tenant.
@@ -141,7 +144,10 @@ where n.tenant_id = $1 and n.deregistered_at is null and n.status <> n.announced
 -- name: resolve
 -- Agents by id or by name. $1 tenant, $2 ids, $3 names.
 select a.agent_id, a.owner_id, a.name from mcp.agents a
-where a.tenant_id = $1 and (a.agent_id = any($2::uuid[]) or a.name = any($3::text[])) and a.deregistered_at is null;
+where a.tenant_id = $1 and a.agent_id = any($2::uuid[]) and a.deregistered_at is null
+union
+select a.agent_id, a.owner_id, a.name from mcp.agents a
+where a.tenant_id = $1 and a.name = any($3::text[]) and coalesce(a.deregistered_at, 'infinity') = 'infinity';
 
 -- name: open_sessions
 -- Connections stand for agents. $1 tenant, $2 node, $3 sessions, $4 their agents.
@@ -156,13 +162,14 @@ with closed as (
     delete from mcp.agent_sessions s where s.tenant_id = $1 and s.session_id = any($2::uuid[]) returning s.session_id, s.agent_id
 ), alone as materialized (
     select distinct c.agent_id from closed c
-    where not exists (select 1 from mcp.agent_sessions o where o.tenant_id = $1 and o.agent_id = c.agent_id
-                      and o.session_id <> all($2::uuid[]))
+    left join lateral (select true as is_there from mcp.agent_sessions o where o.tenant_id = $1 and o.agent_id = c.agent_id
+                       and o.session_id <> all($2::uuid[]) limit 1) others on true
+    where others.is_there is null
 )
 update mcp.agents a set heartbeat_at = null
-where a.tenant_id = $1 and a.agent_id in (
-    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id in (select agent_id from alone)
-    order by l.agent_id for update)
+where a.tenant_id = $1 and a.agent_id = any(array(
+    select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any(array(select o.agent_id from alone o))
+    order by l.agent_id for no key update))
 returning a.agent_id;
 
 -- name: renew_sessions

@@ -12,9 +12,8 @@ where k.tenant_id = $1 and k.idempotency_key = any($2::text[]);
 
 -- name: store
 -- Stores the answers of claimed keys. $1 tenant, $2 keys, $3 answers.
-update mcp.idempotency_keys k set answer = a.answer::json
-from unnest($2::text[], $3::text[]) as a (key, answer)
-where k.tenant_id = $1 and k.idempotency_key = a.key;
+update mcp.idempotency_keys k set answer = (($3::text[])[array_position($2::text[], k.idempotency_key)])::json
+where k.tenant_id = $1 and k.idempotency_key = any($2::text[]);
 
 -- name: release
 -- Gives up claimed keys whose calls failed: nothing was changed, so they may be tried again. $1 tenant, $2 keys.

@@ -1,3 +1,6 @@
+-- Statements are prepared once and their plans kept, perhaps from when the tables were empty. So each of these leaves the
+-- planner no choice of what to join with what: another table is looked into by `lateral ... limit 1` or `= any(array(...))`.
+
 -- name: insert_many
 -- Inserts tasks. $1 tenant, $2 a JSON array of tasks in the wire's shape, complete.
 insert into mcp.tasks (tenant_id, task_id, title, description, type, priority, parameters, required_capabilities, tags, metadata,
@@ -18,7 +21,8 @@ with recursive wanted as (
     select t.task_id, t.parent_id from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[])
     union
     select p.task_id, p.parent_id from wanted w
-    join mcp.tasks p on p.tenant_id = $1 and p.task_id = w.parent_id and p.distribution is not null
+    cross join lateral (select above.task_id, above.parent_id from mcp.tasks above
+                        where above.tenant_id = $1 and above.task_id = w.parent_id and above.distribution is not null limit 1) p
 )
 select r.* from mcp.task_rows r
 where r.tenant_id = $1 and r.id = any(array(select task_id from wanted))
@@ -29,12 +33,15 @@ order by r.id for update;
 with recursive descendants as (
     select t.task_id, t.status from mcp.tasks t where t.tenant_id = $1 and t.parent_id = any($2::uuid[])
     union
-    select t.task_id, t.status from descendants d join mcp.tasks t on t.tenant_id = $1 and t.parent_id = d.task_id
+    select t.task_id, t.status from descendants d
+    cross join lateral (select below.task_id, below.status from mcp.tasks below
+                        where below.tenant_id = $1 and below.parent_id = d.task_id offset 0) t
 )
 select d.task_id from descendants d where d.status in ('pending', 'assigned', 'accepted', 'running') order by d.task_id limit $3;
 
 -- name: save
 -- Writes what moves have changed. $1 tenant, $2 a JSON array of the changeable fields.
+-- The rows are locked by an earlier statement of the transaction, so that the places found first are still theirs.
 update mcp.tasks t set
     parameters = coalesce(c.parameters, t.parameters), required_capabilities = c.required_capabilities,
     target_agent_id = c.target_agent_id, excluded_agent_ids = c.excluded_agent_ids, blocked = c.blocked,
@@ -48,7 +55,8 @@ from json_to_recordset($2) as c (id uuid, parameters json, required_capabilities
     version integer, assigned_to uuid, result json, error json, progress double precision, progress_message text,
     retry_count integer, ready_at timestamptz, lease_until timestamptz, timeout_at timestamptz, updated_at timestamptz,
     assigned_at timestamptz, accepted_at timestamptz, started_at timestamptz, finished_at timestamptz)
-where t.tenant_id = $1 and t.task_id = c.id;
+cross join lateral (select w.ctid as place from mcp.tasks w where w.tenant_id = $1 and w.task_id = c.id limit 1) found
+where t.ctid = found.place;
 
 -- name: insert_attempts
 -- Keeps how attempts ended. $1 tenant, $2 a JSON array of attempts.
@@ -64,22 +72,23 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: leases
 -- What a heartbeat needs to know of tasks and of who registered their agents. $1 tenant, $2 ids.
-select t.task_id, t.status, t.attempt, t.assigned_to, t.lease_until, a.owner_id from mcp.tasks t
-left join mcp.agents a on a.tenant_id = $1 and a.agent_id = t.assigned_to and a.deregistered_at is null
+select t.task_id, t.status, t.attempt, t.assigned_to, t.lease_until, holder.owner_id from mcp.tasks t
+left join lateral (select a.owner_id from mcp.agents a
+                   where a.tenant_id = $1 and a.agent_id = t.assigned_to and a.deregistered_at is null limit 1) holder on true
 where t.tenant_id = $1 and t.task_id = any($2::uuid[]);
 
 -- name: renew
 -- Renews the leases of held tasks, each fenced by its attempt. $1 tenant, $2 task ids, $3 attempts, $4 agents.
 -- It never waits for a row that somebody is moving, so it cannot be part of a deadlock; such a lease stays as it is.
 with free as materialized (
-    select t.task_id from mcp.tasks t
-    join unnest($2::uuid[], $3::integer[], $4::uuid[]) as c (task_id, attempt, agent_id)
-      on t.task_id = c.task_id and t.attempt = c.attempt and t.assigned_to = c.agent_id
-    where t.tenant_id = $1 and t.status in ('assigned', 'accepted', 'running')
-    for no key update of t skip locked
+    select h.task_id from unnest($2::uuid[], $3::integer[], $4::uuid[]) as c (task_id, attempt, agent_id)
+    cross join lateral (select t.task_id from mcp.tasks t
+                        where t.tenant_id = $1 and t.task_id = c.task_id and t.attempt = c.attempt
+                          and t.assigned_to = c.agent_id and t.status in ('assigned', 'accepted', 'running')
+                        limit 1 for no key update skip locked) h
 )
 update mcp.tasks t set lease_until = now() + make_interval(secs => t.lease_s)
-from free where t.tenant_id = $1 and t.task_id = free.task_id
+where t.tenant_id = $1 and t.task_id = any(array(select free.task_id from free))
 returning t.task_id, t.lease_until;
 
 -- name: get_many
@@ -101,18 +110,19 @@ select w.task_id from mcp.tasks w where w.tenant_id = $1 and w.task_id < $2 orde
 
 -- name: page_unfinished
 -- The same for tasks that have not ended: however many have, these are found by their own indexes. $4 to $8 as $5 to $9 above.
-select r.* from mcp.task_rows r
-where r.tenant_id = $1 and r.id < $2
-  and r.status in ('pending', 'assigned', 'accepted', 'running')
-  and r.status = any($4::text[]) and ($5::uuid is null or r.assigned_to = $5)
+select r.* from (
+    (select * from mcp.task_rows w where w.tenant_id = $1 and w.status = 'pending' and w.status = any($4::text[]) offset 0)
+    union all
+    (select * from mcp.task_rows h
+     where h.tenant_id = $1 and h.status in ('assigned', 'accepted', 'running') and h.status = any($4::text[]) offset 0)) r
+where r.id < $2 and ($5::uuid is null or r.assigned_to = $5)
   and ($6::uuid is null or r.created_by = $6) and ($7::text is null or r.type = $7) and ($8::text is null or $8 = any(r.tags))
 order by r.id desc limit $3;
 
 -- name: page_of_parent
 -- The same for the children of one task, found by their own index. $4 parent, $5 to $9 as above.
-select r.* from mcp.task_rows r
-where r.tenant_id = $1 and r.id < $2 and r.parent_id = $4
-  and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+select r.* from (select * from mcp.task_rows c where c.tenant_id = $1 and c.parent_id = $4 offset 0) r
+where r.id < $2 and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
   and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
 order by r.id desc limit $3;
 
@@ -145,9 +155,9 @@ with recursive lanes as (
             order by t.lane limit 1)
     from lanes l where l.lane is not null
 ), own as (
-    select 'agent:' || agent.id as lane from unnest($3::uuid[]) as agent (id)
-    where exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending'
-                  and t.lane = ('agent:' || agent.id) collate "C")
+    select t.lane from unnest($3::uuid[]) as agent (id)
+    cross join lateral (select w.lane from mcp.tasks w where w.tenant_id = $1 and w.status = 'pending'
+                        and w.lane = ('agent:' || agent.id) collate "C" limit 1) t
 )
 (select lane from lanes where lane is not null and lane <> 'blocked' limit $2) union all select lane from own;
 
@@ -183,8 +193,8 @@ union all
 
 -- name: attempts
 -- The ended attempts of a task, in order. $1 tenant, $2 task, $3 how many at most.
-select a.attempt, a.agent_id, g.name as agent_name, a.outcome, a.error, a.assigned_at, a.ended_at from mcp.task_attempts a
-left join mcp.agents g on g.tenant_id = a.tenant_id and g.agent_id = a.agent_id
+select a.attempt, a.agent_id, who.name as agent_name, a.outcome, a.error, a.assigned_at, a.ended_at from mcp.task_attempts a
+left join lateral (select g.name from mcp.agents g where g.tenant_id = $1 and g.agent_id = a.agent_id limit 1) who on true
 where a.tenant_id = $1 and a.task_id = $2 order by a.attempt limit $3;
 
 -- name: delegations

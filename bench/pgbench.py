@@ -1,0 +1,131 @@
+"""What PostgreSQL alone does with the very statements of the product: the limit beside each figure.
+
+The statements come from `store/sql`, with SQL in the place of their parameters. Batches lie ready in a table, so that neither
+making them nor sending them is measured; a seed gives the tasks of each batch ids of their own, in the order of time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from bench.stage import Stage, corridor_on
+from devmesh.store.connections import session_settings
+from devmesh.store.statements import Statement, load
+
+TASKS, EVENTS, CLOCK, AGENTS = load("tasks"), load("events"), load("clock"), load("agents")
+SEED = "5eed5eed"
+SEEDED = "'{}', lpad(to_hex((:client_id::bigint << 24) + :n::bigint), 8, '0')".format(SEED)
+STATE = "create schema bench; create table bench.batch (name text primary key, value text, list text[])"
+
+
+async def creating_limit(stage: Stage, batch: int) -> float:
+    """Tasks a second, with their events, in transactions of a batch by two clients: as many as the gateway has."""
+    async with stage.database() as dsn:
+        tenant, made = await _tasks(dsn, batch)
+        await _keep(dsn, tasks=made, **_events("task.created", made))
+        insert = _filled(TASKS.insert_many, tenant, _seeded("tasks"))
+        return batch * await _rate(stage, dsn, [_filled(CLOCK.now), insert, _append(tenant)], clients=2)
+
+
+async def living_limit(stage: Stage, batch: int) -> float:
+    """Whole lives of tasks a second: created, assigned and completed, each step a transaction of a batch."""
+    async with stage.database() as dsn:
+        tenant, made = await _tasks(dsn, batch)
+        now, agent_id = made[0]["created_at"], str(uuid.uuid4())
+        held = [{**task, "status": "assigned", "assigned_to": agent_id, "assigned_at": now} for task in made]
+        done = [{**task, "status": "completed", "finished_at": now, "result": {"words": 120}} for task in held]
+        ended = [
+            {"task_id": task["id"], "attempt": 1, "agent_id": agent_id, "outcome": "completed", "assigned_at": now,
+             "ended_at": now} for task in made
+        ]  # fmt: skip
+        ids = "{" + ",".join(task["id"] for task in made) + "}"
+        await _keep(
+            dsn, tasks=made, held=held, done=done, ended=ended, ids=ids,
+            **_events("task.created", made, "created_"), **_events("task.assigned", held, "assigned_"),
+            **_events("task.completed", [{"id": task["id"], "result": task["result"]} for task in done], "completed_"),
+        )  # fmt: skip
+        wanted = _seeded("ids") + "::uuid[]"
+        steps = [
+            [_filled(TASKS.insert_many, tenant, _seeded("tasks")), _append(tenant, "created_")],
+            [_filled(TASKS.lock_waiting, tenant, wanted), _filled(TASKS.save, tenant, _seeded("held")),
+             _append(tenant, "assigned_")],
+            [_filled(TASKS.lock, tenant, wanted), _filled(TASKS.save, tenant, _seeded("done")),
+             _filled(TASKS.insert_attempts, tenant, _seeded("ended")), _append(tenant, "completed_")],
+        ]  # fmt: skip
+        script = [part for step in steps for part in (_filled(CLOCK.now), *step, "commit;\nbegin;")]
+        return batch * await _rate(stage, dsn, script, clients=2)
+
+
+async def _tasks(dsn: str, count: int) -> tuple[str, list[dict[str, Any]]]:
+    """The tenant as SQL, and tasks as the product itself writes them, with ids that hold the seed."""
+    async with corridor_on(dsn) as (corridor, caller):
+        params = {"title": "measure", "parameters": {"path": "docs/guide.md"}, "required_capabilities": ["summarize"]}
+        answer = msgspec.json.decode(await corridor.serve("task.create", caller, msgspec.json.encode(params)))
+    made = [{**answer["task"], "id": f"{SEED}-0000-7000-8000-{number:012x}"} for number in range(count)]
+    return f"'{caller.tenant_id}'::uuid", made
+
+
+def _events(event_type: str, told: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, list[str]]:
+    return {
+        f"{prefix}types": [event_type] * len(told),
+        f"{prefix}topics": [f"task:{task['id']}" for task in told],
+        f"{prefix}data": [msgspec.json.encode({"task": task}).decode() for task in told],
+    }
+
+
+async def _keep(dsn: str, **batches: Any) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(STATE)
+        for name, batch in batches.items():
+            is_list = isinstance(batch, list) and isinstance(batch[0], str)
+            value = batch if isinstance(batch, str) else msgspec.json.encode(batch).decode()
+            row = (name, None, batch) if is_list else (name, value, None)
+            await connection.execute("insert into bench.batch values ($1, $2, $3)", *row)
+    finally:
+        await connection.close()
+
+
+def _seeded(name: str) -> str:
+    return f"replace((select value from bench.batch where name = '{name}'), {SEEDED})"
+
+
+def _append(tenant: str, prefix: str = "") -> str:
+    lists = [f"(select list from bench.batch where name = '{prefix}{name}')" for name in ("types", "topics", "data")]
+    return _filled(EVENTS.append, tenant, *lists)
+
+
+def _filled(statement: Statement, *arguments: str) -> str:
+    """The statement with SQL in the place of its parameters."""
+    text = re.sub(r"\$(\d+)", lambda found: f"({arguments[int(found[1]) - 1]})", statement.text)
+    text = re.sub(r"json_to_recordset\((.*)\) as", r"json_to_recordset((\1)::json) as", text)
+    return text.rstrip(";") + ";"
+
+
+async def _rate(stage: Stage, dsn: str, parts: Sequence[str], *, clients: int) -> float:
+    """Transactions a second."""
+    script = "\n".join(["\\set n :n + 1", "begin;", *parts, "commit;"])
+    settings = session_settings("pgbench", 10.0)
+    options = " ".join(f"-c {name}={settings[name]}" for name in settings if name.startswith(("enable_", "jit")))
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+        file.write(script)
+        file.flush()
+        process = await asyncio.create_subprocess_exec(
+            stage.server.bin_path / "pgbench", "-n", "-M", "prepared", "-c", str(clients), "-T",
+            str(round(stage.extent.measured_s)), "-D", "n=0", "-f", file.name, dsn,
+            env={**os.environ, "PGOPTIONS": options}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+    found = re.search(r"^tps = ([\d.]+)", output.decode(), re.MULTILINE)
+    if process.returncode or found is None:
+        raise RuntimeError(f"pgbench failed: {output.decode()[-2000:]}")
+    return float(found[1])
