@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed.stamp
+PYTEST := $(VENV)/bin/python -m pytest
+SUITE := $(PYTEST) -n 3 --dist worksteal  # most tests wait most of the time
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
 
@@ -27,7 +29,7 @@ run: $(STAMP)
 	$(VENV)/bin/devmesh up
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(SUITE)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff format --check .
@@ -35,7 +37,7 @@ check: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/devmesh docs --check
-	$(VENV)/bin/python -m pytest
+	$(SUITE)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
@@ -45,7 +47,7 @@ bench: $(STAMP)
 	$(VENV)/bin/python -m bench
 
 soak: $(STAMP)
-	$(VENV)/bin/python -m pytest -m soak --timeout 0
+	$(PYTEST) -m soak --timeout 0
 
 lock: $(STAMP)
 	$(COMPILE) --output-file requirements.txt

@@ -37,7 +37,9 @@ def main(
         raise typer.BadParameter(f"there is no measure {unknown[0]!r}; there are {', '.join(MEASURES)}")
     extent = QUICK if quick else Extent()
     if (files := raise_file_limit()) < FILES_MIN and not quick:
-        raise typer.BadParameter(f"{FILES_MIN} open files are needed and {files} allowed: raise `ulimit -n`, or --quick")
+        raise typer.BadParameter(
+            f"{FILES_MIN} open files are needed and {files} allowed: raise `ulimit -n`, or --quick"
+        )
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(_measure(chosen, extent, is_telling=not json))

@@ -66,9 +66,7 @@ def table(figures: Sequence[Figure], title: str) -> Table:
 
 
 def as_json(figures: Sequence[Figure]) -> bytes:
-    shown = [
-        {**msgspec.structs.asdict(figure), "is_met": figure.is_met, "ratio": figure.ratio} for figure in figures
-    ]
+    shown = [{**msgspec.structs.asdict(figure), "is_met": figure.is_met, "ratio": figure.ratio} for figure in figures]
     return msgspec.json.format(msgspec.json.encode({"figures": shown}), indent=2)
 
 

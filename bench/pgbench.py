@@ -23,7 +23,7 @@ from devmesh.store.statements import Statement, load
 
 TASKS, EVENTS, CLOCK, AGENTS = load("tasks"), load("events"), load("clock"), load("agents")
 SEED = "5eed5eed"
-SEEDED = "'{}', lpad(to_hex((:client_id::bigint << 24) + :n::bigint), 8, '0')".format(SEED)
+SEEDED = f"'{SEED}', lpad(to_hex((:client_id::bigint << 24) + :n::bigint), 8, '0')"
 STATE = "create schema bench; create table bench.batch (name text primary key, value text, list text[])"
 
 

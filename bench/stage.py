@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 import psutil
+from tests.harness import Child, Mesh, create_admin_key
 
 from bench.wire import Connection
 from devmesh import operations
@@ -26,7 +27,6 @@ from devmesh.settings import Settings
 from devmesh.store.database import Database
 from devmesh.store.embedded import EmbeddedPostgres
 from devmesh.store.migrator import Migrator
-from tests.harness import Child, Mesh, create_admin_key
 
 HOST = "127.0.0.1"
 POOL_SIZE = 8

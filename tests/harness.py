@@ -27,7 +27,9 @@ from devmesh.store.statements import load
 
 PORT_MIN, PORT_MAX = 20_000, 32_000  # below the system's own ephemeral ports
 READY_LIMIT_S = 30.0
-_next_port = PORT_MIN + os.getpid() * 37 % (PORT_MAX - PORT_MIN)
+PORTS_PER_WORKER = 1_500  # test processes side by side have ranges of their own
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_next_port = PORT_MIN + (_worker % 8) * PORTS_PER_WORKER + os.getpid() % 1_000
 
 
 def free_port() -> int:

@@ -82,16 +82,16 @@ class Service:
     async def stop(self) -> None:
         """Lets what is in flight end within the grace, then lets go of everything."""
         grace_s = self._settings.shutdown_grace_s
-        if self._gateway is not None:
-            await self._gateway.drain(grace_s)
-        if self._streams is not None:
-            await self._streams.drain(grace_s)
-        if self._corridor is not None:
-            try:
-                async with asyncio.timeout(grace_s):
+        try:
+            async with asyncio.timeout(grace_s):
+                if self._streams is not None:
+                    await self._streams.drain(grace_s)
+                if self._gateway is not None:
+                    await self._gateway.drain(grace_s / 2)  # then those who wait for something to happen are sent away
+                if self._corridor is not None:
                     await self._corridor.drain()
-            except TimeoutError:
-                log.warning("requests were cut off", grace_s=grace_s)
+        except TimeoutError:
+            log.warning("requests were cut off", grace_s=grace_s)
         await asyncio.gather(*(loop.stop() for loop in self._loops))
         if self._sessions is not None:
             await self._sessions.drain()

@@ -42,8 +42,12 @@ TASKS_ASSIGNED = Counter("devmesh_tasks_assigned_total", "Tasks that the assigne
 TASKS_REAPED = Counter(
     "devmesh_tasks_reaped_total", "Tasks taken back or ended by the reaper", ["event"], registry=REGISTRY
 )
-LOOP_FAILURES = Counter("devmesh_loop_failures_total", "Passes of engine loops that failed", ["loop"], registry=REGISTRY)
-BELL_IS_CONNECTED = Gauge("devmesh_bell_is_connected", "1 while the process hears other processes' bells", registry=REGISTRY)
+LOOP_FAILURES = Counter(
+    "devmesh_loop_failures_total", "Passes of engine loops that failed", ["loop"], registry=REGISTRY
+)
+BELL_IS_CONNECTED = Gauge(
+    "devmesh_bell_is_connected", "1 while the process hears other processes' bells", registry=REGISTRY
+)
 AUTHENTICATION_FAILURES = Counter("devmesh_authentication_failures_total", "Refused credentials", registry=REGISTRY)
 
 

@@ -28,11 +28,12 @@ WHOLE_TENANT = {
     "agents.forget_sessions": "presence is of all sessions",
     "agents.renew_sessions": "a gateway renews all its sessions at once",
     "audit.page": "newest first, with or without a beginning",
-    "idempotency.forget": "oldest first, over all tenants",
     "keys.page": "an administrator's list",
     "keys.forget_failures": "a table of minutes",
     "schema_migrations.list": "one row a migration",
     "tenants.with_pending": "all tenants are wanted",
+    "tenants.with_overdue": "all that is held, in all tenants",
+    "tenants.with_unannounced": "presence is of all agents",
 }
 
 

@@ -30,6 +30,7 @@ class Candidate(msgspec.Struct, kw_only=True):
     last_assigned_at: datetime.datetime | None
     success_rate: float | None = None  # of its latest attempts; None: it has made none
     duration_s: float | None = None  # mean of the attempts that succeeded
+    is_degraded: bool = False  # overloaded or silent: it gets what nobody else can take
 
 
 class Waiting(msgspec.Struct, kw_only=True):
@@ -129,15 +130,14 @@ def _queue(task: Waiting, seats: Sequence[_Seat]) -> _Queue:
 
 def _ranking(strategy: Strategy, seats: Sequence[_Seat]) -> _Ranking:
     if strategy is Strategy.ROUND_ROBIN:
-        return lambda seat: (seat.turn,)
-    if (
-        strategy is Strategy.BEST_MATCH
-    ):  # all that are asked can do it, so the fewest capabilities are the fewest unused
-        return lambda seat: (len(seat.candidate.capabilities), seat.load, seat.turn)
+        return lambda seat: (seat.candidate.is_degraded, seat.turn)
+    if strategy is Strategy.BEST_MATCH:
+        # All that are asked can do it, so the fewest capabilities are the fewest unused.
+        return lambda seat: (seat.candidate.is_degraded, len(seat.candidate.capabilities), seat.load, seat.turn)
     if strategy is Strategy.PERFORMANCE:
         cost_s = _costs_s(seats)
-        return lambda seat: (cost_s[seat.agent_id], seat.load, seat.turn)
-    return lambda seat: (seat.load, seat.turn)
+        return lambda seat: (seat.candidate.is_degraded, cost_s[seat.agent_id], seat.load, seat.turn)
+    return lambda seat: (seat.candidate.is_degraded, seat.load, seat.turn)
 
 
 def _costs_s(seats: Sequence[_Seat]) -> dict[uuid.UUID, float]:

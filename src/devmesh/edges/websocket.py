@@ -97,8 +97,8 @@ class Gateway:
 
 class Connection:
     __slots__ = (
-        "_closing", "_codec", "_gateway", "_header_token", "_initialize_timer", "_is_flushing", "_send", "outbox",
-        "_requests_in_flight", "session",
+        "_closing", "_codec", "_gateway", "_header_token", "_initialize_timer", "_is_flushing", "_requests_in_flight", "_send",
+        "outbox", "session",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, codec: Codec, address: str, header_token: str | None, send: Send) -> None:
@@ -170,13 +170,8 @@ class Connection:
             await work  # what was sent after `initialize` waits for it
         else:
             task = asyncio.get_running_loop().create_task(work)
-            self._requests_in_flight += 1
             self._gateway.requests.add(task)
-            task.add_done_callback(self._request_ended)
-
-    def _request_ended(self, task: asyncio.Task[None]) -> None:
-        self._requests_in_flight -= 1
-        self._gateway.requests.discard(task)
+            task.add_done_callback(self._gateway.requests.discard)
 
     async def _serve_one(self, data: bytes) -> None:
         if (reply := await self._reply(data)) is not None:
@@ -216,7 +211,7 @@ class Connection:
         settings = self._gateway.parts.settings
         if self._gateway.is_leaving:
             raise unavailable("this server is going away; reconnect to another")
-        if self._requests_in_flight > settings.requests_in_flight_max:
+        if self._requests_in_flight >= settings.requests_in_flight_max:
             limit = settings.requests_in_flight_max
             message = f"this connection has {limit} requests in flight already; wait for answers"
             raise MeshError(Kind.RATE_LIMITED, message, retry_after_ms=100, reason="requests_in_flight")
@@ -224,7 +219,11 @@ class Connection:
             params = self._codec.params(request.params)
         except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, RecursionError):
             raise MeshError(Kind.INVALID_PARAMS, "the parameters are not well-formed") from None
-        result = await self.session.call(request.method, params, self._header_token)
+        self._requests_in_flight += 1
+        try:
+            result = await self.session.call(request.method, params, self._header_token)
+        finally:
+            self._requests_in_flight -= 1
         if self._initialize_timer is not None and self.session.caller is not None:
             self._initialize_timer.cancel()
             self._initialize_timer = None

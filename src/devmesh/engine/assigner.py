@@ -37,11 +37,11 @@ class Assigner(Loop):
         if not rung:
             rows = await self._runner.database.read(TENANTS.with_pending)
             rung = {row["tenant_id"] for row in rows}
-        is_more = False
-        for tenant_id in sorted(rung):
-            assigned = await self._runner.run(tenant_id, assign_ready)
-            telemetry.TASKS_ASSIGNED.inc(assigned)
-            if assigned == ASSIGNMENTS_MAX:
-                self._rung.add(tenant_id)
-                is_more = True
-        return is_more
+        await self.for_each(sorted(rung), self._assign)
+        return bool(self._rung)
+
+    async def _assign(self, tenant_id: uuid.UUID) -> None:
+        assigned = await self._runner.run(tenant_id, assign_ready)
+        telemetry.TASKS_ASSIGNED.inc(assigned)
+        if assigned == ASSIGNMENTS_MAX and self._rung is not None:
+            self._rung.add(tenant_id)

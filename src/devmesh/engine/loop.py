@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
 from devmesh import telemetry
-from devmesh.core.errors import MeshError
+from devmesh.core.errors import Kind, MeshError
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +59,20 @@ class Loop(ABC):
             for task in late:
                 task.cancel()
                 await asyncio.wait([task], timeout=1.0)
+
+    async def for_each(self, tenants: Iterable[uuid.UUID], work: Callable[[uuid.UUID], Awaitable[None]]) -> None:
+        """Does a pass's work for each tenant. One whose work fails does not keep the others waiting; the pass fails after."""
+        failed: MeshError | None = None
+        for tenant_id in tenants:
+            try:
+                await work(tenant_id)
+            except MeshError as error:
+                if error.kind is Kind.UNAVAILABLE:  # nobody's work would go well
+                    raise
+                log.warning("a tenant's work failed", loop=self.name, tenant_id=str(tenant_id), error=error.message)
+                failed = error
+        if failed is not None:
+            raise failed
 
     async def _run(self) -> None:
         while not self._is_stopping:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+
 from devmesh.engine.loop import Loop
 from devmesh.operations.agents import SQL, announce
 from devmesh.operations.sessions import Sessions
-from devmesh.operations.work import Work, WorkRunner
+from devmesh.operations.work import WorkRunner
 from devmesh.store.statements import load
 
 TENANTS = load("tenants")
@@ -21,13 +23,13 @@ class Presence(Loop):
         self._runner = runner
 
     async def run_once(self) -> bool:
-        for row in await self._runner.database.read(TENANTS.all_active):
-            await self._runner.run(row["tenant_id"], self._announce)
+        await self._runner.database.read(SQL.forget_sessions)
+        tenants = await self._runner.database.read(TENANTS.with_unannounced)
+        await self.for_each([row["tenant_id"] for row in tenants], self._announce)
         return False
 
-    async def _announce(self, work: Work) -> None:
-        await work.tx.fetch(SQL.forget_sessions, work.tenant_id)
-        await announce(work, None)
+    async def _announce(self, tenant_id: uuid.UUID) -> None:
+        await self._runner.run(tenant_id, lambda work: announce(work, None))
 
 
 class SessionKeeper(Loop):
@@ -40,6 +42,5 @@ class SessionKeeper(Loop):
         self._sessions = sessions
 
     async def run_once(self) -> bool:
-        for tenant_id in self._sessions.tenants():
-            await self._sessions.renew(tenant_id)
+        await self.for_each(self._sessions.tenants(), self._sessions.renew)
         return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+
 from devmesh import telemetry
 from devmesh.core import tasks
 from devmesh.core.tasks import Move, Task
@@ -15,7 +18,8 @@ TENANTS = load("tenants")
 IDEMPOTENCY = load("idempotency")
 KEYS = load("keys")
 REAPED_MAX = 500  # tasks that one transaction takes back
-FORGOTTEN_MAX = 5_000
+FORGOTTEN_MAX = 20_000  # idempotency keys that one look removes
+FORGET_INTERVAL_S = 5.0
 
 
 class Reaper(Loop):
@@ -24,18 +28,22 @@ class Reaper(Loop):
     def __init__(self, runner: WorkRunner, interval_s: float, idempotency_ttl_s: float) -> None:
         super().__init__(interval_s)
         self._runner, self._idempotency_ttl_s = runner, float(idempotency_ttl_s)
+        self._is_more = False
+        self._forgets_at = 0.0
 
     async def run_once(self) -> bool:
-        is_more = False
-        for row in await self._runner.database.read(TENANTS.all_active):
-            reaped = await self._runner.run(row["tenant_id"], reap)
-            forgotten = await self._runner.run(row["tenant_id"], self._forget_keys)
-            is_more |= reaped >= REAPED_MAX or forgotten >= FORGOTTEN_MAX
-        await self._runner.database.read(KEYS.forget_failures)
-        return is_more
+        self._is_more = False
+        tenants = await self._runner.database.read(TENANTS.with_overdue)
+        await self.for_each([row["tenant_id"] for row in tenants], self._reap)
+        if time.monotonic() >= self._forgets_at:
+            self._forgets_at = time.monotonic() + FORGET_INTERVAL_S
+            await self._runner.database.read(IDEMPOTENCY.forget, self._idempotency_ttl_s, FORGOTTEN_MAX)
+            await self._runner.database.read(KEYS.forget_failures)
+        return self._is_more
 
-    async def _forget_keys(self, work: Work) -> int:
-        return await work.tx.execute(IDEMPOTENCY.forget, work.tenant_id, self._idempotency_ttl_s, FORGOTTEN_MAX)
+    async def _reap(self, tenant_id: uuid.UUID) -> None:
+        if await self._runner.run(tenant_id, reap) >= REAPED_MAX:
+            self._is_more = True
 
 
 async def reap(work: Work) -> int:

@@ -114,6 +114,7 @@ def _candidate(row: Record) -> Candidate:
         concurrency=row["concurrency"],
         active=row["active_tasks"],
         last_assigned_at=row["last_assigned_at"],
+        is_degraded=row["is_degraded"],
     )
 
 

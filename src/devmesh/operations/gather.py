@@ -77,7 +77,7 @@ class Gather(Generic[CallT, AnswerT]):
             answers = [error] * len(batch)
         finally:
             self._busy -= subjects
-            self._runs.discard(asyncio.current_task())  # type: ignore[arg-type]  # this runs as a task of `_start`
+            self._runs.discard(asyncio.current_task())
             self._start()  # look again, and first: the database works on the next batch while these callers are answered
             for (_, future), answer in zip(batch, answers, strict=True):
                 _resolve(future, answer)

@@ -143,7 +143,7 @@ class EmbeddedPostgres:
             return pwd.getpwnam(SERVER_ACCOUNT)
         add = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVER_ACCOUNT]
         with suppress(FileNotFoundError):  # where there is no useradd, the question below says so
-            subprocess.run(add, capture_output=True, check=False)  # noqa: S603, S607 - constants, found as root finds them
+            subprocess.run(add, capture_output=True, check=False)  # noqa: S603 - constants, found as root finds them
         try:
             return pwd.getpwnam(SERVER_ACCOUNT)
         except KeyError:
@@ -328,7 +328,8 @@ class EmbeddedPostgres:
 def find_binaries(major_version: int) -> Path:
     """Where initdb, postgres, psql and the others are. The package is found, not imported: importing it does too much."""
     package = importlib.util.find_spec(BINARIES_PACKAGE)
-    assert package is not None and package.submodule_search_locations, f"{BINARIES_PACKAGE} is among the requirements"
+    assert package is not None, f"{BINARIES_PACKAGE} is among the requirements"
+    assert package.submodule_search_locations is not None, f"{BINARIES_PACKAGE} is a package"
     return (Path(package.submodule_search_locations[0]) / BINARIES[major_version]).resolve()
 
 

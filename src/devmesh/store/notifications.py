@@ -54,5 +54,3 @@ class Notifications:
 
     async def close(self) -> None:
         await close_connection(self._connection)
-
-

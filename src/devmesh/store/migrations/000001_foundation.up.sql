@@ -59,6 +59,7 @@ create table mcp.agents (
     metrics          jsonb,
     heartbeat_at     timestamptz,
     last_assigned_at timestamptz,
+    silent_since     timestamptz,  -- it let a lease end without a word, and has not been heard of since
     -- The status that was last told as an event. The true one is derived: see mcp.agents_now.
     announced_status text not null default 'offline',
     version          integer not null default 1,
@@ -264,7 +265,7 @@ select a.*, held.count as active_tasks, present.sessions, present.seen_at,
             when a.suspended then 'suspended'
             when present.sessions = 0 and coalesce(a.heartbeat_at, '-infinity') < now() - interval '60 s' then 'offline'
             when a.draining then 'draining'
-            when a.load >= 0.95 then 'degraded'
+            when a.load >= 0.95 or a.silent_since is not null then 'degraded'
             when held.count >= a.concurrency then 'busy'
             else 'available' end as status
 from mcp.agents a

@@ -8,7 +8,7 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, now())
 on conflict (tenant_id, name) where coalesce(deregistered_at, 'infinity') = 'infinity' do update set
     kind = excluded.kind, description = excluded.description, capabilities = excluded.capabilities,
     concurrency = excluded.concurrency, metadata = excluded.metadata, card = excluded.card, heartbeat_at = now(),
-    draining = false, updated_at = now(), version = a.version + 1
+    silent_since = null, draining = false, updated_at = now(), version = a.version + 1
 where a.owner_id = excluded.owner_id or $11
 returning agent_id;
 
@@ -51,7 +51,7 @@ with locked as materialized (
     select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[]) and l.deregistered_at is null
     order by l.agent_id for no key update
 )
-update mcp.agents a set heartbeat_at = now(),
+update mcp.agents a set heartbeat_at = now(), silent_since = null,
     load = coalesce(($3::double precision[])[array_position($2::uuid[], a.agent_id)], a.load),
     metrics = coalesce((($4::text[])[array_position($2::uuid[], a.agent_id)])::jsonb, a.metrics)
 where a.tenant_id = $1 and a.agent_id = any(array(select locked.agent_id from locked));
@@ -70,14 +70,14 @@ select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending
 
 -- name: candidates
 -- Agents with room for work, as the assigner sees them. $1 tenant.
-select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at
+select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at, n.status = 'degraded' as is_degraded
 from mcp.agents_now n
 where n.tenant_id = $1 and n.deregistered_at is null and n.status in ('available', 'degraded')
   and n.active_tasks < n.concurrency;
 
 -- name: candidates_of
 -- Those of these agents that have room for work and are there. $1 tenant, $2 agents, $3 whether asking proves that they are.
-select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at
+select n.agent_id, n.capabilities, n.concurrency, n.active_tasks, n.last_assigned_at, n.status = 'degraded' as is_degraded
 from mcp.agents_now n
 where n.tenant_id = $1 and n.agent_id = any($2::uuid[]) and n.deregistered_at is null and not n.draining and not n.suspended
   and ($3 or n.status <> 'offline') and n.active_tasks < n.concurrency;
@@ -115,10 +115,10 @@ where a.tenant_id = $1 and a.agent_id = any(array(
 
 -- name: note_alive
 -- Agents that ask for work live: the same as a heartbeat, but at most every 10 s and never waited for. $1 tenant, $2 agents.
-update mcp.agents a set heartbeat_at = now()
+update mcp.agents a set heartbeat_at = now(), silent_since = null
 where a.tenant_id = $1 and a.agent_id = any(array(
     select l.agent_id from mcp.agents l where l.tenant_id = $1 and l.agent_id = any($2::uuid[])
-      and coalesce(l.heartbeat_at, '-infinity') < now() - interval '10 s' for no key update skip locked));
+      and (coalesce(l.heartbeat_at, '-infinity') < now() - interval '10 s' or l.silent_since is not null) for no key update skip locked));
 
 -- name: announce
 -- Finds those of these agents whose derived status differs from the one last told, and notes the new one. $1 tenant, $2 agents.
@@ -177,5 +177,5 @@ returning a.agent_id;
 update mcp.agent_sessions s set seen_at = now() where s.tenant_id = $1 and s.node_id = $2;
 
 -- name: forget_sessions
--- Removes sessions whose node has not renewed them for long: it died. $1 tenant.
-delete from mcp.agent_sessions s where s.tenant_id = $1 and s.seen_at < now() - interval '10 minutes' returning s.agent_id;
+-- Removes sessions, of any tenant, whose node has not renewed them for long: it died.
+delete from mcp.agent_sessions s where s.seen_at < now() - interval '10 minutes';

@@ -20,7 +20,7 @@ where k.tenant_id = $1 and k.idempotency_key = any($2::text[]);
 delete from mcp.idempotency_keys k where k.tenant_id = $1 and k.idempotency_key = any($2::text[]);
 
 -- name: forget
--- Removes keys older than their time to live. $1 tenant, $2 age in seconds, $3 how many at most.
-delete from mcp.idempotency_keys k where k.tenant_id = $1 and k.idempotency_key = any(array(
-    select o.idempotency_key from mcp.idempotency_keys o
-    where o.tenant_id = $1 and o.created_at < now() - make_interval(secs => $2) order by o.created_at limit $3));
+-- Removes keys, of any tenant, older than their time to live. $1 age in seconds, $2 how many at most.
+delete from mcp.idempotency_keys k where k.ctid = any(array(
+    select o.ctid from mcp.idempotency_keys o
+    where o.created_at < now() - make_interval(secs => $1) order by o.created_at limit $2 for update skip locked));

@@ -59,10 +59,19 @@ cross join lateral (select w.ctid as place from mcp.tasks w where w.tenant_id = 
 where t.ctid = found.place;
 
 -- name: insert_attempts
--- Keeps how attempts ended. $1 tenant, $2 a JSON array of attempts.
-insert into mcp.task_attempts (tenant_id, task_id, attempt, agent_id, outcome, error, assigned_at, ended_at)
-select $1, a.* from json_to_recordset($2) as a (task_id uuid, attempt integer, agent_id uuid, outcome text, error json,
-    assigned_at timestamptz, ended_at timestamptz);
+-- Keeps how attempts ended, and which agents let a lease end without a word: the assigner gives them work last until they are
+-- heard of. $1 tenant, $2 a JSON array of attempts.
+with ended as (
+    insert into mcp.task_attempts (tenant_id, task_id, attempt, agent_id, outcome, error, assigned_at, ended_at)
+    select $1, a.* from json_to_recordset($2) as a (task_id uuid, attempt integer, agent_id uuid, outcome text, error json,
+        assigned_at timestamptz, ended_at timestamptz)
+    returning agent_id, outcome
+), heard as (
+    select e.agent_id from ended e where e.outcome <> 'lease_expired'
+)
+update mcp.agents a set silent_since = case when a.agent_id <> all(array(select h.agent_id from heard h)) then now() end
+where a.tenant_id = $1 and a.agent_id = any(array(select e.agent_id from ended e))
+  and (a.silent_since is not null) = (a.agent_id = any(array(select h.agent_id from heard h)));
 
 -- name: insert_delegation
 -- Keeps who handed a task to whom. $1 tenant, then the columns in order.

@@ -1,11 +1,21 @@
--- name: all_active
--- Every tenant that is not suspended.
-select t.tenant_id from mcp.tenants t where t.status = 'active' order by t.tenant_id;
-
 -- name: with_pending
 -- Tenants with a task that waits, found by one probe each.
 select t.tenant_id from mcp.tenants t
 where t.status = 'active' and exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending');
+
+-- name: with_overdue
+-- Tenants with a task whose lease or time has run out.
+select t.tenant_id from mcp.tenants t
+where t.status = 'active' and (
+    exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status in ('assigned', 'accepted', 'running')
+            and least(k.lease_until, k.timeout_at, k.deadline) < now())
+    or exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending' and k.deadline < now()));
+
+-- name: with_unannounced
+-- Tenants with an agent whose derived status differs from the one last told.
+select t.tenant_id from mcp.tenants t
+where t.status = 'active' and exists (select 1 from mcp.agents_now n where n.tenant_id = t.tenant_id
+                                      and n.deregistered_at is null and n.status <> n.announced_status);
 
 -- name: insert
 -- Creates a tenant. No row: the name is taken. $1 tenant, $2 name.
