@@ -26,7 +26,7 @@ def tables_of(answer: Mapping[str, Any]) -> list[Table]:
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             columns = list(dict.fromkeys(key for item in value for key in item if item[key] not in EMPTY))
             found.append(Table(name, columns, rows_of(value, columns)))
-        elif name != "next_cursor":
+        elif name != "next_cursor" and value is not None:
             beside[name] = value
     return [*found, *([_of_fields("", beside)] if beside else [])]
 
