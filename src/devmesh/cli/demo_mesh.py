@@ -24,7 +24,7 @@ from devmesh.settings import ClientSettings
 START_LIMIT_S = 120.0
 END_LIMIT_S = 40.0
 ANSWER_LIMIT_S = 3.0
-LOG_TAIL_LINES = 5
+LOG_TAIL_LINES = 3
 # Its own mesh is nobody else's: on this machine alone, and on ports that are free.
 PRIVATE = {"DEVMESH_HOST": "127.0.0.1", "DEVMESH_WS_PORT": "0", "DEVMESH_REST_PORT": "0", "DEVMESH_WORKER_PORT": "0"}
 
@@ -91,13 +91,19 @@ def _first_line(process: subprocess.Popen[bytes], log_path: Path) -> bytes:
         return line
     said = log_path.read_text(errors="replace").splitlines()
     if not is_heard:
-        raise Failure(f"the mesh was not ready within {START_LIMIT_S:g} s: {' / '.join(said[-LOG_TAIL_LINES:])}")
+        raise Failure(f"the mesh was not ready within {START_LIMIT_S:g} s: {_tail(said)}")
     code = process.wait(END_LIMIT_S)
+    known = Exit(code) if code in (Exit.USAGE, Exit.UNREACHABLE) else Exit.FAILED
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     hints = [line.removeprefix("hint:").strip() for line in said if line.startswith("hint:")]
-    message = errors[-1] if errors else f"exit code {code}: {' / '.join(said[-LOG_TAIL_LINES:])}"
-    known = code if code in tuple(Exit) and code != Exit.OK else Exit.FAILED
-    raise Failure(f"the mesh did not start: {message}", Exit(known), hints[-1] if hints else "")
+    if not errors:
+        raise Failure(f"the mesh did not start, and ended with exit code {code}: {_tail(said)}", known)
+    hint = hints[-1] if hints else f"it said: {_tail([line for line in said if not line.startswith('error: ')])}"
+    raise Failure(f"the mesh did not start: {errors[-1]}", known, hint)
+
+
+def _tail(said: list[str]) -> str:
+    return " / ".join(line.strip() for line in said[-LOG_TAIL_LINES:]) or "nothing was said"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -74,11 +74,14 @@ def changed(found: Found, before: Mapping[str, bytes]) -> list[str]:
     return [name for name, path in now.items() if not path.is_file() or path.read_bytes() != before[name]]
 
 
+def many(found: Found) -> str:
+    return "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
+
+
 def account(found: Found) -> list[str]:
     """What was found, in words."""
     place = Path(found.root, found.files[0]) if found.is_single else Path(found.root)
-    files = "1 file" if len(found.files) == 1 else f"{len(found.files)} files"
-    lines = [f"{place}: {files} of text, {found.bytes:,} bytes"]
+    lines = [f"{place}: {many(found)} of text, {found.bytes:,} bytes"]
     if found.is_cut:
         bounds = f"{FILES_MAX} files, {TOTAL_BYTES_MAX >> 20} MiB, {NAMES_BYTES_MAX:,} bytes of names"
         lines.append(f"these are the first files only, there are more: the demo takes at most {bounds}")

@@ -13,6 +13,7 @@ from devmesh.client.address import Address
 from devmesh.demo import plan as plans
 from devmesh.demo.accident import Accident
 from devmesh.demo.failure import DemoFailed
+from devmesh.demo.files import many
 from devmesh.demo.fleet import Fleet
 from devmesh.demo.plan import Plan
 from devmesh.demo.report import AgentMade, Observed
@@ -24,6 +25,7 @@ WORK_LIMIT_S = 120.0
 LEAVE_LIMIT_S = 5.0
 TICK_S = 0.1  # the screen moves although nothing happens
 LOG_PAGE_EVENTS = 100
+TITLE_CHARACTERS_MAX = 200
 
 
 async def play(plan: Plan, address: Address, log_directory: Path, screen: Screen) -> Observed:
@@ -97,14 +99,14 @@ class Performance:
     async def _submit(self) -> uuid.UUID:
         found = self._plan.found
         made = await self._client.tasks.create_distributed(
-            f"look through {len(found.files)} files of {Path(found.root).name}"[:200],
+            f"look through {many(found)} of {found.root}"[:TITLE_CHARACTERS_MAX],
             self._plan.subtasks,
             distribution="map_reduce",
             reduce=self._plan.reduce,
             tags=[self._plan.run],
         )
         self._story.begins(made.task, made.subtasks)
-        self._tell(f"submitted one distributed task: {len(made.subtasks)} subtasks over {len(found.files)} files")
+        self._tell(f"submitted one distributed task: {len(made.subtasks)} subtasks over {many(found)}")
         return made.task.id
 
     async def _follow(self, accident: Accident) -> None:

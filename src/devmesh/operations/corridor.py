@@ -30,6 +30,8 @@ from devmesh.operations.work import Work, WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.faults import is_member_fault
 
+GATHERS_MAX = 10_000  # of operations and tenants; idle ones are let go beyond it
+
 
 class Corridor:
     def __init__(self, runner: WorkRunner, settings: Settings) -> None:
@@ -64,14 +66,14 @@ class Corridor:
                 patience_ends = time.monotonic() + answer.wait_ms / 1000
             remaining_s = patience_ends - time.monotonic()
             if remaining_s <= 0:
-                return _encode(answer.result)
+                return _encode(answer)
             await self._bell.wait(tenant_id, rings_seen, min(remaining_s, self._settings.fanout_poll_interval_s))
 
     def _gather(self, operation: Operation, tenant_id: uuid.UUID) -> Gather[Call[Any], Answer | NotYet]:
         key = (operation.name, tenant_id)
         gather = self._gathers.get(key)
         if gather is None:
-            if len(self._gathers) >= 10_000:
+            if len(self._gathers) >= GATHERS_MAX:
                 self._gathers = {key: kept for key, kept in self._gathers.items() if not kept.is_idle}
 
             async def write(calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
@@ -91,7 +93,6 @@ class Corridor:
     ) -> Sequence[Answer | NotYet]:
         """One batch, one transaction. When a member breaks it, the members run apart: none takes the others with it."""
         began = time.perf_counter()
-
         try:
             answers = await self._runner.run(tenant_id, lambda work: self._perform(operation, work, calls))
         except errors.MeshError as error:
@@ -113,9 +114,7 @@ class Corridor:
         outcomes = await operation.body(work, [calls[ordinal] for ordinal in runs]) if runs else []
         waiting = {ordinal: out for ordinal, out in zip(runs, outcomes, strict=True) if isinstance(out, NotYet)}
         answers: dict[int, Answer] = {
-            ordinal: out
-            if isinstance(out, errors.MeshError)
-            else _encode(out.result if isinstance(out, NotYet) else out)
+            ordinal: out if isinstance(out, errors.MeshError) else _encode(out)
             for ordinal, out in zip(runs, outcomes, strict=True)
         }
         await claims.store(work, answers, set(waiting))
@@ -128,5 +127,6 @@ class Corridor:
         await asyncio.gather(*(gather.drain() for gather in list(self._gathers.values())))
 
 
-def _encode(result: msgspec.Struct) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(result))
+def _encode(outcome: msgspec.Struct) -> msgspec.Raw:
+    """What a call is answered that did not fail: its result, for the time being or for good."""
+    return msgspec.Raw(msgspec.json.encode(outcome.result if isinstance(outcome, NotYet) else outcome))

@@ -79,8 +79,9 @@ class Operation(msgspec.Struct, frozen=True):
         """The parameters, or invalid_params that names the field."""
         try:
             params = self.decoder.decode(raw)
-            # A caller's own JSON is passed on as it came, so it must be such that every codec can carry it.
-            msgspec.msgpack.encode(msgspec.json.decode(raw))
+            if _HUGE_NUMBER.search(raw):
+                # A caller's own JSON is passed on as it came, so it must be such that every codec can carry it.
+                msgspec.msgpack.encode(msgspec.json.decode(raw))
             return params
         except msgspec.ValidationError as problem:
             raise refusal(problem) from None
@@ -92,6 +93,7 @@ class Operation(msgspec.Struct, frozen=True):
             raise errors.invalid("the parameters are nested too deeply") from None
 
 
+_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9.][eE]\+?[0-9]{3}")  # what may not fit into 64 bits, or be mistaken for such
 REGISTRY: dict[str, Operation] = {}
 
 
