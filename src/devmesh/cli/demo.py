@@ -47,7 +47,8 @@ def demo(
     devmesh demo ~/notes --json
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         report = _play(path, data_dir, as_json)
     except KeyboardInterrupt:

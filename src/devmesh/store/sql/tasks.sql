@@ -198,7 +198,8 @@ order by r.id for update skip locked;
    and least(t.lease_until, t.timeout_at, t.deadline) < now() limit $2)
 union all
 (select t.task_id from mcp.tasks t
- where t.tenant_id = $1 and t.status = 'pending' and t.deadline is not null and t.deadline < now() limit $2);
+ where t.tenant_id = $1 and t.status = 'pending' and t.deadline is not null and t.deadline < now()
+ order by t.deadline limit $2);
 
 -- name: attempts
 -- The ended attempts of a task, in order. $1 tenant, $2 task, $3 how many at most.

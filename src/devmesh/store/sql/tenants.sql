@@ -1,15 +1,18 @@
 -- name: with_pending
 -- Tenants with a task that waits, found by one probe each.
 select t.tenant_id from mcp.tenants t
-where t.status = 'active' and exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending');
+cross join lateral (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending' limit 1) waiting
+where t.status = 'active';
 
 -- name: with_overdue
--- Tenants with a task whose lease or time has run out.
+-- Tenants with a task whose lease or time has run out. The order names the index: another one, of as little cost while the
+-- table was small, would have it read all that waits.
 select t.tenant_id from mcp.tenants t
 where t.status = 'active' and (
     exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status in ('assigned', 'accepted', 'running')
             and least(k.lease_until, k.timeout_at, k.deadline) < now())
-    or exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending' and k.deadline < now()));
+    or t.tenant_id in (select k.tenant_id from mcp.tasks k where k.status = 'pending' and k.deadline < now()
+                       order by k.deadline limit 1000));
 
 -- name: with_unannounced
 -- Tenants with an agent whose derived status differs from the one last told.
