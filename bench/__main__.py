@@ -13,7 +13,7 @@ import uvloop
 
 from bench import batching, connections, creating, delivery, life
 from bench.figures import Figure, as_json, show
-from bench.stage import QUICK, Extent, Stage, raise_file_limit
+from bench.stage import QUICK, Extent, Stage, machine, raise_file_limit
 
 MEASURES = {
     "connections": connections.measure,
@@ -23,7 +23,6 @@ MEASURES = {
     "delivery": delivery.measure,
 }
 FILES_MIN = 10_000
-TITLE = "Load generator, services and PostgreSQL share this machine"
 
 
 def main(
@@ -44,9 +43,9 @@ def main(
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(_measure(chosen, extent, is_telling=not json))
     if json:
-        typer.echo(as_json(figures))
+        typer.echo(as_json(figures, machine()))
     elif len(chosen) > 1:
-        show(figures, TITLE)
+        show(figures, machine())
 
 
 async def _measure(names: list[str], extent: Extent, *, is_telling: bool) -> list[Figure]:

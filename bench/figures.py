@@ -65,9 +65,9 @@ def table(figures: Sequence[Figure], title: str) -> Table:
     return shown
 
 
-def as_json(figures: Sequence[Figure]) -> bytes:
+def as_json(figures: Sequence[Figure], machine: str) -> bytes:
     shown = [{**msgspec.structs.asdict(figure), "is_met": figure.is_met, "ratio": figure.ratio} for figure in figures]
-    return msgspec.json.format(msgspec.json.encode({"figures": shown}), indent=2)
+    return msgspec.json.format(msgspec.json.encode({"machine": machine, "figures": shown}), indent=2)
 
 
 def show(figures: Sequence[Figure], title: str) -> None:

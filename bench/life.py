@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 
@@ -40,6 +41,7 @@ class _Params(msgspec.Struct):
 class _Message(msgspec.Struct):
     """A reply, or a notification of events. Only what is needed here is decoded."""
 
+    id: int = 0
     params: _Params | None = None
     result: _Data | None = None
 
@@ -52,16 +54,17 @@ class Load:
 
     def __init__(self, callers: list[Connection], agents: list[Connection]) -> None:
         self._turn = itertools.cycle(callers)
-        self._create = request("task.create", TASK)
-        self._born: dict[str, float] = {}
-        self._sent: dict[Connection, list[float]] = {caller: [] for caller in callers}
+        self._ids = itertools.count(1)
+        self._wished: dict[int, float] = {}  # when, by the request's id
+        self._born: dict[str, float] = {}  # when it was wished for, by the task's id
+        self._ended: dict[str, float] = {}  # completed before the answer to its creation came
         self._is_stopping = False
         self.lives_s: list[float] = []
         self.errors = 0
         for caller in callers:
-            caller.receiver = lambda payload, caller=caller: self._created(caller, payload)
+            caller.receiver = self._created
         for agent in agents:
-            agent.receiver = lambda payload, agent=agent: self._at_agent(agent, payload)
+            agent.receiver = functools.partial(self._at_agent, agent)
 
     def begin(self) -> None:
         for _ in range(OPEN_TASKS):
@@ -71,17 +74,19 @@ class Load:
         self._is_stopping = True
 
     def _create_one(self) -> None:
-        caller = next(self._turn)
-        self._sent[caller].append(time.perf_counter())
-        caller.send(self._create)
+        request_id = next(self._ids)
+        self._wished[request_id] = time.perf_counter()
+        next(self._turn).send(request("task.create", TASK, request_id))
 
-    def _created(self, caller: Connection, payload: bytes) -> None:
-        sent_at = self._sent[caller].pop(0)  # tasks of one caller go in one batch, or in order
-        result = _decode(payload).result
-        if result is None or result.task is None:
+    def _created(self, payload: bytes) -> None:
+        reply = _decode(payload)
+        wished_at = self._wished.pop(reply.id)
+        if reply.result is None or reply.result.task is None:
             self.errors += 1
+        elif (ended_at := self._ended.pop(reply.result.task.id, None)) is not None:
+            self.lives_s.append(ended_at - wished_at)
         else:
-            self._born.setdefault(result.task.id, sent_at)
+            self._born[reply.result.task.id] = wished_at
 
     def _at_agent(self, agent: Connection, payload: bytes) -> None:
         message = _decode(payload)
@@ -92,11 +97,17 @@ class Load:
         elif message.result is None or message.result.task is None:
             self.errors += 1
         else:
-            sent_at = self._born.pop(message.result.task.id, None)
-            if sent_at is not None:  # its creation may not have been answered yet
-                self.lives_s.append(time.perf_counter() - sent_at)
-            if not self._is_stopping:
-                self._create_one()
+            self._completed(message.result.task.id)
+
+    def _completed(self, task_id: str) -> None:
+        now = time.perf_counter()
+        wished_at = self._born.pop(task_id, None)
+        if wished_at is None:
+            self._ended[task_id] = now
+        else:
+            self.lives_s.append(now - wished_at)
+        if not self._is_stopping:
+            self._create_one()
 
     def _complete(self, agent: Connection, task: _Task) -> None:
         agent.send(request("task.complete", {"task_id": task.id, "attempt": task.attempt, "result": {"words": 120}}))

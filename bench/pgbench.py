@@ -12,7 +12,8 @@ import re
 import tempfile
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
@@ -21,19 +22,50 @@ from bench.stage import Stage, corridor_on
 from devmesh.store.connections import session_settings
 from devmesh.store.statements import Statement, load
 
-TASKS, EVENTS, CLOCK, AGENTS = load("tasks"), load("events"), load("clock"), load("agents")
+TASKS, EVENTS, CLOCK = load("tasks"), load("events"), load("clock")
 SEED = "5eed5eed"
 SEEDED = f"'{SEED}', lpad(to_hex((:client_id::bigint << 24) + :n::bigint), 8, '0')"
 STATE = "create schema bench; create table bench.batch (name text primary key, value text, list text[])"
 
 
-async def creating_limit(stage: Stage, batch: int) -> float:
-    """Tasks a second, with their events, in transactions of a batch by two clients: as many as the gateway has."""
+class Run(NamedTuple):
+    """What pgbench reached: transactions a second, and how long each took."""
+
+    rate: float
+    latencies_s: list[float]
+
+
+async def creating_limit(stage: Stage, batch: int, *, clients: int = 2) -> float:
+    """Tasks a second, with their events, in transactions of a batch; the gateway writes two batches at a time."""
+    return batch * (await _create(stage, batch, clients=clients)).rate
+
+
+async def committing_times(stage: Stage, rate_per_s: int) -> list[float]:
+    """How long creating one task takes, with its event, at a steady rate. In seconds."""
+    return (await _create(stage, 1, clients=8, rate_per_s=rate_per_s)).latencies_s
+
+
+async def reading_limit(stage: Stage, page: int) -> float:
+    """Events a second that one reader gets from the log, in pages."""
+    async with stage.database() as dsn:
+        tenant, made = await _tasks(dsn, page)
+        await _keep(dsn, **_events("task.created", made))
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(_append(tenant))
+        finally:
+            await connection.close()
+        after = _filled(EVENTS.after, f"array[{tenant}]", "array[1::bigint]", f"{page}::integer")
+        return (page - 1) * (await _run(stage, dsn, [after], clients=1)).rate  # the first of them was there before
+
+
+async def _create(stage: Stage, batch: int, *, clients: int, rate_per_s: int | None = None) -> Run:
     async with stage.database() as dsn:
         tenant, made = await _tasks(dsn, batch)
         await _keep(dsn, tasks=made, **_events("task.created", made))
         insert = _filled(TASKS.insert_many, tenant, _seeded("tasks"))
-        return batch * await _rate(stage, dsn, [_filled(CLOCK.now), insert, _append(tenant)], clients=2)
+        script = [_filled(CLOCK.now), insert, _append(tenant)]
+        return await _run(stage, dsn, script, clients=clients, rate_per_s=rate_per_s)
 
 
 async def living_limit(stage: Stage, batch: int) -> float:
@@ -62,7 +94,7 @@ async def living_limit(stage: Stage, batch: int) -> float:
              _filled(TASKS.insert_attempts, tenant, _seeded("ended")), _append(tenant, "completed_")],
         ]  # fmt: skip
         script = [part for step in steps for part in (_filled(CLOCK.now), *step, "commit;\nbegin;")]
-        return batch * await _rate(stage, dsn, script, clients=2)
+        return batch * (await _run(stage, dsn, script, clients=2)).rate
 
 
 async def _tasks(dsn: str, count: int) -> tuple[str, list[dict[str, Any]]]:
@@ -111,21 +143,21 @@ def _filled(statement: Statement, *arguments: str) -> str:
     return text.rstrip(";") + ";"
 
 
-async def _rate(stage: Stage, dsn: str, parts: Sequence[str], *, clients: int) -> float:
-    """Transactions a second."""
-    script = "\n".join(["\\set n :n + 1", "begin;", *parts, "commit;"])
+async def _run(stage: Stage, dsn: str, parts: Sequence[str], *, clients: int, rate_per_s: int | None = None) -> Run:
     settings = session_settings("pgbench", 10.0)
     options = " ".join(f"-c {name}={settings[name]}" for name in settings if name.startswith(("enable_", "jit")))
-    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
-        file.write(script)
-        file.flush()
+    paced = ["--rate", str(rate_per_s)] if rate_per_s is not None else []
+    with tempfile.TemporaryDirectory() as directory:
+        script, log = Path(directory, "script.sql"), Path(directory, "log")
+        script.write_text("\n".join(["\\set n :n + 1", "begin;", *parts, "commit;"]))
         process = await asyncio.create_subprocess_exec(
-            stage.server.bin_path / "pgbench", "-n", "-M", "prepared", "-c", str(clients), "-T",
-            str(round(stage.extent.measured_s)), "-D", "n=0", "-f", file.name, dsn,
+            stage.server.bin_path / "pgbench", "-n", "-M", "prepared", "-c", str(clients), *paced,
+            "-T", str(round(stage.extent.measured_s)), "-D", "n=0", "-f", script, "-l", "--log-prefix", log, dsn,
             env={**os.environ, "PGOPTIONS": options}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         output, _ = await process.communicate()
+        lines = [line for file in Path(directory).glob("log*") for line in file.read_text().splitlines()]
     found = re.search(r"^tps = ([\d.]+)", output.decode(), re.MULTILINE)
     if process.returncode or found is None:
         raise RuntimeError(f"pgbench failed: {output.decode()[-2000:]}")
-    return float(found[1])
+    return Run(float(found[1]), [int(line.split()[2]) / 1e6 for line in lines])  # the third column is microseconds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
+import platform
 import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ from devmesh.operations.corridor import Corridor
 from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.database import Database
-from devmesh.store.embedded import EmbeddedPostgres
+from devmesh.store.embedded import MAJOR_VERSION, EmbeddedPostgres
 from devmesh.store.migrator import Migrator
 
 HOST = "127.0.0.1"
@@ -37,7 +37,7 @@ class Extent(msgspec.Struct, frozen=True):
     """How large and how long measures are."""
 
     connections: int = 9_000
-    hold_s: float = 15.0
+    hold_s: float = 30.0  # longer than the interval of pings
     warm_up_s: float = 2.0
     measured_s: float = 10.0
 
@@ -128,10 +128,10 @@ class Running:
 
 
 @asynccontextmanager
-async def corridor_on(dsn: str, **changes: int) -> AsyncIterator[tuple[Corridor, Caller]]:
+async def corridor_on(dsn: str, **variables: str) -> AsyncIterator[tuple[Corridor, Caller]]:
     """A corridor in this process, with settings of its own, and somebody who may do everything."""
     operations.load_all()
-    settings = dataclasses.replace(Settings.load({}), **changes)
+    settings = Settings.load(variables)
     key = await create_admin_key(dsn, "default")
     database = await Database.open(
         dsn,
@@ -160,6 +160,18 @@ class Costs:
         used = {name: seconds - before._seconds.get(name, 0.0) for name, seconds in self._seconds.items()}
         parts = [f"{name} {seconds / max(count, 1) * 1e6:.0f}" for name, seconds in used.items()]
         return "µs of processor each: " + ", ".join(parts)
+
+
+def machine() -> str:
+    """What was measured on, in one line."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.machine()
+    return (
+        f"{psutil.cpu_count()} processors ({processor}) for load generator, services and PostgreSQL {MAJOR_VERSION}"
+        f" together; Python {platform.python_version()}, {platform.system()}"
+    )
 
 
 def raise_file_limit() -> int:

@@ -116,19 +116,25 @@ class Connection(asyncio.Protocol):
             self._open.set_exception(Refused("the server closed the connection before it was open"))
 
     def data_received(self, data: bytes) -> None:
-        if self._rest:
-            data = self._rest + data
-        at = 0
-        if self._open is not None and not self._open.done():
-            at = data.find(b"\r\n\r\n") + 4
-            if at < 4:
-                self._rest = data
-                return
-            if not data.startswith(b"HTTP/1.1 101"):
-                self._open.set_exception(Refused(data[:at].decode(errors="replace")))
-                return
+        self._rest = self._rest + data if self._rest else data
+        if self._open is None or self._open.done() or self._take_handshake():
+            self._take_frames()
+
+    def _take_handshake(self) -> bool:
+        """Whether the answer to the handshake is there as a whole."""
+        assert self._open is not None
+        answer, end, self._rest = self._rest.partition(b"\r\n\r\n")
+        if not end:
+            self._rest = answer
+        elif answer.startswith(b"HTTP/1.1 101"):
             self._open.set_result(None)
-        end = len(data)
+        else:
+            self._open.set_exception(Refused(answer.decode(errors="replace")))
+        return bool(end)
+
+    def _take_frames(self) -> None:
+        data = self._rest
+        at, end = 0, len(data)
         while end - at >= 2:
             length, start = data[at + 1], at + 2
             if length == 126:

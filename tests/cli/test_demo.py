@@ -26,11 +26,11 @@ GONE_LIMIT_S = 20.0
 class Demo:
     """One run of the demo. What it says is in `out`, its JSON alone in `result`."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(self, directory: Path, *arguments: str, settings: dict[str, str] | None = None) -> None:
         self._out, self._result = directory / "demo.out", directory / "demo.json"
         with self._out.open("wb") as out, self._result.open("wb") as result:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "devmesh", "demo", *arguments], cwd=directory, env=environment(),
+                [sys.executable, "-m", "devmesh", "demo", *arguments], cwd=directory, env=environment(settings),
                 stdin=subprocess.DEVNULL, stdout=result if "--json" in arguments else out, stderr=out,
             )  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_a_file_that_changes_meanwhile_makes_it_fail_and_is_named(up: Up, notes:
 def test_broken_off_it_leaves_no_process_and_whoever_can_tidies_up(
     up: Up, notes: Path, number: signal.Signals, code: int
 ) -> None:
-    demo = Demo(up.directory, str(notes))
+    demo = Demo(up.directory, str(notes), settings={"TMPDIR": str(up.directory)})  # a killed one leaves its logs there
     demo.until("submitted")
     processes = demo.processes()
     assert processes

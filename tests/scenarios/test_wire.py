@@ -261,3 +261,37 @@ async def test_w09_ten_thousand_idle_connections_stay(mesh: Mesh, tenant: str) -
                 [asyncio.ensure_future(w.connection.wait_closed()) for w in wires], return_when="FIRST_COMPLETED"
             )
     assert all(wire.connection.state is websockets.State.OPEN for wire in wires)
+
+
+async def test_a_bound_key_makes_its_agent_present_without_naming_it(mesh: Mesh, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as admin:
+        agent = (await admin.call("agent.register", name="bound", capabilities=["b"]))["agent"]
+        await admin.call("agent.drain")  # the administrator's own session stands for it as well
+        bound = await admin.call("key.create", kind="agent", agent=agent["id"])
+        before = (await admin.call("agent.get", agent_id=agent["id"]))["agent"]["sessions"]
+        async with await Wire.connect(mesh.ws_url, bound["secret"]) as wire:
+            assert wire.initialized["agent_id"] == agent["id"]
+            assert (await wire.call("subscriptions.list")) == {"topics": [f"agent:{agent['id']}"]}
+            assert (await admin.call("agent.get", agent_id=agent["id"]))["agent"]["sessions"] == before + 1
+
+        async def has_left() -> bool:
+            sessions: int = (await admin.call("agent.get", agent_id=agent["id"]))["agent"]["sessions"]
+            return sessions == before
+
+        await eventually(has_left, "its session ends with its connection")
+
+
+async def test_denied_acts_of_a_session_are_in_the_audit_log(mesh: Mesh, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as admin:
+        await admin.call("agent.register", name="not yours")
+        writer = await admin.call("key.create", kind="user", scopes=["write"])
+        async with await Wire.connect(mesh.ws_url, writer["secret"]) as wire:
+            with pytest.raises(WireError) as refused:
+                await wire.call("subscribe", topics=["tenant"])
+            assert refused.value.kind == "forbidden"
+        other = await Wire.bare(mesh.ws_url, writer["secret"])
+        assert (await other.ask("initialize", {"agent": "not yours"}))["error"]["data"]["kind"] == "forbidden"
+        await other.close()
+        entries = (await admin.call("audit.list"))["entries"]
+        denied = {entry["operation"] for entry in entries if entry["key_id"] == writer["key"]["id"]}
+        assert denied == {"subscribe", "initialize"}

@@ -19,7 +19,7 @@ from devmesh.store.statements import Statement, all_statements
 
 # What is meant to look at all the rows of a tenant that an index holds, each with why that is right.
 WHOLE_TENANT = {
-    "tasks.overdue_ids": "all that is held, and all pending ones with a deadline: there is no cheaper way to find the late",
+    "tasks.overdue_ids": "all that is held: there is no cheaper way to find the late",
     "tasks.page_unfinished": "a list of what has not ended sorts all that has not ended",
     "agents.tasks_of": "an agent leaves for good once; what waits for it alone may be blocked, and so in no lane of its own",
     "agents.candidates": "the assigner weighs all agents",
@@ -32,7 +32,6 @@ WHOLE_TENANT = {
     "keys.page": "an administrator's list",
     "keys.forget_failures": "a table of minutes",
     "schema_migrations.list": "one row a migration",
-    "tenants.with_pending": "all tenants are wanted",
     "tenants.with_overdue": "all that is held, in all tenants",
     "tenants.with_unannounced": "presence is of all agents",
 }

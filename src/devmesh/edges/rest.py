@@ -54,7 +54,9 @@ def routes(
         handlers.setdefault(openapi.PREFIX + operation.path, {})[operation.method] = endpoint.answer
 
     async def events(request: Request) -> ASGIApp:
-        return await streams.open(request, await authenticated(request, authenticator))
+        caller = await authenticated(request, authenticator)
+        async with corridor.denials_noted(caller, "events.follow"):
+            return await streams.open(request, caller)
 
     handlers[openapi.EVENTS_PATH] = {"GET": events}
     document = msgspec.json.encode(openapi.document())

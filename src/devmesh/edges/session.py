@@ -112,24 +112,26 @@ class Pong(msgspec.Struct):
 class Session:
     """Made for a connection, alive once `initialize` has succeeded."""
 
-    __slots__ = ("_parts", "address", "caller", "has_agent_session", "outbox", "session_id", "subscriber", "wire_codec")
+    __slots__ = ("_parts", "address", "agent_tenant_id", "caller", "outbox", "session_id", "subscriber", "wire_codec")
 
     def __init__(self, parts: Parts, wire_codec: Codec, outbox: Outbox, address: str) -> None:
         self._parts, self.wire_codec, self.outbox, self.address = parts, wire_codec, outbox, address
         self.session_id = new_id()
         self.caller: Caller | None = None
         self.subscriber: Subscriber | None = None
-        self.has_agent_session = False
+        self.agent_tenant_id: uuid.UUID | None = None  # set while the session makes an agent present
 
     async def call(self, method: str, params: bytes | Raw, header_token: str | None) -> bytes | Raw:
         """The result of a request as JSON. Raises MeshError."""
-        declared = METHODS.get(method)
         if method == "initialize":
             return _json(await self._initialize(_decode(params, Initialize), header_token))
         if self.caller is None and method != "ping":
             raise MeshError(Kind.INVALID_REQUEST, "the first call of a connection is `initialize`")
+        declared = METHODS.get(method)
         if declared is not None:
-            return _json(await declared.handler(self, _decode(params, declared.params)))
+            asked = _decode(params, declared.params)
+            async with self._parts.corridor.denials_noted(self.caller, method):
+                return _json(await declared.handler(self, asked))
         assert self.caller is not None
         if method == "agent.register" and self.caller.session_agent_id is None:
             return await self._register(params)
@@ -139,8 +141,8 @@ class Session:
         """The connection has ended."""
         if self.subscriber is not None:
             self.subscriber.close()
-        if self.has_agent_session and self.caller is not None:
-            await self._parts.sessions.close(self.caller.tenant_id, self.session_id)
+        if self.agent_tenant_id is not None:
+            await self._parts.sessions.close(self.agent_tenant_id, self.session_id)
 
     async def _initialize(self, asked: Initialize, header_token: str | None) -> Initialized:
         if self.caller is not None:
@@ -150,11 +152,11 @@ class Session:
         caller = msgspec.structs.replace(caller, session_id=self.session_id)
         subscriber = await self._parts.fanout.subscriber(caller.tenant_id, self.wire_codec, self.outbox)
         try:
-            if asked.agent is not None:
-                require(caller, Scope.AGENT)
-                agent_id = await self._parts.sessions.open(caller, self.session_id, asked.agent)
-                caller = msgspec.structs.replace(caller, session_agent_id=agent_id)
-                self.has_agent_session = True
+            named = asked.agent or (str(caller.bound_agent_id) if caller.bound_agent_id is not None else None)
+            if named is not None:
+                async with self._parts.corridor.denials_noted(caller, "initialize"):
+                    require(caller, Scope.AGENT)
+                    caller = await self._stand_for(caller, named)
             topics = [events.agent_topic(caller.agent_id)] if caller.agent_id is not None else []
             begun = await subscriber.subscribe(topics, resume)
         except MeshError:
@@ -176,11 +178,15 @@ class Session:
         result = await self._parts.corridor.serve("agent.register", self.caller, params)
         agent_id = msgspec.json.decode(result, type=_Registered).agent.id
         if self.caller.session_agent_id is None:
-            await self._parts.sessions.open(self.caller, self.session_id, str(agent_id))
-            self.caller = msgspec.structs.replace(self.caller, session_agent_id=agent_id)
-            self.has_agent_session = True
+            self.caller = await self._stand_for(self.caller, str(agent_id))
             await self.subscriber.subscribe([events.agent_topic(agent_id)], before)
         return result
+
+    async def _stand_for(self, caller: Caller, agent: str) -> Caller:
+        """Makes an agent present for as long as the session lives, and the caller act as it."""
+        agent_id = await self._parts.sessions.open(caller, self.session_id, agent)
+        self.agent_tenant_id = caller.tenant_id
+        return msgspec.structs.replace(caller, session_agent_id=agent_id)
 
     async def _subscribe(self, asked: Subscribe) -> SubscribeResult:
         """Listen to topics from now on, or from a cursor on. Topics: `tenant`, `inbox`, `queue:NAME`, `NOUN:ID`."""

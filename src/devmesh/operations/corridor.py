@@ -11,9 +11,10 @@ committed row, never done inside.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -47,10 +48,20 @@ class Corridor:
         params = operation.decode(raw)
         try:
             access.require(caller, operation.scope)
-        except errors.MeshError:
-            await audit.record_denied(self._runner.database, caller, operation.name, "scope")
+        except errors.MeshError as error:
+            await audit.record_denied(self._runner.database, caller, name, error.message)
             raise
         return await self._answer(operation, Call(caller, params))
+
+    @contextlib.asynccontextmanager
+    async def denials_noted(self, caller: Caller | None, act: str) -> AsyncIterator[None]:
+        """What is refused inside as forbidden stands in the audit log."""
+        try:
+            yield
+        except errors.MeshError as error:
+            if error.kind is errors.Kind.FORBIDDEN and caller is not None:
+                await audit.record_denied(self._runner.database, caller, act, error.message)
+            raise
 
     async def _answer(self, operation: Operation, call: Call[Any]) -> msgspec.Raw:
         """Asks until the answer is final or the caller's patience ends; it waits outside of any transaction."""

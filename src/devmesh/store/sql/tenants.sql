@@ -12,7 +12,7 @@ where t.status = 'active' and (
     exists (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status in ('assigned', 'accepted', 'running')
             and least(k.lease_until, k.timeout_at, k.deadline) < now())
     or t.tenant_id in (select k.tenant_id from mcp.tasks k where k.status = 'pending' and k.deadline < now()
-                       order by k.deadline limit 1000));
+                       order by k.deadline));
 
 -- name: with_unannounced
 -- Tenants with an agent whose derived status differs from the one last told.
