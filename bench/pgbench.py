@@ -156,8 +156,9 @@ async def _run(stage: Stage, dsn: str, parts: Sequence[str], *, clients: int, ra
             env={**os.environ, "PGOPTIONS": options}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         output, _ = await process.communicate()
-        lines = [line for file in Path(directory).glob("log*") for line in file.read_text().splitlines()]
+        logs = [file.read_text().splitlines() for file in Path(directory).glob("log*")]
     found = re.search(r"^tps = ([\d.]+)", output.decode(), re.MULTILINE)
     if process.returncode or found is None:
         raise RuntimeError(f"pgbench failed: {output.decode()[-2000:]}")
-    return Run(float(found[1]), [int(line.split()[2]) / 1e6 for line in lines])  # the third column is microseconds
+    warm = [line for lines in logs for line in lines[len(lines) // 5 :]]  # the first ones plan their statements
+    return Run(float(found[1]), [int(line.split()[2]) / 1e6 for line in warm])  # the third column is microseconds

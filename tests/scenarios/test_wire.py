@@ -276,7 +276,7 @@ async def test_a_bound_key_makes_its_agent_present_without_naming_it(mesh: Mesh,
 
         async def has_left() -> bool:
             sessions: int = (await admin.call("agent.get", agent_id=agent["id"]))["agent"]["sessions"]
-            return sessions == before
+            return bool(sessions == before)
 
         await eventually(has_left, "its session ends with its connection")
 
