@@ -78,8 +78,13 @@ def tidy(up: Up) -> Iterator[None]:
     for task in answer(up.directory, "tasks", "--status", "running", "--json")["tasks"]:
         if task["parent_id"] is None:  # its subtasks go with it
             answer(up.directory, "call", "task.cancel", f"task_id={task['id']}")
-    for agent in answer(up.directory, "agents", "--json")["agents"]:
+    for agent in agents_of_demos(up):
         answer(up.directory, "call", "agent.deregister", f"agent_id={agent['id']}")
+
+
+def agents_of_demos(up: Up) -> list[dict[str, Any]]:
+    agents: list[dict[str, Any]] = answer(up.directory, "agents", "--json")["agents"]
+    return [agent for agent in agents if agent["name"].startswith("demo-")]
 
 
 def are_gone(processes: list[psutil.Process]) -> bool:
@@ -150,7 +155,7 @@ def test_on_a_mesh_that_runs_it_tells_its_story_in_lines_and_leaves_only_finishe
     ):
         assert re.search(words, said), f"{words} is not in: {said}"
     assert "\x1b" not in said
-    assert answer(up.directory, "agents", "--json")["agents"] == []
+    assert agents_of_demos(up) == []
     tasks = answer(up.directory, "tasks", "--type", "demo", "--json")["tasks"]
     assert {task["status"] for task in tasks} == {"completed"}
     assert answer(up.directory, "call", "task.stats")["counts"]["running"] == 0
@@ -181,7 +186,7 @@ def test_broken_off_it_leaves_no_process_and_whoever_can_tidies_up(
     wait_until(lambda: are_gone(processes), "the agents are gone", GONE_LIMIT_S)
     if number != signal.SIGKILL:
         assert "broken off" in demo.out
-        assert answer(up.directory, "agents", "--json")["agents"] == []
+        assert agents_of_demos(up) == []
         assert answer(up.directory, "call", "task.stats")["counts"]["running"] == 0
 
 

@@ -170,7 +170,7 @@ async def test_every_service_may_be_killed_and_no_acknowledged_work_is_lost(own_
     """Each in turn while tasks come and go: whatever was acknowledged is completed in the end."""
     mesh = own_mesh()
     acknowledged: list[dict[str, Any]] = []
-    is_enough = asyncio.Event()
+    is_submitted, is_enough = asyncio.Event(), asyncio.Event()
 
     async def submit(wire: Wire) -> None:
         acknowledged.append(await create(wire, lease_s=LEASE_S))
@@ -183,15 +183,15 @@ async def test_every_service_may_be_killed_and_no_acknowledged_work_is_lost(own_
             for task in held["tasks"]:
                 await wire.call("task.complete", task_id=task["id"], attempt=task["attempt"])
 
-    running = [
-        asyncio.ensure_future(insist(mesh.ws_url, mesh.admin_key, act, is_enough)) for act in (submit, submit, work)
-    ]
+    acts = ((submit, is_submitted), (submit, is_submitted), (work, is_enough))
+    running = [asyncio.ensure_future(insist(mesh.ws_url, mesh.admin_key, act, end)) for act, end in acts]
     for child in mesh.children:
         reached = len(acknowledged) + 30
         await eventually(functools.partial(has_reached, acknowledged, reached), "work goes on", 20)
         child.kill()
         child.start()
         await eventually(child.is_ready, f"{child.service} is back", 20)
+    is_submitted.set()
     async with await Wire.connect(mesh.ws_url, mesh.admin_key) as wire:
         for created in acknowledged[:]:
             assert (await wait(wire, created, within_s=20))["status"] == "completed"
