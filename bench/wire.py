@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
             connection.transport.write(
                 f"GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+                "User-Agent: bench\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
                 f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
             )
             assert connection._open is not None

@@ -33,7 +33,7 @@ from devmesh.settings import Settings
 log = structlog.get_logger(__name__)
 
 Message = MutableMapping[str, Any]
-COLLECTED_EVERY = 50_000  # objects made and kept: those of a batch in flight are not searched for garbage every time
+COLLECTED_EVERY = 50_000  # objects made and kept: those of a batch in flight are not searched for garbage each time
 MESSAGE_SLACK = 4  # a message up to this many times too long is still read, so that it gets its own error
 
 
@@ -82,7 +82,9 @@ async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
         try:
             front.product = starting.result()
             gc.freeze()  # what a service consists of stays
-            gc.set_threshold(COLLECTED_EVERY, 20, 20)
+            gc.set_threshold(
+                COLLECTED_EVERY, 5, 2
+            )  # all of it every tenth time: closed connections leave cycles behind
             log.info("ready", address=f"{settings.host}:{listener.getsockname()[1]}")
             await asyncio.wait([told_to_stop, serving], return_when=asyncio.FIRST_COMPLETED)
         except StartRefused as refused:

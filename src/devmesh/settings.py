@@ -156,8 +156,8 @@ class Settings(_Group):
     initialize_timeout_s: float = _setting(10.0, "Time to send `initialize`.", "s", at_least=0.1, at_most=600)
     ping_interval_s: float = _setting(25.0, "Between pings; two missed end a connection.", "s", at_least=0.1)
 
-    gather_batch_max: int = _setting(500, "Calls gathered into one transaction.", "calls", at_most=10_000)
-    gather_in_flight_max: int = _setting(2, "Transactions of one operation at once.", "transactions", at_most=100)
+    gather_batch_max: int = _setting(128, "Calls gathered into one transaction.", "calls", at_most=10_000)
+    gather_in_flight_max: int = _setting(4, "Transactions of one operation at once.", "transactions", at_most=100)
     gather_queue_max: int = _setting(20_000, "Calls of one operation that may wait.", "calls")
 
     fanout_poll_interval_s: float = _setting(0.5, "Looking for events without a ring.", "s", at_least=0.01, at_most=60)
