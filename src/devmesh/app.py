@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ MESSAGE_SLACK = 4  # a message up to this many times too long is still read, so 
 def run_service(name: str, settings: Settings) -> int:
     """Runs one of the services until it is told to stop. The exit code: 0, or 1 with one line that says why."""
     telemetry.configure_logs(name, settings.log_level)
+    _raise_file_limit()
     try:
         listener = _listen(settings.host, _port(name, settings))
     except OSError as error:
@@ -156,6 +158,12 @@ def _config(front: Front, settings: Settings) -> uvicorn.Config:
         ws_ping_timeout=settings.ping_interval_s,  # for the answer to the second
         ws_per_message_deflate=False,  # it would cost three times the memory of a connection
     )
+
+
+def _raise_file_limit() -> None:
+    """Takes all the open files that the system allows: a connection is one, and the usual limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _port(name: str, settings: Settings) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import resource
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -249,9 +250,8 @@ async def test_another_key_of_the_tenant_takes_a_session_over(mesh: Mesh, tenant
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 async def test_w09_ten_thousand_idle_connections_stay(mesh: Mesh, tenant: str) -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_NOFILE, (65_536, 65_536))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wires: list[Wire] = []
     for _ in range(100):
         wires += await asyncio.gather(*(Wire.connect(mesh.ws_url, tenant) for _ in range(100)))
