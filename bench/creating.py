@@ -12,6 +12,7 @@ from bench.figures import Figure, percentile
 from bench.pgbench import creating_limit
 from bench.stage import Running, Stage
 from bench.wire import Connection, frame, is_result, request
+from devmesh.settings import Settings
 
 ACTIVE = 500
 TASK = {"title": "measure", "parameters": {"path": "docs/guide.md"}, "required_capabilities": ["summarize"]}
@@ -67,7 +68,7 @@ async def measure(stage: Stage) -> list[Figure]:
         errors = sum(caller.errors for caller in callers) + sum(connection.is_closed for connection in crowd)
         for connection in crowd:
             connection.close()
-    limit = await creating_limit(stage, batch=250)
+    limit = await creating_limit(stage, batch=Settings.gather_batch_max)
     p50_ms, p95_ms = (percentile(latencies_s, share) * 1000 for share in (0.5, 0.95))
     name = f"task.create, {ACTIVE} active of {extent.connections:,} connections"
     return [

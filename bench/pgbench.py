@@ -19,10 +19,12 @@ import asyncpg
 import msgspec
 
 from bench.stage import Stage, corridor_on
+from devmesh.settings import Settings
 from devmesh.store.connections import session_settings
 from devmesh.store.statements import Statement, load
 
 TASKS, EVENTS, CLOCK = load("tasks"), load("events"), load("clock")
+IN_FLIGHT = Settings.gather_in_flight_max  # transactions at a time, as the gateway has them
 SEED = "5eed5eed"
 SEEDED = f"'{SEED}', lpad(to_hex((:client_id::bigint << 24) + :n::bigint), 8, '0')"
 STATE = "create schema bench; create table bench.batch (name text primary key, value text, list text[])"
@@ -35,8 +37,8 @@ class Run(NamedTuple):
     latencies_s: list[float]
 
 
-async def creating_limit(stage: Stage, batch: int, *, clients: int = 2) -> float:
-    """Tasks a second, with their events, in transactions of a batch; the gateway writes two batches at a time."""
+async def creating_limit(stage: Stage, batch: int, *, clients: int = IN_FLIGHT) -> float:
+    """Tasks a second, with their events, in transactions of a batch."""
     return batch * (await _create(stage, batch, clients=clients)).rate
 
 
@@ -94,7 +96,7 @@ async def living_limit(stage: Stage, batch: int) -> float:
              _filled(TASKS.insert_attempts, tenant, _seeded("ended")), _append(tenant, "completed_")],
         ]  # fmt: skip
         script = [part for step in steps for part in (_filled(CLOCK.now), *step, "commit;\nbegin;")]
-        return batch * (await _run(stage, dsn, script, clients=2)).rate
+        return batch * (await _run(stage, dsn, script, clients=IN_FLIGHT)).rate
 
 
 async def _tasks(dsn: str, count: int) -> tuple[str, list[dict[str, Any]]]:

@@ -84,9 +84,7 @@ async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
         try:
             front.product = starting.result()
             gc.freeze()  # what a service consists of stays
-            gc.set_threshold(
-                COLLECTED_EVERY, 5, 2
-            )  # all of it every tenth time: closed connections leave cycles behind
+            gc.set_threshold(COLLECTED_EVERY, 5, 2)  # everything each tenth time: closed connections leave cycles
             log.info("ready", address=f"{settings.host}:{listener.getsockname()[1]}")
             await asyncio.wait([told_to_stop, serving], return_when=asyncio.FIRST_COMPLETED)
         except StartRefused as refused:
