@@ -223,7 +223,7 @@ def _check_of(loop: Loop) -> Callable[[], Awaitable[Component]]:
 async def _facts(migrator: Migrator) -> Migrations:
     statuses = await migrator.status()
     applied = [status for status in statuses if status.state is State.APPLIED]
-    problems = [f"{status.label} is {status.state}" for status in statuses if status.state is not State.APPLIED]
+    problems = [f"{status.label} is {status.state}" for status in statuses if not status.is_served]
     records = [status.record for status in applied if status.record is not None]
     return Migrations(
         in_progress=False,

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from devmesh.store import migration_runs, migration_states
 from devmesh.store import migrator as migrator_module
 from devmesh.store.connections import DatabaseUnreachable, connect_with_backoff
 from devmesh.store.migration_files import MIGRATIONS_DIRECTORY, MigrationError, read_migrations, split_statements
@@ -169,10 +170,10 @@ async def test_a_failure_is_undone_recorded_named_and_repaired(fresh_database: s
 
     write(directory, 4, "wrong", "create table mcp.half (id bigint);\n", "drop table mcp.half;\n")
     mended = Migrator(fresh_database, directory=directory)
-    plan = await mended.repair_plan()
+    plan = [repair.sentence for repair in await mended.repair_plan()]
     assert "000004_wrong: forget the failure" in plan[0]
     assert await states(mended) == ["1 applied", "2 applied", "3 applied", "4 dirty"]
-    assert await mended.repair() == plan
+    assert [repair.sentence for repair in await mended.repair()] == plan
     assert [migration.version for migration in await mended.up()] == [4]
     await mended.verify()
 
@@ -197,9 +198,9 @@ async def test_half_of_a_migration_without_transaction_is_dirty_until_repaired(
 
     write(directory, 3, "index", THIRD_UP, THIRD_DOWN)
     mended = Migrator(fresh_database, directory=directory)
-    plan = await mended.repair_plan()
+    plan = [repair.sentence for repair in await mended.repair_plan()]
     assert "run 000003_index.down.sql" in plan[0]
-    assert await mended.repair() == plan
+    assert [repair.sentence for repair in await mended.repair()] == plan
     assert await rows(fresh_database, "select to_regclass('mcp.things_name')::text") == [(None,)]
     assert [migration.version for migration in await mended.up()] == [3]
     await mended.verify()
@@ -228,8 +229,8 @@ async def test_a_connection_killed_in_a_migration_leaves_no_half(fresh_database:
 async def test_a_table_that_stays_locked_is_tried_again_and_is_not_dirty(
     fresh_database: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(migrator_module.SETTINGS, "lock_timeout", "200ms")
-    monkeypatch.setattr(migrator_module, "TABLE_LOCK_PAUSE_S", 0.05)
+    monkeypatch.setitem(migration_runs.SETTINGS, "lock_timeout", "200ms")
+    monkeypatch.setattr(migration_runs, "TABLE_LOCK_PAUSE_S", 0.05)
     migrator = Migrator(fresh_database, directory=directory)
     await migrator.up()
     write(directory, 4, "column", "alter table mcp.things add column late text;\n")
@@ -270,6 +271,80 @@ async def test_a_newer_database_is_refused_with_both_versions(fresh_database: st
         message = await refusal(action)
         assert "version 3 (000003_index, made by devmesh 2.0)" in message
         assert "this program (devmesh 1.0), which knows versions up to 2" in message
+
+
+@pytest.mark.asyncio
+async def test_a_newer_database_that_works_with_the_program_is_served_and_never_changed(
+    fresh_database: str, directory: Path
+) -> None:
+    write(directory, 4, "adds", "-- Adds.\n-- works with: 000003\nalter table mcp.things add column added text;\n")
+    write(directory, 5, "adds_more", "-- works with: 000002\nalter table mcp.things add column also text;\n")
+    await Migrator(fresh_database, directory=directory, program_version="2.0").up()
+    for file in (*directory.glob("00000[45]_*.sql"),):
+        file.unlink()
+    older = Migrator(fresh_database, directory=directory, program_version="1.0")
+    assert await states(older) == ["1 applied", "2 applied", "3 applied", "4 newer", "5 newer"]
+    assert await older.up() == []
+    await older.verify()
+    await older.wait_for_schema(1, 1, print)
+    for changing in (lambda: older.down(1), older.repair):
+        message = await refusal(changing)
+        assert "000004_adds was made by devmesh 2.0" in message
+        assert "devmesh 1.0, which knows versions up to 3" in message
+    assert len(await older.status()) == 5
+
+    for file in directory.glob("000003_*.sql"):
+        file.unlink()
+    oldest = Migrator(fresh_database, directory=directory, program_version="0.5")
+    assert (await states(oldest))[2:] == ["3 unknown", "4 unknown", "5 newer"]
+    for action in (oldest.up, oldest.verify):
+        assert "version 3 (000003_index, made by devmesh 2.0) and is newer" in await refusal(action)
+
+
+@pytest.mark.asyncio
+async def test_a_newer_migration_that_failed_is_told_and_left_to_the_newer_program(
+    fresh_database: str, directory: Path
+) -> None:
+    write(directory, 4, "adds", "-- works with: 000003\nselect 1 / 0;\n")
+    assert "is dirty" in await refusal(Migrator(fresh_database, directory=directory, program_version="2.0").up)
+    for file in directory.glob("000004_*.sql"):
+        file.unlink()
+    older = Migrator(fresh_database, directory=directory, program_version="1.0")
+    await older.verify()
+    [told] = migration_states.newer(await older.status(), "1.0")
+    assert "it is dirty, and that newer program has to mend it: it failed: division by zero" in told
+    assert "that newer program has to mend it" in await refusal(older.repair)
+
+
+@pytest.mark.asyncio
+async def test_what_is_missing_below_a_newer_migration_is_not_made(fresh_database: str, directory: Path) -> None:
+    write(directory, 4, "adds", "-- works with: 000002\nselect 1;\n")
+    await Migrator(fresh_database, directory=directory).up()
+    for file in directory.glob("000004_*.sql"):
+        file.unlink()
+    await rows(fresh_database, "delete from mcp.schema_migrations where version = 3 returning 1")
+    assert "000003_index is not applied, but later ones" in await refusal(
+        Migrator(fresh_database, directory=directory).up
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_table_of_migrations_that_an_earlier_program_made_is_read_and_brought_up_to_date(
+    fresh_database: str, directory: Path
+) -> None:
+    migrator = Migrator(fresh_database, directory=directory)
+    await migrator.up()
+    async with connected(fresh_database) as connection:
+        await connection.execute("alter table mcp.schema_migrations drop column works_with")
+    assert await states(migrator) == ["1 applied", "2 applied", "3 applied"]
+    write(directory, 4, "adds", "-- works with: 000003\nselect 1;\n")
+    await Migrator(fresh_database, directory=directory).up()
+    assert await rows(
+        fresh_database, "select works_with from mcp.schema_migrations where version > 2 order by version"
+    ) == [
+        (None,),
+        (3,),
+    ]
 
 
 @pytest.mark.asyncio
@@ -332,6 +407,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, names: list[str], com
     [
         ("-- Nothing.\n", "has no SQL"),
         ("-- transaction: maybe\nselect 1;", "unknown; only `none` is"),
+        ("-- works with: 1\nselect 1;", "is no version: write its six digits"),
+        ("-- works with: 000001\nselect 1;", "can only with an earlier one"),
         ("select 1;\n-- Done.\ncommit;\nselect 2;", "the migrator begins and ends transactions"),
         ("BEGIN;\nselect 1;", "the migrator begins and ends transactions"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 MIGRATIONS_DIRECTORY = Path(__file__).parent / "migrations"
 
 _FILE_NAME = re.compile(r"^(?P<version>\d{6})_(?P<name>[a-z0-9_]+)\.(?P<direction>up|down)\.sql$")
-_HEADER = re.compile(r"^--\s*transaction:\s*(?P<mode>.*?)\s*$")
+_HEADER = re.compile(r"^--\s*(?P<name>transaction|works with):\s*(?P<value>.*?)\s*$")
 _TOKEN = re.compile(
     r"""
       --[^\n]*                             # a comment to the end of the line
@@ -40,6 +40,7 @@ class Script:
     file_name: str
     text: str
     in_transaction: bool
+    works_with: int | None = None  # the oldest version whose programs keep working when this has been applied
 
     def statements(self) -> list[str]:
         """The statements one by one, for a script without a transaction: sent together they would be in one."""
@@ -64,6 +65,15 @@ class Migration:
         """Of the way up alone: a way back may be mended after it was written."""
         return hashlib.sha256(self.up.text.encode()).hexdigest()
 
+    @property
+    def works_with(self) -> int | None:
+        """Programs whose newest migration has this version or a later one keep working on the schema with this step.
+
+        None: only those that have the step itself do. So a step that only adds is taken before the programs are
+        replaced, and one that removes after the last of the older ones is gone.
+        """
+        return self.up.works_with
+
 
 def read_migrations(directory: Path = MIGRATIONS_DIRECTORY) -> tuple[Migration, ...]:
     """Every migration of a folder, in order. Raises `MigrationError` for a file that does not belong or is missing."""
@@ -81,6 +91,9 @@ def read_migrations(directory: Path = MIGRATIONS_DIRECTORY) -> tuple[Migration, 
         for direction in ("up", "down"):
             if (version, name, direction) not in scripts:
                 raise MigrationError(f"{version:06d}_{name}.{direction}.sql is missing: migrations come in pairs")
+        works_with = scripts[version, name, "up"].works_with
+        if works_with is not None and not 1 <= works_with < version:
+            raise MigrationError(f"{version:06d}_{name} works with {works_with:06d}: it can only with an earlier one")
     return tuple(
         Migration(version, name, scripts[version, name, "up"], scripts[version, name, "down"])
         for version, name in steps
@@ -109,14 +122,12 @@ def split_statements(text: str) -> list[str]:
 
 def _read_script(path: Path) -> Script:
     text = path.read_text(encoding="utf-8").replace("\r\n", "\n")  # a checkout may have changed them
-    in_transaction = True
-    for line in text.splitlines():
-        if line.strip() and not line.startswith("--"):
-            break
-        if header := _HEADER.match(line):
-            if header["mode"] != "none":
-                raise MigrationError(f"{path.name}: `-- transaction: {header['mode']}` is unknown; only `none` is")
-            in_transaction = False
+    headers = _headers(text)
+    mode, works_with = headers.get("transaction"), headers.get("works with")
+    if mode not in (None, "none"):
+        raise MigrationError(f"{path.name}: `-- transaction: {mode}` is unknown; only `none` is")
+    if works_with is not None and re.fullmatch(r"\d{6}", works_with) is None:
+        raise MigrationError(f"{path.name}: `-- works with: {works_with}` is no version: write its six digits")
     statements = split_statements(text)
     if not statements:
         raise MigrationError(f"{path.name} has no SQL")
@@ -124,4 +135,15 @@ def _read_script(path: Path) -> Script:
         first_line = next(line for line in statement.splitlines() if line.strip() and not line.startswith("--"))
         if _TRANSACTION_WORD.match(first_line.strip()):
             raise MigrationError(f"{path.name} has `{first_line.strip()}`: the migrator begins and ends transactions")
-    return Script(path.name, text, in_transaction)
+    return Script(path.name, text, mode is None, None if works_with is None else int(works_with))
+
+
+def _headers(text: str) -> dict[str, str]:
+    """What the comments above the first SQL declare."""
+    found = {}
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("--"):
+            break
+        if header := _HEADER.match(line):
+            found[header["name"]] = header["value"]
+    return found

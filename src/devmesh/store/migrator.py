@@ -1,16 +1,16 @@
-"""Brings the schema up or down, once, however many instances start together, and never tells a half for a whole.
+"""Brings the schema up or down, once, however many instances start together.
 
-Must not know any table but its own. It works on a connection of its own, under an advisory lock of that connection:
-whatever ends the process ends the lock.
+How one script is run is the noun of `migration_runs`. Must not know any table but its own. It works on a connection of its
+own, under an advisory lock of that connection: whatever ends the process ends the lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -19,6 +19,7 @@ import structlog
 from devmesh import __version__
 from devmesh.store import connections, migration_states
 from devmesh.store.migration_files import MIGRATIONS_DIRECTORY, Migration, MigrationError, Script, read_migrations
+from devmesh.store.migration_runs import SETTINGS, Run
 from devmesh.store.migration_states import MigrationRecord, MigrationStatus, State
 from devmesh.store.statements import load
 
@@ -28,23 +29,6 @@ LOCK_NUMBER = int.from_bytes(b"devmesh")
 LOCK_WAIT_S = 1800.0  # for another instance to finish migrating
 LOCK_POLL_INTERVAL_S = 0.2
 LOCK_LOG_INTERVAL_S = 10.0
-TABLE_LOCK_TRIES_MAX = 5
-TABLE_LOCK_PAUSE_S = 1.0
-# Lock not available, deadlock, read-only during a failover: nothing is kept of the transaction, and it may pass later.
-TRANSIENT_STATES = frozenset({"55P03", "40P01", "25006"})
-
-SETTINGS = {
-    "application_name": "devmesh migrate",
-    "search_path": connections.DEFAULT_SEARCH_PATH,
-    "timezone": "UTC",
-    "client_min_messages": "warning",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    # A migration that waits for a table's lock makes everybody after it wait as well: it gives up and tries again.
-    "lock_timeout": "5s",
-}
-# Without a transaction nothing queues behind the wait, and giving up would leave a half: wait for long transactions.
-UNBOUND_LOCK_TIMEOUT = "10min"
 
 BOOTSTRAP = """
 do $$ begin
@@ -61,9 +45,32 @@ create table if not exists mcp.schema_migrations (
     program_version text not null,
     error           text
 );
+-- Came after the first databases were made.
+alter table mcp.schema_migrations add column if not exists works_with bigint;
 """
 
 SQL = load("schema_migrations")
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What is done about a dirty migration."""
+
+    migration: Migration
+    record: MigrationRecord
+
+    @property
+    def statements(self) -> list[str]:
+        """What is run: nothing, if the failure left nothing behind."""
+        whole = self.migration.up.in_transaction and self.migration.down.in_transaction
+        return [] if whole else self.migration.down.statements()
+
+    @property
+    def sentence(self) -> str:
+        label, down = self.migration.label, self.migration.down.file_name
+        if self.statements:
+            return f"{label}: run {down}, because it was applied without a transaction"
+        return f"{label}: forget the failure; its transaction was rolled back, so nothing of it is there"
 
 
 class Migrator:
@@ -85,25 +92,25 @@ class Migrator:
     async def up(self) -> list[Migration]:
         """Applies what is pending and answers with what this call applied: nothing, if another instance was first."""
         async with self._locked_connection() as connection:
-            if not await connection.fetchval(SQL.is_bootstrapped.text):
-                await connection.execute(BOOTSTRAP)
+            await _bootstrap(connection)
+            await self._take_back_what_was_cut_off(connection)
             statuses = await self._statuses(connection)
             migration_states.refuse(statuses, self._program_version)
             pending = {status.version for status in statuses if status.state is State.PENDING}
             applied = [migration for migration in self.migrations if migration.version in pending]
-            for migration in applied:
-                await self._move(connection, migration, migration.up)
+            await self._run(connection, [(migration, migration.up) for migration in applied])
             return applied
 
     async def down(self, steps: int) -> list[Migration]:
         """Takes back the last `steps` migrations, the newest first, and answers with them."""
         async with self._locked_connection() as connection:
+            await _bootstrap(connection)
             statuses = await self._statuses(connection)
             migration_states.refuse(statuses, self._program_version)
+            migration_states.refuse_newer(statuses, self._program_version)
             applied = {status.version for status in statuses if status.state is State.APPLIED}
             taken_back = [migration for migration in reversed(self.migrations) if migration.version in applied][:steps]
-            for migration in taken_back:
-                await self._move(connection, migration, migration.down)
+            await self._run(connection, [(migration, migration.down) for migration in taken_back])
             return taken_back
 
     async def status(self) -> list[MigrationStatus]:
@@ -132,9 +139,7 @@ class Migrator:
             else:
                 if any(status.state in (State.EDITED, State.UNKNOWN) for status in statuses):
                     migration_states.refuse(statuses, self._program_version)
-                lacking = [
-                    f"{status.label} is {status.state}" for status in statuses if status.state is not State.APPLIED
-                ]
+                lacking = [f"{status.label} is {status.state}" for status in statuses if not status.is_served]
                 if not lacking:
                     return
                 missing = "the schema is not complete: " + ", ".join(lacking)
@@ -143,105 +148,61 @@ class Migrator:
             on_wait(missing)
             await asyncio.sleep(interval_s)
 
-    async def repair_plan(self) -> list[str]:
-        """What `repair` would do, a sentence each. Changes nothing."""
-        return [self._repair_sentence(status) for status in await self.status() if status.state is State.DIRTY]
+    async def repair_plan(self) -> list[Repair]:
+        """What `repair` would do. Changes nothing."""
+        async with self._connection() as connection:
+            return await self._plan(connection)
 
-    async def repair(self) -> list[str]:
+    async def repair(self) -> list[Repair]:
         """Takes back what dirty migrations left, so that `up` can apply them again. Answers with what it did."""
-        done = []
         async with self._locked_connection() as connection:
-            statuses = await self._statuses(connection)
-            not_dirty = [status for status in statuses if status.state is not State.DIRTY]
-            migration_states.refuse(not_dirty, self._program_version)
-            for status in reversed(statuses):
-                if status.state is not State.DIRTY:
-                    continue
-                sentence = self._repair_sentence(status)
-                migration = self._migration(status.version)
-                if migration.up.in_transaction and migration.down.in_transaction:
-                    await connection.execute(SQL.forget.text, status.version)
-                else:
-                    await self._move(connection, migration, migration.down)
-                done.append(sentence)
-        return done
+            await _bootstrap(connection)
+            plan = await self._plan(connection)
+            await self._repair(connection, plan)
+            return plan
 
-    def _repair_sentence(self, status: MigrationStatus) -> str:
-        migration = self._migration(status.version)
-        if migration.up.in_transaction and migration.down.in_transaction:
-            return f"{status.label}: forget the failure; its transaction was rolled back, so nothing of it is there"
-        return f"{status.label}: run {migration.down.file_name}, because it was applied without a transaction"
+    async def _plan(self, connection: asyncpg.Connection) -> list[Repair]:
+        """The newest first, as whatever is taken back."""
+        statuses = await self._statuses(connection)
+        migration_states.refuse_newer(statuses, self._program_version)
+        not_dirty = [status for status in statuses if status.state is not State.DIRTY]
+        migration_states.refuse(not_dirty, self._program_version)
+        return [
+            Repair(self._migration(status.version), status.record)
+            for status in reversed(statuses)
+            if status.state is State.DIRTY and status.record is not None
+        ]
+
+    async def _repair(self, connection: asyncpg.Connection, plan: Sequence[Repair]) -> None:
+        for repair in plan:
+            log.warning("repairing a migration", migration=repair.migration.label, action=repair.sentence)
+            if repair.statements:
+                await self._run(connection, [(repair.migration, repair.migration.down)])
+            else:
+                await connection.execute(SQL.forget.text, repair.migration.version)
+
+    async def _take_back_what_was_cut_off(self, connection: asyncpg.Connection) -> None:
+        """A migration that is dirty without having failed was cut off with its process: whoever held the lock is gone.
+
+        It is begun anew, so that a killed service leaves nothing that the next start cannot mend. One that failed is left to
+        people: it would fail again.
+        """
+        plan = await self._plan(connection) if await connection.fetchval(SQL.is_any_dirty.text) else []
+        await self._repair(connection, [repair for repair in plan if repair.record.error is None])
 
     def _migration(self, version: int) -> Migration:
         return next(migration for migration in self.migrations if migration.version == version)
+
+    async def _run(self, connection: asyncpg.Connection, steps: Sequence[tuple[Migration, Script]]) -> None:
+        for number, (migration, script) in enumerate(steps, start=1):
+            place = f"{number} of {len(steps)}"
+            await Run(connection, migration, script, self._program_version, place).run()
 
     async def _statuses(self, connection: asyncpg.Connection) -> list[MigrationStatus]:
         records = []
         if await connection.fetchval(SQL.is_bootstrapped.text):
             records = [MigrationRecord(**row) for row in await connection.fetch(SQL.list.text)]
         return migration_states.compare(self.migrations, records)
-
-    async def _move(self, connection: asyncpg.Connection, migration: Migration, script: Script) -> None:
-        """Runs one script and records what became of it."""
-        started_at = await connection.fetchval(SQL.now.text)
-        record = (migration.version, migration.name, migration.checksum, started_at, self._program_version)
-        log.info("migrating", script=script.file_name)
-        try:
-            if script.in_transaction:
-                await self._run_whole(connection, migration, script, record)
-            else:
-                await self._run_apart(connection, migration, script, record)
-        except connections.GONE as error:
-            after = "it was undone" if script.in_transaction else f"{migration.label} is dirty"
-            raise MigrationError(f"the database went away during {script.file_name}, {after}: {error}") from error
-        except asyncpg.PostgresError as error:
-            failure = _describe(error, script)
-            is_kept = script is migration.down and script.in_transaction  # the migration is as applied as before
-            if is_kept or (script.in_transaction and error.sqlstate in TRANSIENT_STATES):
-                raise MigrationError(f"{script.file_name} failed and changed nothing: {failure}") from error
-            await connection.execute(SQL.record_dirty.text, *record, failure)
-            raise MigrationError(f"{script.file_name} failed, {migration.label} is dirty: {failure}") from error
-
-    async def _run_whole(
-        self,
-        connection: asyncpg.Connection,
-        migration: Migration,
-        script: Script,
-        record: tuple[int, str, str, datetime, str],
-    ) -> None:
-        """One transaction for the script and its record, tried again when it could not get a table's lock."""
-        for number in range(1, TABLE_LOCK_TRIES_MAX + 1):
-            try:
-                async with connection.transaction():
-                    await connection.execute(script.text)
-                    if script is migration.up:
-                        await connection.execute(SQL.record_applied.text, *record)
-                    else:
-                        await connection.execute(SQL.forget.text, migration.version)
-                return
-            except asyncpg.PostgresError as error:
-                if error.sqlstate not in TRANSIENT_STATES or number == TABLE_LOCK_TRIES_MAX:
-                    raise
-                log.warning("a migration could not get its locks", script=script.file_name, tries=number)
-            await asyncio.sleep(TABLE_LOCK_PAUSE_S)
-
-    async def _run_apart(
-        self,
-        connection: asyncpg.Connection,
-        migration: Migration,
-        script: Script,
-        record: tuple[int, str, str, datetime, str],
-    ) -> None:
-        """Statement by statement, marked as dirty until the last is done."""
-        await connection.execute(SQL.record_dirty.text, *record, None)
-        await connection.execute(f"set lock_timeout = '{UNBOUND_LOCK_TIMEOUT}'")
-        for statement in script.statements():
-            await connection.execute(statement)
-        await connection.execute(f"set lock_timeout = '{SETTINGS['lock_timeout']}'")
-        if script is migration.up:
-            await connection.execute(SQL.record_applied.text, *record)
-        else:
-            await connection.execute(SQL.forget.text, migration.version)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
@@ -269,10 +230,7 @@ class Migrator:
             yield connection
 
 
-def _describe(error: asyncpg.PostgresError, script: Script) -> str:
-    """The server's words and the line, for an operator: migrations hold no secrets and no data of callers."""
-    place = ""
-    if script.in_transaction and (position := getattr(error, "position", None)):
-        place = f" (line {script.text.count(chr(10), 0, int(position) - 1) + 1})"
-    message, _, more = str(error).partition("\n")
-    return f"{message}{place} {more}".strip().replace("\n", " ")
+async def _bootstrap(connection: asyncpg.Connection) -> None:
+    """Makes the table of applied migrations, or brings an earlier program's up to date. Held by nobody's lock if it is."""
+    if not await connection.fetchval(SQL.is_current.text):
+        await connection.execute(BOOTSTRAP)
