@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from devmesh.cli.console import Exit, Failure, print_json, print_table, say
+from devmesh.cli.console import Exit, Failure, note, print_json, print_table, say
 from devmesh.cli.loading import require_dsn, service_settings
 from devmesh.cli.services import DataDir
 
 if TYPE_CHECKING:
     from devmesh.store.migration_states import MigrationStatus
-    from devmesh.store.migrator import Migrator
+    from devmesh.store.migrator import Migrator, Repair
 
 T = TypeVar("T")
+UNDER_WAY = "somebody is migrating at this moment"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 migrate = typer.Typer(no_args_is_help=False, invoke_without_command=True, rich_markup_mode="rich")
@@ -57,7 +61,9 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     from devmesh import __version__
     from devmesh.store.migration_states import problems
 
-    statuses = _run(_migrator(data_dir).status())
+    statuses, is_migrating = _run(_migrator(data_dir).look())
+    if is_migrating:
+        note(UNDER_WAY)
     if as_json:
         print_json([_as_json(status) for status in statuses])
     else:
@@ -65,6 +71,88 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         print_table(("version", "name", "state", "applied at", "took", "by devmesh"), rows)
     if found := problems(statuses, __version__):
         raise Failure("; ".join(found))
+
+
+@migrate.command()
+def repair(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take back what a failed migration left, so that it can be applied again. Shows what it will do, then asks."""
+    migrator = _migrator(data_dir)
+    _, is_migrating = _run(migrator.look())
+    if is_migrating:
+        raise Failure(UNDER_WAY, hint="wait for that; a migration that is under way is dirty until its end")
+    plan = _run(migrator.repair_plan())
+    if not as_json:
+        _show_plan(plan)
+    is_told = yes or (bool(plan) and not as_json and sys.stdin.isatty() and typer.confirm("Go on?"))
+    done = _run(migrator.repair()) if plan and is_told else []
+    if as_json:
+        print_json(
+            {"planned": [_repair_as_json(step) for step in plan], "repaired": [step.migration.label for step in done]}
+        )
+    if plan and not is_told:
+        raise Failure("nothing was repaired", hint="look at the plan, then add --yes")
+    if done and not as_json:
+        say("repaired; `devmesh migrate up` applies what is pending")
+
+
+@migrate.command(hidden=True)
+def catalogue(
+    write: Annotated[bool, typer.Option("--write", help="Write the file if it is out of date.")] = False,
+) -> None:
+    """Hold store/catalogue.json against what the migrations make in a database of their own. For developers."""
+    from devmesh.store.catalogue import CATALOGUE_FILE
+
+    made = _fresh_catalogue()
+    is_stale = not CATALOGUE_FILE.exists() or CATALOGUE_FILE.read_bytes() != made
+    if is_stale and write:
+        CATALOGUE_FILE.write_bytes(made)
+        say(f"written {CATALOGUE_FILE}")
+    elif is_stale:
+        raise Failure(f"{CATALOGUE_FILE} is not what the migrations make", hint="devmesh migrate catalogue --write")
+
+
+def _fresh_catalogue() -> bytes:
+    from devmesh.store.catalogue import encode
+    from devmesh.store.embedded import EmbeddedError, EmbeddedPostgres
+    from devmesh.store.inspection import make_catalogue
+
+    with tempfile.TemporaryDirectory(prefix="devmesh-catalogue-") as directory:
+        postgres = EmbeddedPostgres(Path(directory))
+        try:
+            return encode(asyncio.run(make_catalogue(postgres.start())))
+        except EmbeddedError as error:
+            raise Failure(str(error)) from error
+        finally:
+            postgres.stop("immediate")
+
+
+def _show_plan(plan: list[Repair]) -> None:
+    """Every step and its statements, before anything is done."""
+    from rich.markup import escape
+
+    if not plan:
+        say("nothing is to be repaired")
+    for step in plan:
+        if step.record.error:
+            say(escape(f"{step.migration.label} failed: {step.record.error}"))
+        say(escape(step.sentence))
+        for statement in step.statements:
+            lines = [line for line in statement.splitlines() if not line.startswith("--")]
+            say(escape(indent("\n".join(lines), "    ") + ";"))
+
+
+def _repair_as_json(step: Repair) -> dict[str, Any]:
+    return {
+        "version": step.migration.version,
+        "name": step.migration.name,
+        "action": step.sentence,
+        "statements": step.statements,
+        "error": step.record.error,
+    }
 
 
 def _migrator(data_dir: Path | None) -> Migrator:
@@ -117,5 +205,6 @@ def _as_json(status: MigrationStatus) -> dict[str, Any]:
         "finished_at": record.finished_at.isoformat() if record and record.finished_at else None,
         "duration_ms": record.duration_ms if record else None,
         "program_version": record.program_version if record else None,
+        "works_with": record.works_with if record else None,
         "error": record.error if record else None,
     }

@@ -32,6 +32,8 @@ SETTINGS = {
     "idle_in_transaction_session_timeout": "0",
     # A migration that waits for a table's lock makes everybody after it wait as well: it gives up and tries again.
     "lock_timeout": "5s",
+    # Whoever migrates may be killed while a statement runs for hours: the server then ends it, and with it the lock.
+    "client_connection_check_interval": "1s",
 }
 # Without a transaction nothing queues behind the wait, and giving up would leave a half: wait for long transactions.
 UNBOUND_LOCK_TIMEOUT = "10min"
@@ -66,7 +68,8 @@ class Run:
             await (self._run_whole() if script.in_transaction else self._run_apart())
         except connections.GONE as error:
             after = "it was undone" if script.in_transaction else f"{migration.label} is dirty"
-            raise MigrationError(f"the database went away during {script.file_name}, {after}: {error}") from error
+            message = f"the database went away during {script.file_name}, {after}: {error}"
+            raise connections.DatabaseUnreachable(message, is_permanent=False) from error
         except asyncpg.PostgresError as error:
             await self._record_failure(error)
         log.info("migrated", script=script.file_name, place=self._place, duration_s=round(time.monotonic() - began, 3))

@@ -56,6 +56,12 @@ class MigrationStatus:
         """Whether a program may serve with it as it is."""
         return self.state in (State.APPLIED, State.NEWER)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether waiting for another process cannot mend it."""
+        has_failed = self.state is State.DIRTY and self.record is not None and self.record.error is not None
+        return has_failed or self.state in (State.EDITED, State.UNKNOWN)
+
 
 def compare(migrations: Iterable[Migration], records: Iterable[MigrationRecord]) -> list[MigrationStatus]:
     """The state of every migration that either side knows, by version."""
@@ -96,6 +102,12 @@ def problems(statuses: Sequence[MigrationStatus], program_version: str) -> list[
                 why = _why_dirty(status.record) if status.record is not None else ""
                 found.append(f"{status.label} is dirty, {why}; `devmesh migrate repair` mends it")
     return found
+
+
+def reasons(statuses: Sequence[MigrationStatus], program_version: str) -> list[str]:
+    """What forbids serving, one sentence each: the problems and what is pending."""
+    pending = [f"{status.label} is pending" for status in statuses if status.state is State.PENDING]
+    return [*problems(statuses, program_version), *pending]
 
 
 def refuse(statuses: Sequence[MigrationStatus], program_version: str) -> None:

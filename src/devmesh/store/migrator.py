@@ -118,6 +118,12 @@ class Migrator:
         async with self._connection() as connection:
             return await self._statuses(connection)
 
+    async def look(self) -> tuple[list[MigrationStatus], bool]:
+        """The same, and whether somebody is migrating at this moment."""
+        async with self._connection() as connection:
+            is_migrating = await connection.fetchval(SQL.is_locked.text, LOCK_NUMBER)
+            return await self._statuses(connection), bool(is_migrating)
+
     async def verify(self) -> None:
         """Raises `MigrationError` if the database is newer, an applied file was edited, or a migration is dirty."""
         migration_states.refuse(await self.status(), self._program_version)
@@ -125,8 +131,8 @@ class Migrator:
     async def wait_for_schema(self, deadline_s: float, interval_s: float, on_wait: Callable[[str], None]) -> None:
         """Waits until another process has migrated. `on_wait` is told what is missing at every look.
 
-        A dirty migration is waited for too, for it may be under way. Raises `MigrationError` when the time is up, and
-        at once for what waiting cannot mend.
+        A dirty migration that has not failed is waited for too, for it may be under way. Raises `MigrationError` when the
+        time is up, and at once for what waiting cannot mend.
         """
         ends_at = time.monotonic() + deadline_s
         while True:
@@ -137,12 +143,12 @@ class Migrator:
                     raise
                 missing = str(error)
             else:
-                if any(status.state in (State.EDITED, State.UNKNOWN) for status in statuses):
+                if any(status.is_stuck for status in statuses):
                     migration_states.refuse(statuses, self._program_version)
-                lacking = [f"{status.label} is {status.state}" for status in statuses if not status.is_served]
+                lacking = migration_states.reasons(statuses, self._program_version)
                 if not lacking:
                     return
-                missing = "the schema is not complete: " + ", ".join(lacking)
+                missing = "the schema is not complete: " + "; ".join(lacking)
             if time.monotonic() + interval_s > ends_at:
                 raise MigrationError(f"gave up waiting after {deadline_s:g} s: {missing}")
             on_wait(missing)
@@ -187,8 +193,9 @@ class Migrator:
         It is begun anew, so that a killed service leaves nothing that the next start cannot mend. One that failed is left to
         people: it would fail again.
         """
-        plan = await self._plan(connection) if await connection.fetchval(SQL.is_any_dirty.text) else []
-        await self._repair(connection, [repair for repair in plan if repair.record.error is None])
+        if any(status.state is State.DIRTY for status in await self._statuses(connection)):
+            plan = await self._plan(connection)
+            await self._repair(connection, [repair for repair in plan if repair.record.error is None])
 
     def _migration(self, version: int) -> Migration:
         return next(migration for migration in self.migrations if migration.version == version)
@@ -211,6 +218,8 @@ class Migrator:
             yield connection
         except connections.GONE as error:
             raise connections.DatabaseUnreachable(f"the database went away: {error}", is_permanent=False) from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise MigrationError(f"the database's role lacks rights: {error}; `devmesh doctor` says which") from error
         finally:
             await connections.close_connection(connection)
 

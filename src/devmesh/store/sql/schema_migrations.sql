@@ -26,10 +26,6 @@ select version, name, state, checksum, started_at, finished_at, duration_ms, pro
        (to_jsonb(m) ->> 'works_with')::bigint as works_with
 from mcp.schema_migrations m order by version;
 
--- name: is_any_dirty
--- Whether a migration has failed or was cut off. No parameters.
-select exists (select from mcp.schema_migrations where state = 'dirty');
-
 -- name: now
 -- The database's clock. No parameters.
 select clock_timestamp();
