@@ -1,0 +1,112 @@
+"""Writes down which calls were answered: in batches, after the answers, and from a bounded buffer.
+
+The log is for looking things up, not for accounting: rather than slow a call down, an entry is dropped, and counted. What must
+not be missed is in the audit log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import datetime
+import itertools
+import uuid
+from typing import NamedTuple
+
+import structlog
+
+from devmesh import telemetry
+from devmesh.core.access import Caller
+from devmesh.core.errors import Kind, MeshError
+from devmesh.core.ids import new_id
+from devmesh.engine.loop import Loop
+from devmesh.operations.api_logs import OK, SQL, UNKNOWN_OPERATION
+from devmesh.operations.registry import REGISTRY
+from devmesh.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S = 1.0
+ENTRIES_MAX = 20_000  # that wait to be written
+BATCH_MAX = 1_000
+
+
+class Entry(NamedTuple):
+    """In the order of the statement that writes it."""
+
+    tenant_id: uuid.UUID
+    api_log_id: uuid.UUID
+    at: datetime.datetime
+    operation: str
+    wire: str
+    outcome: str
+    reason: str | None
+    duration_ms: float
+    key_id: uuid.UUID
+    agent_id: uuid.UUID | None
+    address: str
+    request_id: str | None
+
+
+class ApiLog(Loop):
+    name = "api-log"
+
+    def __init__(self, database: Database, wire: str, which: str) -> None:
+        """`which` calls of this process's wire are logged: errors, or all."""
+        super().__init__(INTERVAL_S)
+        self._database, self._wire, self._is_everything = database, wire, which == "all"
+        self._waiting: collections.deque[Entry] = collections.deque()
+
+    def note(self, operation: str, caller: Caller, error: MeshError | None, seconds: float) -> None:
+        """A call was answered. Takes microseconds and cannot fail."""
+        if error is None and not self._is_everything:
+            return
+        if len(self._waiting) >= ENTRIES_MAX:
+            telemetry.API_LOG_DROPPED.inc()
+            return
+        entry = Entry(
+            tenant_id=caller.tenant_id,
+            api_log_id=new_id(),
+            at=datetime.datetime.now(datetime.UTC),
+            operation=operation if operation in REGISTRY else UNKNOWN_OPERATION,
+            wire=self._wire,
+            outcome=error.kind.value if error is not None else OK,
+            reason=error.data.reason if error is not None else None,
+            duration_ms=round(seconds * 1000, 3),
+            key_id=caller.key_id,
+            agent_id=caller.agent_id,
+            address=caller.address,
+            request_id=structlog.contextvars.get_contextvars().get("request_id"),
+        )
+        self._waiting.append(entry)
+        if len(self._waiting) == BATCH_MAX:
+            self.wake()
+
+    async def run_once(self) -> bool:
+        batch = list(itertools.islice(self._waiting, BATCH_MAX))
+        if not batch:
+            return False
+        try:
+            await self._database.run(lambda tx: tx.execute(SQL.insert_many, *zip(*batch, strict=True)))
+        except MeshError as error:
+            if error.kind not in (Kind.UNAVAILABLE, Kind.TIMEOUT):  # it would fail again
+                telemetry.API_LOG_DROPPED.inc(len(batch))
+                self._forget(batch)
+            raise
+        self._forget(batch)
+        return len(self._waiting) >= BATCH_MAX
+
+    async def stop(self, limit_s: float = 5.0) -> None:
+        """Writes what waits, within the limit."""
+        await super().stop(limit_s)
+        try:
+            async with asyncio.timeout(limit_s):
+                while self._waiting:
+                    await self.run_once()
+        except (MeshError, TimeoutError):
+            telemetry.API_LOG_DROPPED.inc(len(self._waiting))
+            log.warning("answered calls could not be logged before the end", entries=len(self._waiting))
+
+    def _forget(self, batch: list[Entry]) -> None:
+        for _ in batch:
+            self._waiting.popleft()
