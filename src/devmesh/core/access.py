@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,17 +34,43 @@ DEFAULT_SCOPES: dict[KeyKind, frozenset[Scope]] = {
 }
 
 
+class TokenOrigin(msgspec.Struct, frozen=True):
+    """Of a caller that came with a token instead of a key: who vouches for it, and until when."""
+
+    issuer_id: uuid.UUID | None  # None: the operator's own issuer
+    issuer: str | None
+    subject: str
+    expires_at_s: float  # since 1970
+
+
+class Credential(NamedTuple):
+    """What an open connection stands on."""
+
+    tenant_id: uuid.UUID
+    key_id: uuid.UUID
+    token: TokenOrigin | None
+
+    def has_expired(self, now_s: float) -> bool:
+        """A key's expiry is in the database."""
+        return self.token is not None and self.token.expires_at_s <= now_s
+
+
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """An authenticated caller: one tenant, one key, at most one agent that it is known to be."""
 
     tenant_id: uuid.UUID
-    key_id: uuid.UUID
-    owner_id: uuid.UUID  # the first key of the rotation chain; agents belong to it
+    key_id: uuid.UUID  # of a token: what stands for its subject
+    owner_id: uuid.UUID  # the first key of the rotation chain, or the subject again; agents belong to it
     scopes: frozenset[Scope]
     bound_agent_id: uuid.UUID | None = None  # the key may act as this agent only
     session_agent_id: uuid.UUID | None = None  # proven when the session began
     session_id: uuid.UUID | None = None
     address: str = ""
+    token: TokenOrigin | None = None
+
+    @property
+    def credential(self) -> Credential:
+        return Credential(self.tenant_id, self.key_id, self.token)
 
     @property
     def agent_id(self) -> uuid.UUID | None:

@@ -1,7 +1,8 @@
 """The bell: tells whoever listens that a tenant has news. A hint and nothing more: a lost ring costs one poll interval.
 
-Within the process a ring is immediate. Other processes hear of it by one NOTIFY for all the rings of a few milliseconds,
-sent after the commit on a connection of its own, because a NOTIFY inside a writing transaction makes commits queue up.
+Within the process a ring is immediate. Other processes hear of it by one message for all the rings of a few milliseconds, which
+the first carrier that is up takes after the commit: a NOTIFY inside a writing transaction makes commits queue up. All
+carriers are listened to, whichever others send by.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import collections
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from devmesh import telemetry
+from devmesh.core.components import Component, degraded
+from devmesh.core.errors import MeshError
+from devmesh.engine.carrier import Carrier
 from devmesh.engine.loop import Loop
-from devmesh.store.database import Database
-from devmesh.store.notifications import Notifications
 
-TENANTS_PER_NOTIFY_MAX = 200  # a payload has at most 8,000 bytes; more tenants than these ring for everybody
+TENANTS_PER_RING_MAX = 200  # a NOTIFY has at most 8,000 bytes; more tenants than these ring for everybody
 EVERYBODY = "*"
 
 Listener = Callable[[frozenset[uuid.UUID] | None], None]  # None: any tenant may have news
@@ -25,15 +27,17 @@ Listener = Callable[[frozenset[uuid.UUID] | None], None]  # None: any tenant may
 class Bell(Loop):
     name = "bell"
 
-    def __init__(self, database: Database, coalesce_ms: float) -> None:
+    def __init__(self, carriers: Sequence[Carrier], coalesce_ms: float) -> None:
+        """The carriers in order of preference; whoever starts the bell starts them as well."""
         super().__init__(interval_s=1.0)
-        self._database, self._coalesce_s = database, coalesce_ms / 1000
+        self._carriers, self._coalesce_s = carriers, coalesce_ms / 1000
         self._listeners: list[Listener] = []
         self._rung: set[uuid.UUID] = set()
         self._unsent: set[uuid.UUID] = set()
         self._rings: collections.Counter[uuid.UUID] = collections.Counter()
         self._waiters: dict[uuid.UUID, set[asyncio.Future[None]]] = {}
-        self._channel: Notifications | None = None
+        for carrier in carriers:
+            carrier.serve(self._hear, self._carrier_came_up)
 
     def listen(self, listener: Listener) -> None:
         """Has a listener called, on this loop's thread, with the tenants that have news."""
@@ -65,6 +69,13 @@ class Bell(Loop):
             if not waiters and self._waiters.get(tenant_id) is waiters:
                 del self._waiters[tenant_id]
 
+    def disturb(self) -> None:
+        """Has everybody who waits look for themselves, although nothing rang."""
+        for waiters in self._waiters.values():
+            for future in waiters:
+                if not future.done():
+                    future.set_result(None)
+
     def _tell(self) -> None:
         rung, self._rung = frozenset(self._rung), set()
         self._tell_listeners(rung)
@@ -79,32 +90,46 @@ class Bell(Loop):
             listener(tenants)
 
     def _hear(self, payload: str) -> None:
-        """Another process rang."""
+        """Another process rang. What is no ring of ours, whoever sent it, is none of our business."""
         if payload == EVERYBODY:
             self._tell_listeners(None)
-        else:
-            self._tell_listeners(frozenset(uuid.UUID(hex=part) for part in payload.split(",")))
+            return
+        try:
+            tenants = frozenset(uuid.UUID(hex=part) for part in payload.split(","))
+        except ValueError:
+            return
+        self._tell_listeners(tenants)
+
+    def _carrier_came_up(self) -> None:
+        self._tell_listeners(None)  # whatever rang meanwhile was not heard
+        self.wake()  # what nobody could carry waits
 
     async def run_once(self) -> bool:
-        """Keeps the connection, and sends what was rung since the last time."""
-        if self._channel is None or self._channel.broken.is_set():
-            await self._reconnect()
-        if self._unsent and self._channel is not None:
-            unsent, self._unsent = self._unsent, set()
-            too_many = len(unsent) > TENANTS_PER_NOTIFY_MAX
-            await self._channel.send(EVERYBODY if too_many else ",".join(tenant_id.hex for tenant_id in unsent))
-            await asyncio.sleep(self._coalesce_s)  # the rings of this time go together
+        """Sends what was rung since the last time."""
+        is_up = any(carrier.is_up for carrier in self._carriers)
+        telemetry.BELL_IS_CONNECTED.set(is_up)
+        if not (self._unsent and is_up):
+            return False
+        unsent, self._unsent = self._unsent, set()
+        too_many = len(unsent) > TENANTS_PER_RING_MAX
+        await self._send(EVERYBODY if too_many else ",".join(tenant_id.hex for tenant_id in unsent))
+        await asyncio.sleep(self._coalesce_s)  # the rings of this time go together
         return bool(self._unsent)
 
-    async def _reconnect(self) -> None:
-        telemetry.BELL_IS_CONNECTED.set(0)
-        if self._channel is not None:
-            await self._channel.close()
-        self._channel = await Notifications.open(self._database, self._hear)
-        telemetry.BELL_IS_CONNECTED.set(1)
-        self._tell_listeners(None)  # whatever rang meanwhile was not heard
+    async def _send(self, payload: str) -> None:
+        """By the first carrier that takes it. The one that fails says so itself."""
+        for carrier in self._carriers:
+            if carrier.is_up:
+                try:
+                    await carrier.send(payload)
+                except MeshError:
+                    continue
+                telemetry.RINGS_SENT.labels(carrier.name).inc()
+                return
 
-    async def stop(self, limit_s: float = 5.0) -> None:
-        await super().stop(limit_s)
-        if self._channel is not None:
-            await self._channel.close()
+    def state(self, pass_s_max: float) -> Component:
+        found = super().state(pass_s_max)
+        if found.status != "healthy" or any(carrier.is_up for carrier in self._carriers):
+            return found
+        reasons = "; ".join(f"{carrier.name}: {carrier.state(pass_s_max).message}" for carrier in self._carriers)
+        return degraded(f"it does not reach other processes, whose news comes by polling: {reasons}")

@@ -3,71 +3,100 @@
 from __future__ import annotations
 
 import functools
-import uuid
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from msgspec import structs
+
 from devmesh import telemetry
 from devmesh.core import keys
-from devmesh.core.access import Caller, Scope
-from devmesh.core.errors import Kind, MeshError
+from devmesh.core.access import Caller, Credential, Scope
+from devmesh.core.errors import Kind, MeshError, unauthenticated
+from devmesh.core.tokens import is_token
 from devmesh.operations.gather import Gather
+from devmesh.operations.tokens import Proof, Tokens, bearers
 from devmesh.settings import Settings
 from devmesh.store.database import Database, Record, Transaction
 from devmesh.store.statements import load
 
 SQL = load("keys")
+ISSUERS = load("issuers")
 
 
 class Presented(NamedTuple):
     secret: str
     address: str
+    proof: Proof | MeshError | None  # of a token, or why it is refused; None: it is none
+
+    @property
+    def is_key(self) -> bool:
+        return self.proof is None and keys.is_well_formed(self.secret)
 
 
 class Authenticator:
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database, self._settings = database, settings
+    def __init__(self, database: Database, settings: Settings, tokens: Tokens | None = None) -> None:
+        """Without `tokens`, none is believed."""
+        self._database, self._settings, self._tokens = database, settings, tokens
         self._gather: Gather[Presented, Caller] = Gather(
             self._check,
             batch_max=settings.gather_batch_max,
             in_flight_max=settings.gather_in_flight_max,
             waiting_max=settings.gather_queue_max,
+            deadline_s=settings.transaction_deadline_s,
         )
 
     async def authenticate(self, secret: str | None, address: str) -> Caller:
-        """The caller whom a key belongs to. Raises unauthenticated, each cause by its own `reason`, or rate_limited."""
+        """The caller whom a key or a token belongs to.
+
+        Raises unauthenticated, each cause by its own `reason`, rate_limited, or unavailable.
+        """
         if not secret:
-            raise refused("missing", "no credential: send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        return await self._gather.add(Presented(secret, address))
+            raise unauthenticated("missing", "no credential: send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        return await self._gather.add(Presented(secret, address, await self._proof(secret)))
+
+    async def _proof(self, secret: str) -> Proof | MeshError | None:
+        """Raises unavailable. What is refused goes on, to be counted."""
+        if not is_token(secret):
+            return None
+        if self._tokens is None:
+            return unauthenticated("issuer", "no tokens are taken here, only keys")
+        try:
+            return await self._tokens.prove(secret)
+        except MeshError as error:
+            if error.kind is not Kind.UNAUTHENTICATED:
+                raise
+            return error
 
     async def _check(self, presented: Sequence[Presented]) -> Sequence[Caller | BaseException]:
         return await self._database.run(lambda tx: self._look_up(tx, presented))
 
     async def _look_up(self, tx: Transaction, presented: Sequence[Presented]) -> list[Caller | BaseException]:
-        prefixes = [
-            item.secret[: keys.PREFIX_CHARACTERS] if keys.is_well_formed(item.secret) else "" for item in presented
-        ]
+        prefixes = [item.secret[: keys.PREFIX_CHARACTERS] if item.is_key else "" for item in presented]
         rows = await tx.fetch(SQL.look_up, prefixes, [item.address for item in presented])
-        answers: list[Caller | BaseException] = [
-            refused("unknown", "this key is not known")
-            if prefix
-            else refused("malformed", "this is not a DevMesh key: one begins with dm_ and has 46 characters")
-            for prefix in prefixes
-        ]
-        used: list[tuple[uuid.UUID, uuid.UUID]] = []
-        for row in rows:
-            place = row["ordinal"] - 1
-            item = presented[place]
-            if row["locked_s"] is not None:
-                answers[place] = locked_out(row["locked_s"])
-            elif row["key_hash"] is not None and keys.matches(keys.hash_of(item.secret), row["key_hash"]):
-                answers[place] = _caller(row, item.address)
-                if row["is_use_unnoted"] and isinstance(answers[place], Caller):
-                    used.append((row["tenant_id"], row["key_id"]))
-        if used:
-            await tx.execute(SQL.note_use, [tenant for tenant, _ in used], [key for _, key in used])
+        locked = {row["ordinal"] - 1: locked_out(row["locked_s"]) for row in rows if row["locked_s"] is not None}
+        matched = {
+            place: row for row in rows if (place := row["ordinal"] - 1) not in locked and _is_of(row, presented[place])
+        }
+        proven = {
+            place: item.proof
+            for place, item in enumerate(presented)
+            if isinstance(item.proof, Proof) and place not in locked
+        }
+        callers = {place: _caller(row) for place, row in matched.items()}
+        callers |= dict(zip(proven, await bearers(tx, list(proven.values())), strict=True)) if proven else {}
+        answers: list[Caller | BaseException] = []
+        for place, item in enumerate(presented):
+            answer = locked.get(place) or callers.get(place) or _refusal(item)
+            answers.append(structs.replace(answer, address=item.address) if isinstance(answer, Caller) else answer)
+        await self._note_use(tx, [row for place, row in matched.items() if isinstance(callers[place], Caller)])
         await self._note_failures(tx, presented, answers)
         return answers
+
+    async def _note_use(self, tx: Transaction, rows: Sequence[Record]) -> None:
+        unnoted = [row for row in rows if row["is_use_unnoted"]]
+        if unnoted:
+            await tx.execute(SQL.note_use, [row["tenant_id"] for row in unnoted], [row["key_id"] for row in unnoted])
 
     async def _note_failures(
         self, tx: Transaction, presented: Sequence[Presented], answers: Sequence[Caller | BaseException]
@@ -83,17 +112,20 @@ class Authenticator:
             limit, lockout_s = self._settings.auth_failures_per_minute_max, self._settings.auth_lockout_s
             await tx.execute(SQL.lock_out, sorted(set(failed)), limit, float(lockout_s))
 
-    async def no_longer_valid(self, in_use: set[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:
-        """Which of these (tenant, key) pairs were revoked, have expired or belong to a suspended tenant."""
-        if not in_use:
-            return set()
-        tenants, key_ids = [tenant for tenant, _ in in_use], [key for _, key in in_use]
-        rows = await self._database.run(lambda tx: tx.fetch(SQL.invalid, tenants, key_ids))
-        return {row["key_id"] for row in rows}
-
-
-def refused(reason: str, message: str) -> MeshError:
-    return MeshError(Kind.UNAUTHENTICATED, message, reason=f"credential.{reason}")
+    async def no_longer_valid(self, in_use: set[Credential]) -> set[Credential]:
+        """Which of these were revoked, have expired, have lost their issuer or belong to a suspended tenant."""
+        of_keys = [credential for credential in in_use if credential.token is None]
+        of_tokens = [(credential, credential.token) for credential in in_use if credential.token is not None]
+        invalid: set[Credential] = {credential for credential in in_use if credential.has_expired(time.time())}
+        if of_keys:
+            tenants, key_ids = [key.tenant_id for key in of_keys], [key.key_id for key in of_keys]
+            gone = {row["key_id"] for row in await self._database.read(SQL.invalid, tenants, key_ids)}
+            invalid |= {key for key in of_keys if key.key_id in gone}
+        if of_tokens:
+            tenants, issuers = [of.tenant_id for of, _ in of_tokens], [token.issuer_id for _, token in of_tokens]
+            rows = await self._database.read(ISSUERS.invalid, tenants, issuers)
+            invalid |= {of_tokens[row["ordinal"] - 1][0] for row in rows}
+        return invalid
 
 
 def locked_out(locked_s: float) -> MeshError:
@@ -103,16 +135,30 @@ def locked_out(locked_s: float) -> MeshError:
     )
 
 
-def _caller(row: Record, address: str) -> Caller | MeshError:
+def _refusal(item: Presented) -> MeshError:
+    """Why nothing was found for it."""
+    if isinstance(item.proof, MeshError):
+        return item.proof
+    if item.is_key:
+        return unauthenticated("unknown", "this key is not known")
+    message = "this is neither a key, which begins with dm_ and has 46 characters, nor a JSON Web Token"
+    return unauthenticated("malformed", message)
+
+
+def _is_of(row: Record, item: Presented) -> bool:
+    return row["key_hash"] is not None and keys.matches(keys.hash_of(item.secret), row["key_hash"])
+
+
+def _caller(row: Record) -> Caller | MeshError:
     if row["is_revoked"]:
-        return refused("revoked", "this key was revoked")
+        return unauthenticated("revoked", "this key was revoked")
     if row["is_expired"]:
-        return refused("expired", "this key has expired")
+        return unauthenticated("expired", "this key has expired")
     if row["is_suspended"]:
-        return refused("suspended", "this tenant is suspended")
+        return unauthenticated("suspended", "this tenant is suspended")
     return Caller(
         tenant_id=row["tenant_id"], key_id=row["key_id"], owner_id=row["owner_id"],
-        scopes=_scopes(tuple(row["scopes"])), bound_agent_id=row["agent_id"], address=address,
+        scopes=_scopes(tuple(row["scopes"])), bound_agent_id=row["agent_id"],
     )  # fmt: skip
 
 
