@@ -1,0 +1,66 @@
+"""The row of a token bucket under many hands: real draws, side by side, by the database's clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import asyncpg
+import pytest
+
+from devmesh.store.migrator import Migrator
+from devmesh.store.statements import load
+
+SQL = load("rates")
+
+
+async def draw(pool: asyncpg.Pool, buckets: list[uuid.UUID], wanted: int, rate_per_s: float) -> list[int]:
+    """How many tokens each bucket gave."""
+    count = len(buckets)
+    rows = await pool.fetch(SQL.draw.text, buckets, buckets, [wanted] * count, [rate_per_s] * count, 1.0)
+    return [row["drawn"] for row in rows]
+
+
+@pytest.mark.parametrize(("rate_per_s", "wanted"), [(5.0, 1), (100.0, 3), (2_000.0, 40)])
+async def test_draws_side_by_side_never_exceed_rate_and_burst(
+    fresh_database: str, rate_per_s: float, wanted: int
+) -> None:
+    await Migrator(fresh_database).up()
+    buckets = [uuid.uuid4() for _ in range(5)]
+    async with asyncpg.create_pool(fresh_database, min_size=8, max_size=8) as pool:
+        began = time.monotonic()
+
+        async def hand(number: int) -> list[int]:
+            """Draws from all of them, each hand in an order of its own, a few hundred times."""
+            order = buckets[number % 5 :] + buckets[: number % 5]
+            totals = dict.fromkeys(buckets, 0)
+            for _ in range(40):
+                for bucket, drawn in zip(order, await draw(pool, order, wanted, rate_per_s), strict=True):
+                    totals[bucket] += drawn
+            return [totals[bucket] for bucket in buckets]
+
+        by_hand = await asyncio.gather(*(hand(number) for number in range(8)))
+        allowed = rate_per_s * (1 + time.monotonic() - began)
+        for of_bucket in zip(*by_hand, strict=True):
+            assert sum(of_bucket) <= allowed
+            assert sum(of_bucket) >= min(rate_per_s, 8 * 40 * wanted)
+
+
+async def test_a_draw_tells_whose_rate_applies(fresh_database: str) -> None:
+    await Migrator(fresh_database).up()
+    tenant, key, other = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
+    async with asyncpg.create_pool(fresh_database, min_size=1, max_size=1) as pool:
+        await pool.execute("insert into mcp.tenants (tenant_id, name, rate_per_s) values ($1, 'one', 70)", tenant)
+        await pool.execute(
+            "insert into mcp.api_keys (tenant_id, key_id, owner_id, prefix, key_hash, kind, scopes, rate_per_s)"
+            " values ($1, $2, $2, 'dm_', '', 'user', '{}', 7)",
+            tenant,
+            key,
+        )
+        asked = [tenant] * 3, [other, key, tenant], [1, 100, 100], [20_000.0, 20_000.0, 50_000.0], 1.0
+        rows = await pool.fetch(SQL.draw.text, *asked)
+        assert [(row["rate_per_s"], row["drawn"]) for row in rows] == [(20_000, 1), (7, 7), (70, 70)]
+        rows = await pool.fetch(SQL.draw.text, [tenant], [other], [5], [0.0], 1.0)
+        assert rows[0]["rate_per_s"] == 0
+        assert await pool.fetchval("select count(*) from mcp.rate_buckets") == 3
