@@ -5,7 +5,7 @@ STAMP := $(VENV)/installed.stamp
 PYTEST := $(VENV)/bin/python -m pytest
 SUITE := $(PYTEST) -n 3 --dist worksteal  # most tests wait most of the time
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-annotate --no-header pyproject.toml
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run test check format bench soak lock clean
@@ -50,8 +50,9 @@ soak: $(STAMP)
 	$(PYTEST) -m soak --timeout 0
 
 lock: $(STAMP)
-	$(COMPILE) --output-file requirements.txt
-	$(COMPILE) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(COMPILE) pyproject.toml --output-file requirements.txt
+	$(COMPILE) pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	$(COMPILE) --group build --constraint requirements-dev.txt --output-file requirements-build.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

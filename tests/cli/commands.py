@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from devmesh.settings import read_variables
+from devmesh.environment import read_variables
 from tests.harness import free_port, wait_until
 
 READY_LIMIT_S = 40.0
@@ -22,7 +22,11 @@ SERVICES = ("rest-api", "mcp-server", "worker")
 
 
 def environment(settings: dict[str, str] | None = None) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("DEVMESH_", "DATABASE_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DEVMESH_", "DATABASE_", "ENCRYPTION_"))
+    }
     return {**clean, **(settings or {})}
 
 
