@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from devmesh.settings import ClientSettings, Settings, SettingsError, read_variables
+from devmesh.environment import SettingsError, read_variables
+from devmesh.settings import ClientSettings, Settings
 
 
 def shown(settings: Settings) -> dict[str, tuple[str, str]]:
@@ -29,9 +30,11 @@ def test_every_default_would_be_accepted_from_the_environment():
 def test_every_setting_has_a_meaning_and_a_unit_that_fits_its_name():
     for row in Settings().describe():
         assert row.meaning.endswith("."), row.name
-        for ending, unit in {"_S": "s", "_MS": "ms", "_BYTES_MAX": "bytes", "_MONTHS": "months"}.items():
+        units = {"_PER_S": "requests/s", "_S": "s", "_MS": "ms", "_BYTES_MAX": "bytes", "_MONTHS": "months"}
+        for ending, unit in units.items():
             if row.name.endswith(ending):
                 assert row.unit == unit, row.name
+                break
 
 
 def test_environment_wins_over_dotenv_which_wins_over_dev_env(tmp_path: Path):
@@ -108,6 +111,25 @@ def test_a_malformed_secret_is_not_told():
 def test_a_secret_stays_out_of_the_representation():
     assert "s3cret" not in repr(Settings.load({"DATABASE_DSN": "postgresql://mesh:s3cret@db/mesh"}))
     assert "s3cret" not in repr(ClientSettings.load({"DEVMESH_API_KEY": "dm_s3cret"}))
+
+
+def test_the_first_master_key_that_is_set_is_the_current_one_and_the_others_are_still_read():
+    first, second, third = (f"{letter}bcdefghijklmnopqrstuvwxyz0123456789ABCDEFA" for letter in "xyz")
+    names = ("ENCRYPTION_MASTER_KEY", "DEVMESH_ENCRYPTION_KEY", "ENCRYPTION_KEY")
+    given = dict(zip(names, (first, second, third), strict=True))
+    assert Settings.load(given).master_keys == [first, second, third]
+    assert Settings.load({"ENCRYPTION_KEY": third}).master_keys == [third]
+    assert Settings.load({"DEVMESH_ENCRYPTION_KEY": second, "ENCRYPTION_KEY": third}).master_keys == [second, third]
+    assert Settings.load({}).master_keys == []
+    assert not any(key in repr(Settings.load(given)) for key in (first, second, third))
+    assert {shown(Settings.load(given))[name] for name in names} == {("********", "environment")}
+
+
+def test_a_misspelt_master_key_is_reported_and_anybody_else_s_name_is_not():
+    settings = Settings.load({"ENCRYPTION_MASTERKEY": "s3cret", "DISK_ENCRYPTION": "on", "ENCRYPTION_PROVIDER": "none"})
+    assert list(settings.warnings) == [
+        "ENCRYPTION_MASTERKEY in environment is not a setting and has no effect; did you mean ENCRYPTION_MASTER_KEY?"
+    ]
 
 
 def test_unknown_names_are_reported_and_client_names_are_not():

@@ -24,6 +24,21 @@ BATCHES_RUN_APART = Counter(
     "devmesh_batches_run_apart_total", "Batches that one member broke, so that its members ran alone", registry=REGISTRY
 )
 ERRORS = Counter("devmesh_errors_total", "Errors answered to callers", ["kind"], registry=REGISTRY)
+REQUESTS_REFUSED = Counter(
+    "devmesh_requests_refused_total", "Requests that a limit or an overload kept out", ["cause"], registry=REGISTRY
+)
+REQUESTS_ADMITTED = Counter("devmesh_requests_admitted_total", "Requests that were let in", registry=REGISTRY)
+ADMISSION_LIMIT = Gauge(
+    "devmesh_admission_limit", "New requests that may be in flight at once; +Inf while all are let in", registry=REGISTRY
+)
+ADMISSION_DELAY_SECONDS = Gauge(
+    "devmesh_admission_delay_seconds", "How long requests took of late, with their wait for this process", registry=REGISTRY
+)
+RATE_DRAWS = Counter(
+    "devmesh_rate_draws_total",
+    "Shares of token buckets drawn from the database, each for many requests",
+    registry=REGISTRY,
+)
 CONNECTIONS = Gauge("devmesh_connections", "Open WebSocket connections of this process", registry=REGISTRY)
 EVENT_STREAMS = Gauge("devmesh_event_streams", "Open streams of server-sent events of this process", registry=REGISTRY)
 CONNECTIONS_CLOSED = Counter(
@@ -45,9 +60,85 @@ TASKS_REAPED = Counter(
 LOOP_FAILURES = Counter(
     "devmesh_loop_failures_total", "Passes of engine loops that failed", ["loop"], registry=REGISTRY
 )
+EVENT_LOOP_LAG_SECONDS = Histogram(
+    "devmesh_event_loop_lag_seconds", "How late this process came to what was due, ten times a second", registry=REGISTRY,
+    buckets=_LATENCY_BUCKETS_S,
+)  # fmt: skip
+TASKS = Gauge(
+    "devmesh_tasks", "Tasks that wait or are held, in all tenants, up to 100,000", ["state"], registry=REGISTRY
+)
 BELL_IS_CONNECTED = Gauge(
     "devmesh_bell_is_connected", "1 while the process hears other processes' bells", registry=REGISTRY
 )
+SECRETS_NOT_OPENED = Counter(
+    "devmesh_secrets_not_opened_total",
+    "Stored secrets that could not be opened, or sealed, when needed",
+    registry=REGISTRY,
+)
+SECRETS_REENCRYPTED = Counter(
+    "devmesh_secrets_reencrypted_total",
+    "Stored secrets that were sealed anew under the current data key",
+    registry=REGISTRY,
+)
+SECRETS_TO_REENCRYPT = Gauge(
+    "devmesh_secrets_to_reencrypt", "Stored secrets that are still sealed under an older data key", registry=REGISTRY
+)
+DATA_KEYS_REWRAPPED = Counter(
+    "devmesh_data_keys_rewrapped_total",
+    "Data keys that were wrapped anew under the current master key",
+    registry=REGISTRY,
+)
+PARTITION_MONTHS_AHEAD = Gauge(
+    "devmesh_partition_months_ahead", "Months after this one that a table has partitions for", ["table"], registry=REGISTRY
+)
+PARTITION_ROWS_IN_DEFAULT = Gauge(
+    "devmesh_partition_rows_in_default",
+    "Rows outside of all months, counted up to 10,000; they wait to be drained",
+    ["table"],
+    registry=REGISTRY,
+)
+PARTITION_BYTES = Gauge(
+    "devmesh_partition_bytes", "What a partitioned table takes on disk, with its indexes", ["table"], registry=REGISTRY
+)
+PARTITIONS_MADE = Counter("devmesh_partitions_made_total", "Partitions that were made", ["table"], registry=REGISTRY)
+PARTITIONS_DROPPED = Counter(
+    "devmesh_partitions_dropped_total", "Partitions that retention dropped", ["table"], registry=REGISTRY
+)
+PARTITION_ROWS_DRAINED = Counter(
+    "devmesh_partition_rows_drained_total",
+    "Rows that were moved from a default partition to months",
+    ["table"],
+    registry=REGISTRY,
+)
+PARTITION_CHANGES_PUT_OFF = Counter(
+    "devmesh_partition_changes_put_off_total",
+    "Changes of partitions that gave up waiting for a lock, to be tried again",
+    ["table"],
+    registry=REGISTRY,
+)
+PARTITION_CHANGE_SECONDS = Histogram(
+    "devmesh_partition_change_seconds", "Time for one change of a table's partitions, waiting for its locks included",
+    registry=REGISTRY, buckets=_LATENCY_BUCKETS_S,
+)  # fmt: skip
+PARTITIONS_KEPT_AT = Gauge(
+    "devmesh_partitions_kept_at_seconds", "When this process last kept all partitions, since 1970", registry=REGISTRY
+)
+BREAKER_STATE = Gauge(
+    "devmesh_breaker_state",
+    "Whether a dependency is used: 0 closed, it is; 1 half open, it is being tried; 2 open, it is left alone",
+    ["dependency"],
+    registry=REGISTRY,
+)
+RINGS_SENT = Counter(
+    "devmesh_rings_sent_total", "Rings sent to other processes, by what carried them", ["carrier"], registry=REGISTRY
+)
+KEY_SET_FETCHES = Counter(
+    "devmesh_key_set_fetches_total", "Fetches of token issuers' public keys", ["outcome"], registry=REGISTRY
+)
+API_LOG_DROPPED = Counter(
+    "devmesh_api_log_dropped_total", "Answered calls that are missing in the log of them", registry=REGISTRY
+)
+IS_READY = Gauge("devmesh_is_ready", "1 while the service is ready", registry=REGISTRY)
 AUTHENTICATION_FAILURES = Counter("devmesh_authentication_failures_total", "Refused credentials", registry=REGISTRY)
 
 
@@ -84,6 +175,7 @@ def configure_logs(service: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)  # what it warns of, our own lines say as well
     for chatty in ("uvicorn", "httpx", "httpcore", "websockets"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     structlog.configure(
