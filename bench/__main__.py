@@ -11,7 +11,7 @@ import structlog
 import typer
 import uvloop
 
-from bench import batching, connections, creating, delivery, life
+from bench import batching, connections, creating, delivery, life, overload, partitions, restart, start
 from bench.figures import Figure, as_json, show
 from bench.stage import QUICK, Extent, Stage, machine, raise_file_limit
 
@@ -21,6 +21,10 @@ MEASURES = {
     "batching": batching.measure,
     "life": life.measure,
     "delivery": delivery.measure,
+    "overload": overload.measure,
+    "partitions": partitions.measure,
+    "restart": restart.measure,
+    "start": start.measure,
 }
 FILES_MIN = 10_000
 

@@ -27,6 +27,7 @@ from devmesh.settings import Settings
 from devmesh.store.database import Database
 from devmesh.store.embedded import MAJOR_VERSION, EmbeddedPostgres
 from devmesh.store.migrator import Migrator
+from devmesh.store.vault import Vault
 
 HOST = "127.0.0.1"
 POOL_SIZE = 8
@@ -50,7 +51,7 @@ class Stage:
 
     def __init__(self, directory: Path, extent: Extent) -> None:
         self.extent = extent
-        self._directory = directory
+        self.directory = directory
         self.server = EmbeddedPostgres(directory / "postgres")
         self._dsn = self.server.start()
         self._numbers = itertools.count(1)
@@ -74,7 +75,7 @@ class Stage:
     async def mesh(self, *services: str, **settings: str) -> AsyncIterator[Running]:
         """Services on a fresh database."""
         async with self.database() as dsn:
-            mesh = Mesh(dsn, self._directory, settings)
+            mesh = Mesh(dsn, self.directory, settings)
             try:
                 await asyncio.to_thread(mesh.start, *services)
                 yield Running(mesh, self)
@@ -142,7 +143,7 @@ async def corridor_on(dsn: str, **variables: str) -> AsyncIterator[tuple[Corrido
     )
     try:
         caller = await Authenticator(database, settings).authenticate(key, HOST)
-        corridor = Corridor(WorkRunner(database, Bell(database, settings.bell_coalesce_ms)), settings)
+        corridor = Corridor(WorkRunner(database, Bell([], settings.bell_coalesce_ms), Vault()), settings)
         yield corridor, caller
         await corridor.drain()
     finally:

@@ -24,6 +24,7 @@ from devmesh.operations.administration import CreateKey, create_key_for
 from devmesh.operations.work import Work
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import load
+from devmesh.store.vault import Vault
 
 PORT_MIN, PORT_MAX = 20_000, 32_000  # below the system's own ephemeral ports
 READY_LIMIT_S = 30.0
@@ -134,7 +135,11 @@ class Mesh:
         """Another service, not started yet."""
         port = free_port()
         name = {"rest-api": "REST", "mcp-server": "WS", "worker": "WORKER"}[service]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("DEVMESH_", "DATABASE_"))}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DEVMESH_", "DATABASE_", "ENCRYPTION_"))
+        }
         environment = {
             **clean,
             "DATABASE_DSN": self.dsn,
@@ -207,10 +212,10 @@ async def create_admin_key(dsn: str, tenant: str) -> str:
     database = await Database.open(dsn, service="tests", pool_size_min=1, pool_size_max=1, transaction_deadline_s=10.0)
 
     async def create(tx: Transaction) -> str:
-        await tx.fetch_row(tenants.insert, new_id(), tenant)
+        await tx.fetch_row(tenants.insert, new_id(), tenant, None)
         row = await tx.fetch_row(tenants.by_name, tenant)
         assert row is not None
-        work = Work(tx, row["id"], row["created_at"])
+        work = Work(tx, row["id"], row["created_at"], Vault())
         _, secret = await create_key_for(work, row["id"], CreateKey(kind=KeyKind.ADMIN, name="tests"))
         return secret
 

@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 
 Message = MutableMapping[str, Any]
 COLLECTED_EVERY = 50_000  # objects made and kept: those of a batch in flight are not searched for garbage each time
+END_LIMIT_S = 1  # for what must end at once, and does unless the database is frozen
 MESSAGE_SLACK = 4  # a message up to this many times too long is still read, so that it gets its own error
 
 
@@ -71,55 +72,91 @@ async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
     front = Front(health)
     service = Service(name, settings, health)
     server = _Server(_config(front, settings))
-    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stopping.set)
+    stopping, hurried = _signals(loop)
     serving = loop.create_task(_serve_sockets(server, listener))
     starting = loop.create_task(service.start())
-    told_to_stop = loop.create_task(stopping.wait())
     code = 0
-    await asyncio.wait([starting, told_to_stop, serving], return_when=asyncio.FIRST_COMPLETED)
-    if starting.done() and not stopping.is_set():
+    ends: list[asyncio.Future[Any]] = [starting, stopping, serving]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done() and not stopping.done():
         try:
             front.product = starting.result()
             gc.freeze()  # what a service consists of stays
             gc.set_threshold(COLLECTED_EVERY, 5, 2)  # everything each tenth time: closed connections leave cycles
             log.info("ready", address=f"{settings.host}:{listener.getsockname()[1]}")
-            await asyncio.wait([told_to_stop, serving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
         except StartRefused as refused:
             print(f"devmesh {name}: {refused}", file=sys.stderr)  # noqa: T201
             code = 1
     health.is_stopping = True
+    log.info("stopping", grace_s=settings.shutdown_grace_s)
     starting.cancel()
-    await asyncio.wait([starting])
-    await service.stop()
+    await asyncio.wait([starting], timeout=END_LIMIT_S)
+    draining = loop.create_task(service.drain(front.answered))
+    await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
+    draining.cancel()
+    await service.close()
     server.should_exit = True
-    await asyncio.wait([serving], timeout=settings.shutdown_grace_s)
-    told_to_stop.cancel()
+    await asyncio.wait([serving], timeout=2 * END_LIMIT_S)
     log.info("stopped")
     return code
 
 
+def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], asyncio.Future[None]]:
+    """What the first signal brings about, and the second: to stop, and to wait for nobody."""
+    stopping, hurried = loop.create_future(), loop.create_future()
+
+    def take() -> None:
+        told = hurried if stopping.done() else stopping
+        if not told.done():
+            told.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, take)
+    return stopping, hurried
+
+
 class Front:
-    """The ASGI application: health at once, the product when it is there."""
+    """The ASGI application: health at once, the product when it is there and as long as the service is not stopping."""
 
     def __init__(self, health: Health) -> None:
         routes = health_edge.routes(health)
         self._health_app, self._health_paths = application(routes), {route.path for route in routes}
         self._health = health
+        self._requests = 0  # in flight; connections and streams are told to end by who holds them
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.product: Callable[..., Awaitable[None]] | None = None
 
     def __call__(self, scope: Message, receive: Any, send: Any) -> Awaitable[None]:
         """Chooses who answers. Not a coroutine, which would stay in memory for as long as a connection does."""
         if scope["type"] == "http" and scope["path"] in self._health_paths:
             return self._health_app(scope, receive, send)
-        return (self.product or self._not_ready)(scope, receive, send)
+        if self.product is None or self._health.is_stopping:
+            return self._not_ready(scope, receive, send)
+        return (self._count if scope["type"] == "http" else self.product)(scope, receive, send)
+
+    async def answered(self) -> None:
+        """Waits until no request is left without its answer."""
+        await self._idle.wait()
+
+    async def _count(self, scope: Message, receive: Any, send: Any) -> None:
+        assert self.product is not None
+        self._requests += 1
+        self._idle.clear()
+        try:
+            await self.product(scope, receive, send)
+        finally:
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
 
     async def _not_ready(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            reasons = "; ".join(await self._health.reasons())
-            await problem_response(unavailable(f"the service is not ready: {reasons}", 1000))(scope, receive, send)
+            reasons = "; ".join(self._health.reasons)
+            error = unavailable(f"the service is not ready: {reasons}", 1000)
+            await problem_response(error, {"Connection": "close"})(scope, receive, send)
         else:
             await receive()
             await send({"type": "websocket.accept"})
@@ -150,7 +187,7 @@ def _config(front: Front, settings: Settings) -> uvicorn.Config:
         server_header=False,
         backlog=4096,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+        timeout_graceful_shutdown=END_LIMIT_S,  # everybody has been given time before
         ws_max_size=settings.message_bytes_max * MESSAGE_SLACK,
         ws_ping_interval=settings.ping_interval_s,
         ws_ping_timeout=settings.ping_interval_s,  # for the answer to the second

@@ -7,43 +7,73 @@ one start: reach the database, see the schema complete, see every statement fit,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 from starlette.types import ASGIApp
 
-from devmesh import operations
+from devmesh import __version__, operations
+from devmesh.core import envelope
+from devmesh.core.components import Component
 from devmesh.core.errors import MeshError
 from devmesh.core.ids import new_id
 from devmesh.edges import boundary, rest
-from devmesh.edges.health import Component, Health, Migrations
+from devmesh.edges.health import Health, Migrations
 from devmesh.edges.session import Parts
 from devmesh.edges.sse import EventStreams
 from devmesh.edges.websocket import Gateway
+from devmesh.engine import outbox
+from devmesh.engine.admission_watch import AdmissionWatch
+from devmesh.engine.api_log import ApiLog
 from devmesh.engine.assigner import Assigner
 from devmesh.engine.bell import Bell
+from devmesh.engine.breaker import watched
+from devmesh.engine.carrier import Carrier
+from devmesh.engine.event_loop import EventLoop
 from devmesh.engine.fanout import Fanout
+from devmesh.engine.key_sets import KeySets
 from devmesh.engine.key_watch import KeyWatch
+from devmesh.engine.limits_keeper import LimitsKeeper
 from devmesh.engine.loop import Loop
+from devmesh.engine.notify_bell import NotifyBell
+from devmesh.engine.partition_keeper import PartitionKeeper
 from devmesh.engine.presence import Presence, SessionKeeper
+from devmesh.engine.queue_depths import QueueDepths
 from devmesh.engine.reaper import Reaper
+from devmesh.engine.reencryption import Reencryption
+from devmesh.engine.schema_watch import SchemaWatch
 from devmesh.operations.authentication import Authenticator
+from devmesh.operations.connections import Connections
 from devmesh.operations.corridor import Corridor
 from devmesh.operations.sessions import Sessions
+from devmesh.operations.tokens import Tokens
 from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
-from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
+from devmesh.store import migration_states, partitions, standing
+from devmesh.store.connections import (
+    BACKOFF_S,
+    AddressUnusable,
+    DatabaseUnreachable,
+    close_connection,
+    connect_with_backoff,
+)
 from devmesh.store.database import Database
 from devmesh.store.migration_files import MigrationError
-from devmesh.store.migration_states import State
+from devmesh.store.migration_states import MigrationStatus, State
 from devmesh.store.migrator import Migrator
-from devmesh.store.statements import all_statements
+from devmesh.store.partitions import Policy, TableReport
+from devmesh.store.vault import Vault
 
 log = structlog.get_logger(__name__)
 
 SCHEMA_WAIT_S, SCHEMA_LOOK_INTERVAL_S = 120.0, 2.0
-RETRY_INTERVAL_S = 5.0
-PREPARE_TRIES, PREPARE_PAUSE_S = 5, 0.1
+RETRY_INTERVAL_S = 2.0
+REFUSED_RETRY_INTERVAL_S = 10.0  # of a database that turns us away, until somebody mends that
+LET_GO_LIMIT_S = 0.5
+PARTITIONS_LIMIT_S = 5.0  # for making them at start
+PARTITIONS_INTERVAL_S = 2.0  # between looks at them
+PREPARE_PAUSE_S = 0.1
 
 
 class StartRefused(Exception):
@@ -59,6 +89,7 @@ class Service:
         self._streams: EventStreams | None = None
         self._sessions: Sessions | None = None
         self._loops: list[Loop] = []
+        self._partitions: list[TableReport] = []  # as they were last seen
 
     async def start(self) -> ASGIApp:
         """Starts, however long it takes, and answers with the application to serve. Raises StartRefused."""
@@ -67,51 +98,83 @@ class Service:
             raise StartRefused(
                 "DATABASE_DSN is not set: say where PostgreSQL is, or use `devmesh up`, which brings its own"
             )
+        if settings.environment == "production" and not settings.master_keys:
+            raise StartRefused(
+                "DEVMESH_ENVIRONMENT is production and no master key is set: make one with `devmesh keys generate` and set"
+                " ENCRYPTION_MASTER_KEY to it"
+            )
+        self._health.start()
         await self._reach(settings.database_dsn)
         await self._see_schema(Migrator(settings.database_dsn))
         self._database = await self._open(settings.database_dsn)
-        await self._see_statements_fit(self._database)
-        self._health.add("database", self._check_database)
+        watch = SchemaWatch(self._database, settings.schema_check_interval_s)
+        await self._see_schema_fits(watch)
+        self._health.add("migrations", watch.check_migrations)
+        self._health.look_at_migrations(lambda: _last_seen(watch))
+        self._health.add_details("schema", watch.findings)
+        self._health.add("database", functools.partial(standing.check, self._database))
+        await self._ensure_partitions(self._database)
         application = self._compose(self._database)
+        self._loops.append(watch)
         for loop in self._loops:
             loop.start()
-            self._health.add(loop.name, _check_of(loop))
+            self._health.add(loop.name, functools.partial(loop.check, settings.loop_pass_s_max))
+        await self._health.run_once()
         self._wait_for()
         return application
 
-    async def stop(self) -> None:
-        """Lets what is in flight end within the grace, then lets go of everything."""
+    async def drain(self, answered: Callable[[], Awaitable[object]]) -> None:
+        """Lets what is in flight end within the grace, and sends everybody elsewhere. `answered` waits for REST's requests."""
         grace_s = self._settings.shutdown_grace_s
         try:
             async with asyncio.timeout(grace_s):
+                if self._corridor is not None:
+                    self._corridor.leave()
                 if self._streams is not None:
                     await self._streams.drain(grace_s)
                 if self._gateway is not None:
-                    await self._gateway.drain(grace_s / 2)  # then those who wait for something to happen are sent away
+                    await self._gateway.drain(grace_s / 2)
+                await answered()
                 if self._corridor is not None:
                     await self._corridor.drain()
+                if self._sessions is not None:
+                    await self._sessions.drain()
         except TimeoutError:
             log.warning("requests were cut off", grace_s=grace_s)
-        await asyncio.gather(*(loop.stop() for loop in self._loops))
-        if self._sessions is not None:
-            await self._sessions.drain()
+
+    async def close(self) -> None:
+        """Lets go of everything, whether or not the database lets go of us: what is not committed by now is undone."""
+        await asyncio.gather(*(loop.stop(LET_GO_LIMIT_S) for loop in [*self._loops, self._health]))
         if self._database is not None:
-            await self._database.close()
+            await self._database.close(LET_GO_LIMIT_S)
 
     # The start, step by step
 
     async def _reach(self, dsn: str) -> None:
+        """Waits for the database for as long as it takes, unless told to fail fast: whoever runs us may start us just once."""
         self._wait_for("the database")
-        try:
-            await close_connection(await connect_with_backoff(dsn, self._wait_for, service=f"devmesh {self.name}"))
-        except DatabaseUnreachable as error:
-            raise StartRefused(str(error)) from None
+        while True:
+            try:
+                service = f"devmesh {self.name}"
+                connection = await connect_with_backoff(dsn, self._wait_for, service=service, backoff_s=BACKOFF_S)
+                await close_connection(connection)
+                return
+            except DatabaseUnreachable as error:
+                if self._settings.migrations_fail_fast or isinstance(error, AddressUnusable):
+                    raise StartRefused(str(error)) from None
+                pause_s = REFUSED_RETRY_INTERVAL_S if error.is_permanent else BACKOFF_S[-1]
+                log.error("the database is not usable", reason=str(error), next_try_s=pause_s)
+                self._wait_for(f"{error}; the next try in {pause_s:g} s")
+            await asyncio.sleep(pause_s)
 
     async def _see_schema(self, migrator: Migrator) -> None:
-        self._health.look_at_migrations(lambda: _facts(migrator))
+        async def facts() -> Migrations:
+            return _facts(*await migrator.look())
+
+        self._health.look_at_migrations(facts)
         migrates = self.name == "rest-api" and not self._settings.skip_migrations
+        self._wait_for("migrations")
         while True:
-            self._wait_for("migrations")
             try:
                 self._health.is_migrating = migrates
                 if migrates:
@@ -120,9 +183,11 @@ class Service:
                     await migrator.wait_for_schema(SCHEMA_WAIT_S, SCHEMA_LOOK_INTERVAL_S, self._wait_for)
                 return
             except (MigrationError, DatabaseUnreachable) as error:
-                if self._settings.migrations_fail_fast:
+                is_passing = isinstance(error, DatabaseUnreachable) and not error.is_permanent
+                if self._settings.migrations_fail_fast and not is_passing:
                     raise StartRefused(str(error)) from None
-                log.error("the schema is not usable", reason=str(error))
+                if self._health.waiting_for != [str(error)]:
+                    log.error("the schema is not usable", reason=str(error))
                 self._wait_for(str(error))
             finally:
                 self._health.is_migrating = False
@@ -144,38 +209,83 @@ class Service:
                 self._wait_for(error.message)
             await asyncio.sleep(RETRY_INTERVAL_S)
 
-    async def _see_statements_fit(self, database: Database) -> None:
-        """Statements that do not fit the schema keep the service from being ready, by name, until they do."""
+    async def _see_schema_fits(self, watch: SchemaWatch) -> None:
+        """What the schema lacks keeps the service from being ready, by name, until it is mended."""
         tries = 0
         while True:
             try:
-                problems = await database.unfit(all_statements())
+                await watch.run_once()
+                problems = watch.problems
             except MeshError as error:
                 problems = [error.message]
             if not problems:
                 return
             tries += 1
-            if tries == PREPARE_TRIES:
-                log.error("statements do not fit the schema", problems=problems)
             self._wait_for(*problems)
             await asyncio.sleep(min(PREPARE_PAUSE_S * 2**tries, RETRY_INTERVAL_S))
+
+    async def _ensure_partitions(self, database: Database) -> None:
+        """A database that slept for months has partitions before anybody writes. Everything else is for the worker's keeper."""
+        if self.name != "rest-api" or self._settings.skip_migrations:
+            return
+        try:
+            async with asyncio.timeout(PARTITIONS_LIMIT_S), partitions.sole_keeper(database) as is_ours:
+                if is_ours:
+                    await partitions.ensure(database, self._settings.partition_months_ahead)
+        except (MeshError, TimeoutError) as error:
+            log.warning("partitions are not made yet; a worker will", reason=str(error) or "it takes too long")
 
     def _compose(self, database: Database) -> ASGIApp:
         """Builds what this service consists of."""
         settings = self._settings
-        bell = Bell(database, settings.bell_coalesce_ms)
-        runner = WorkRunner(database, bell)
-        self._loops = [bell]
-        self._health.details = lambda: {"pool": database.stats._asdict()}
+        carriers: list[Carrier] = [NotifyBell(database)]
+        if settings.redis_url is not None:
+            from devmesh.engine.redis_bell import RedisBell  # its library would take a tenth of everybody's start
+
+            breaker = watched("redis", settings.breaker_failures_max, settings.breaker_open_s)
+            carriers.insert(0, RedisBell(settings.redis_url, settings.redis_timeout_s, breaker))
+        bell = Bell(carriers, settings.bell_coalesce_ms)
+        vault = Vault(envelope.master_keys(settings.master_keys))
+        runner = WorkRunner(database, bell, vault)
+        depths = QueueDepths(database, settings.queue_depths_interval_s)
+        self._loops = [*carriers, bell, EventLoop(), depths]
+        self._health.add_details("pool", lambda: database.stats._asdict())
+        self._health.add_details("tasks", lambda: depths.tasks)
+        self._health.add("partitions", self._check_partitions, PARTITIONS_INTERVAL_S)
+        self._health.add_details("partitions", lambda: self._partitions)
+        self._health.add("encryption", functools.partial(vault.check, database))
+        key_sets = KeySets(settings)
+        self._loops.append(key_sets)
+        tokens = Tokens(database, vault, key_sets, settings)
+        self._health.authenticator = authenticator = Authenticator(database, settings, tokens)
         if self.name == "worker":
             assigner = Assigner(runner, settings.assigner_interval_s)
             bell.listen(assigner.heard)
             reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
-            self._loops += [assigner, reaper, Presence(runner, settings.presence_interval_s)]
+            reencryption = Reencryption(
+                database, vault, settings.reencryption_interval_s,
+                data_key_days_max=settings.data_key_days_max, data_key_kept_s=settings.data_key_kept_s,
+            )  # fmt: skip
+            self._health.add_details("encryption", reencryption.details)
+            keeper = PartitionKeeper(
+                database, Policy.of(settings), settings.partition_cron, settings.partition_check_interval_s
+            )
+            self._loops += [assigner, reaper, Presence(runner, settings.presence_interval_s), reencryption, keeper]
             return boundary.application([])
         operations.load_all()
-        authenticator = Authenticator(database, settings)
+        if settings.jwks_url is not None:
+            self._health.add("jwks", key_sets.check_operators)
         self._corridor = Corridor(runner, settings)
+        if settings.api_log != "off":
+            api_log = ApiLog(database, "rest" if self.name == "rest-api" else "websocket", settings.api_log)
+            self._corridor.answered = api_log.note
+            self._loops.append(api_log)
+        self._health.add_details("calls", self._corridor.depths)
+        connections = Connections(database, settings.connections_per_tenant_max, settings.presence_interval_s)
+        self._loops += [
+            AdmissionWatch(self._corridor.admission),
+            LimitsKeeper(connections, self._corridor.rates, settings.presence_interval_s),
+        ]
         fanout = Fanout(
             database,
             interval_s=settings.fanout_poll_interval_s,
@@ -184,53 +294,52 @@ class Service:
         )
         bell.listen(fanout.heard)
         self._loops.append(fanout)
-        self._health.authenticator = authenticator
         if self.name == "rest-api":
-            streams = self._streams = EventStreams(fanout, settings)
-            self._loops.append(KeyWatch(authenticator, streams, settings.key_check_interval_s))
-            self._health.details = lambda: {"event_streams": len(streams.streams), "pool": database.stats._asdict()}
+            streams = self._streams = EventStreams(fanout, connections, settings)
+            self._loops.append(KeyWatch(authenticator, [streams, self._corridor.waits], settings.key_check_interval_s))
+            self._health.add_details(
+                "event_streams", lambda: outbox.depths(stream.outbox for stream in streams.streams)
+            )
             return boundary.application(rest.routes(self._corridor, authenticator, streams, settings))
         self._sessions = Sessions(runner, new_id(), settings)
-        self._gateway = Gateway(Parts(self._corridor, authenticator, self._sessions, fanout, settings))
+        self._gateway = Gateway(Parts(self._corridor, authenticator, self._sessions, connections, fanout, settings))
         self._loops += [
             SessionKeeper(self._sessions, settings.presence_interval_s),
-            KeyWatch(authenticator, self._gateway, settings.key_check_interval_s),
+            KeyWatch(authenticator, [self._gateway, self._corridor.waits], settings.key_check_interval_s),
         ]
         gateway = self._gateway
-        self._health.details = lambda: {"connections": len(gateway.connections), "pool": database.stats._asdict()}
+        self._health.add_details("connections", lambda: outbox.depths(each.outbox for each in gateway.connections))
         return gateway.application(boundary.application([]))
 
     # Health
+
+    async def _check_partitions(self) -> Component:
+        assert self._database is not None
+        self._partitions = await partitions.report(self._database)
+        return partitions.judge(self._partitions)
 
     def _wait_for(self, *reasons: str) -> None:
         if list(reasons) != self._health.waiting_for and reasons:
             log.info("waiting", reasons=reasons)
         self._health.waiting_for = list(reasons)
 
-    async def _check_database(self) -> Component:
-        assert self._database is not None
-        latency_ms = await self._database.ping()
-        return Component("healthy", "", round(latency_ms, 3))
+
+async def _last_seen(watch: SchemaWatch) -> Migrations:
+    look = watch.last_look()
+    return _facts(look.statuses, look.is_migrating)
 
 
-def _check_of(loop: Loop) -> Callable[[], Awaitable[Component]]:
-    async def check() -> Component:
-        return Component("degraded", "its last pass failed") if loop.is_failing else Component("healthy")
-
-    return check
-
-
-async def _facts(migrator: Migrator) -> Migrations:
-    statuses = await migrator.status()
+def _facts(statuses: Sequence[MigrationStatus], is_migrating: bool) -> Migrations:
     applied = [status for status in statuses if status.state is State.APPLIED]
-    problems = [f"{status.label} is {status.state}" for status in statuses if not status.is_served]
+    problems = migration_states.reasons(statuses, __version__)
     records = [status.record for status in applied if status.record is not None]
     return Migrations(
-        in_progress=False,
+        in_progress=is_migrating,
         completed=not problems,
         ready=not problems,
         version=applied[-1].version if applied else None,
         completed_at=max((record.finished_at for record in records if record.finished_at), default=None),
         duration_ms=sum(record.duration_ms or 0.0 for record in records),
         problems=problems,
+        newer=[status.label for status in statuses if status.state is State.NEWER],
     )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from devmesh.core.components import Component, degraded, healthy
 from devmesh.core.errors import unavailable
 from devmesh.edges.boundary import application
-from devmesh.edges.health import COMPONENT_LIMIT_S, Component, Health, Migrations, routes
+from devmesh.edges.health import AGE_S_MAX, LOOK_INTERVAL_S, Health, Migrations, routes
+from devmesh.edges.questions import ANSWER_LIMIT_S
 from devmesh.store.connections import DatabaseUnreachable
 from tests.edges.rest import Rest, new_key, problem_of
-from tests.harness import Mesh, wait_until
+from tests.harness import Mesh, eventually, wait_until
 
 SERVICES = ("rest-api", "mcp-server", "worker")
 
@@ -29,11 +32,15 @@ async def test_every_service_says_how_it_is(rest: Rest, mesh: Mesh, service: str
     alive = await rest.http.get(url(mesh, service, "/healthz"))
     assert (alive.status_code, alive.json()) == (200, {"status": "alive"})
     ready = await rest.http.get(url(mesh, service, "/readyz"))
-    assert (ready.status_code, ready.json()) == (200, {"ready": True, "reasons": []})
+    assert (ready.status_code, ready.json()["ready"], ready.json()["reasons"]) == (200, True, [])
+    assert 0 <= ready.json()["age_ms"] < AGE_S_MAX * 1000
     whole = (await rest.http.get(url(mesh, service, "/health"))).json()
     assert (whole["status"], whole["ready"], whole["service"]) == ("healthy", True, service)
     assert whole["components"]["database"]["status"] == "healthy"
     assert whole["components"]["database"]["latency_ms"] > 0
+    for component in whole["components"].values():
+        assert component["status"] == "healthy"
+        assert 0 <= component["age_ms"] < AGE_S_MAX * 1000
     migrations = whole["migrations"]
     assert (migrations["completed"], migrations["ready"], migrations["in_progress"]) == (True, True, False)
     assert migrations["version"] >= 1
@@ -52,7 +59,14 @@ async def test_head_works_too(rest: Rest, path: str) -> None:
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-@pytest.mark.parametrize("service", ["rest-api", "mcp-server"])
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("query", ["details=maybe", "details=", "details=true&details=false", "detials=true", "x=1"])
+async def test_a_question_that_means_nothing_is_refused(rest: Rest, mesh: Mesh, service: str, query: str) -> None:
+    problem = problem_of(await rest.http.get(url(mesh, service, f"/health?{query}")))
+    assert (problem["status"], problem["field"]) == (400, query.partition("=")[0])
+
+
+@pytest.mark.parametrize("service", SERVICES)
 async def test_the_migration_status_is_for_administrators(rest: Rest, mesh: Mesh, tenant: str, service: str) -> None:
     place = url(mesh, service, "/admin/migration-status")
     assert problem_of(await rest.http.get(place))["kind"] == "unauthenticated"
@@ -95,42 +109,91 @@ def client_of(health: Health) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=application(routes(health))), base_url="http://tests")
 
 
-def started() -> Health:
+@pytest.fixture
+async def health() -> AsyncIterator[Health]:
+    """Of a service that has started. It looks when a test tells it to, or at intervals once it is started itself."""
     health = Health("tests")
     health.waiting_for = []
-    return health
+    yield health
+    await health.stop()
 
 
-async def test_a_component_that_hangs_hides_no_other_and_is_asked_once() -> None:
-    health, asked = started(), 0
+async def test_a_component_that_hangs_holds_nobody_up_and_is_asked_once(health: Health) -> None:
+    asked = 0
 
     async def hang() -> Component:
         nonlocal asked
         asked += 1
-        await asyncio.Event().wait()
-        raise AssertionError("it never ends")
+        while True:  # not even a cancellation ends it at once
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await asyncio.sleep(3 * ANSWER_LIMIT_S)
+                raise
 
     async def answer() -> Component:
-        return Component("healthy", "as ever")
+        return healthy("as ever")
 
     health.add("hanging", hang)
     health.add("well", answer)
+    health.start()
     async with client_of(health) as http:
+        await eventually(lambda: "no answer" in health.components["hanging"].message, "the limit is over")
         began = time.monotonic()
-        answers = await asyncio.gather(*(http.get("/health") for _ in range(20)))
-        assert time.monotonic() - began < 2 * COMPONENT_LIMIT_S
+        answers = await asyncio.gather(*(http.get("/health") for _ in range(50)))
+        assert time.monotonic() - began < ANSWER_LIMIT_S / 2
+        await eventually(lambda: health.components["well"].age_ms < 100, "the other one is asked anew")
     assert asked == 1
     for found in answers:
         assert found.status_code == 503
         components: dict[str, Any] = found.json()["components"]
         assert components["hanging"]["status"] == "unhealthy"
         assert "no answer" in components["hanging"]["message"]
-        assert components["well"] == {
-            "status": "healthy",
-            "message": "as ever",
-            "latency_ms": components["well"]["latency_ms"],
-        }
+        assert (components["well"]["status"], components["well"]["message"]) == ("healthy", "as ever")
         assert found.json()["reasons"] == [f"hanging: {components['hanging']['message']}"]
+
+
+async def test_a_component_that_was_not_asked_yet_is_not_taken_for_well(health: Health) -> None:
+    async def answer() -> Component:
+        return healthy()
+
+    health.add("new", answer)
+    assert health.reasons == ["new: it was not looked at yet"]
+    await health.run_once()
+    assert health.reasons == []
+
+
+async def test_readiness_does_not_rest_on_old_answers(health: Health) -> None:
+    """The loop does not run here: it is as if it hung."""
+
+    async def answer() -> Component:
+        return healthy()
+
+    health.add("well", answer)
+    await health.run_once()
+    async with client_of(health) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        health._questions["well"]._answered_at = time.monotonic() - AGE_S_MAX - 1
+        ready = await http.get("/readyz")
+    assert (ready.status_code, ready.json()["age_ms"] > AGE_S_MAX * 1000) == (503, True)
+    assert "has not looked at itself" in ready.json()["reasons"][0]
+
+
+async def test_a_component_is_asked_at_its_own_intervals(health: Health) -> None:
+    asked = {"often": 0, "seldom": 0}
+
+    def check_of(name: str) -> Callable[[], Awaitable[Component]]:
+        async def check() -> Component:
+            asked[name] += 1
+            return healthy()
+
+        return check
+
+    health.add("often", check_of("often"))
+    health.add("seldom", check_of("seldom"), interval_s=3600.0)
+    health.start()
+    await eventually(lambda: asked["often"] >= 3, "it is asked again", 5 * LOOK_INTERVAL_S)
+    assert asked["seldom"] == 1
 
 
 @pytest.mark.parametrize(
@@ -141,13 +204,14 @@ async def test_a_component_that_hangs_hides_no_other_and_is_asked_once() -> None
         (RuntimeError("the password is tiger"), None),
     ],
 )
-async def test_a_component_that_fails_makes_the_service_not_ready(failure: Exception, said: str | None) -> None:
-    health = started()
-
+async def test_a_component_that_fails_makes_the_service_not_ready(
+    health: Health, failure: Exception, said: str | None
+) -> None:
     async def fail() -> Component:
         raise failure
 
     health.add("failing", fail)
+    await health.run_once()
     async with client_of(health) as http:
         ready = await http.get("/readyz")
     assert ready.status_code == 503
@@ -158,20 +222,27 @@ async def test_a_component_that_fails_makes_the_service_not_ready(failure: Excep
     assert "10.1.2.3" not in reason
 
 
-async def test_a_degraded_component_leaves_the_service_ready() -> None:
-    health = started()
-
+async def test_a_degraded_component_leaves_the_service_ready(health: Health) -> None:
     async def limp() -> Component:
-        return Component("degraded", "its last pass failed")
+        return degraded("its last pass failed")
 
     health.add("limping", limp)
+    await health.run_once()
     async with client_of(health) as http:
         whole = await http.get("/health")
     assert (whole.status_code, whole.json()["status"], whole.json()["ready"]) == (200, "degraded", True)
 
 
-async def test_what_was_known_of_migrations_stays_known_but_not_ready() -> None:
-    health, looks = started(), iter([True, False])
+async def test_details_are_shown_under_their_names(health: Health) -> None:
+    health.add_details("pools", lambda: {"size": 3})
+    health.add_details("queues", lambda: [1, 2])
+    async with client_of(health) as http:
+        assert "details" not in (await http.get("/health?details=false")).json()
+        assert (await http.get("/health?details=true")).json()["details"] == {"pools": {"size": 3}, "queues": [1, 2]}
+
+
+async def test_what_was_known_of_migrations_stays_known_but_not_ready(health: Health) -> None:
+    looks = iter([True, False])
 
     async def look() -> Migrations:
         if not next(looks):
@@ -179,16 +250,19 @@ async def test_what_was_known_of_migrations_stays_known_but_not_ready() -> None:
         return Migrations(False, True, True, 7, None, 12.0, [])
 
     health.look_at_migrations(look)
-    assert (await health.migrations()).ready
+    assert not health.migrations.ready
+    await health.run_once()
+    assert health.migrations.ready
     health._migrations._answered_at = float("-inf")  # as if it were long ago
-    known = await health.migrations()
+    await health.run_once()
+    known = health.migrations
     assert (known.version, known.completed, known.ready) == (7, True, False)
     assert known.problems
 
 
-async def test_a_service_that_stops_is_alive_and_not_ready() -> None:
-    health = started()
+async def test_a_service_that_stops_is_alive_and_not_ready(health: Health) -> None:
     health.is_stopping = True
     async with client_of(health) as http:
         assert (await http.get("/healthz")).status_code == 200
-        assert (await http.get("/readyz")).json() == {"ready": False, "reasons": ["the service is stopping"]}
+        ready = (await http.get("/readyz")).json()
+        assert (ready["ready"], ready["reasons"]) == (False, ["the service is stopping"])

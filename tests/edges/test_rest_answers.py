@@ -131,14 +131,6 @@ async def test_a_change_without_a_version_is_a_change(rest: Rest, tenant: str) -
     assert (after.status_code, after.json()["agent"]["active_tasks"]) == (200, 1)
 
 
-async def test_a_condition_that_cannot_be_honoured_is_refused(rest: Rest, tenant: str) -> None:
-    agent = await new_agent(rest, tenant)
-    path = f"/agents/{agent['id']}"
-    problem = await rest.problem("PATCH", path, tenant, json={"concurrency": 2}, headers={"If-Match": '"1-0"'})
-    assert (problem["status"], problem["field"]) == (400, "If-Match")
-    assert (await rest.call("GET", path, tenant))["agent"]["concurrency"] == 1
-
-
 async def test_a_claim_ends_with_its_caller(rest: Rest, tenant: str) -> None:
     """A client that leaves while it waits must not be given a task that it will never hear of."""
     gone, here = await new_agent(rest, tenant, "gone"), await new_agent(rest, tenant, "here")

@@ -137,3 +137,54 @@ async def test_a_body_of_another_type_is_refused(rest: Rest, tenant: str, header
 async def test_json_by_any_of_its_names_is_taken(rest: Rest, tenant: str, content_type: str) -> None:
     content = json.dumps({"title": "x"}).encode()
     await rest.call("POST", "/tasks", tenant, content=content, headers={"Content-Type": content_type})
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("2510-07-14T01:18:04+17:26", "2510-07-13T07:52:04Z"),
+        ("9998-12-31T23:59:59.999999-23:59", "9999-01-01T23:58:59.999999Z"),
+    ],
+)
+async def test_times_of_any_zone_are_taken_and_shown_in_utc(rest: Rest, tenant: str, given: str, kept: str) -> None:
+    task = await new_task(rest, tenant, deadline=given)
+    assert task["deadline"] == kept
+
+
+@pytest.mark.parametrize("year", ["0001", "9999"])
+async def test_times_at_the_edge_of_the_calendar_are_refused(rest: Rest, tenant: str, year: str) -> None:
+    """In another zone they would be out of it."""
+    body = {"tasks": [{"title": "x"}, {"title": "y", "deadline": f"{year}-06-01T12:00:00Z"}]}
+    problem = await rest.problem("POST", "/tasks/batch", tenant, json=body)
+    assert (problem["kind"], problem["field"]) == ("invalid_params", "tasks[1].deadline")
+    problem = await rest.problem("GET", f"/tasks/stats?since={year}-06-01T12:00:00Z", tenant)
+    assert (problem["kind"], problem["field"]) == ("invalid_params", "since")
+    await new_task(rest, tenant, parameters={"since": f"{year}-06-01T12:00:00Z"})
+
+
+@pytest.mark.parametrize("whole", [b"4.0", b"4e0", b"40e-1"])
+async def test_a_whole_number_is_one_however_it_is_written(rest: Rest, tenant: str, whole: bytes) -> None:
+    body = b'{"title":"x","assign":"pull","priority":%b,"parameters":{"a":1.0,"b":"2"}}' % whole
+    answer = await rest.ask("POST", "/tasks", tenant, content=body, headers=JSON_TYPE)
+    assert (answer.status_code, answer.json()["task"]["priority"]) == (201, 4)
+    assert b'{"a":1.0,"b":"2"}' in answer.content.replace(b": ", b":").replace(b", ", b",")
+
+
+@pytest.mark.parametrize(
+    ("members", "field"),
+    [
+        (b'"priority":4.5', "priority"),
+        (b'"priority":4.0,"max_retries":"2"', "max_retries"),
+        (b'"priority":4.0,"max_retries":true', "max_retries"),
+        (b'"priority":4.0,"deadline":4102444800', "deadline"),
+        (b'"priority":4.0,"type":17', "type"),
+        (b'"priority":4.0,"timeout_s":"null"', "timeout_s"),
+        (b'"priority":9.0', "priority"),
+    ],
+)
+async def test_nothing_else_is_taken_for_a_whole_number(rest: Rest, tenant: str, members: bytes, field: str) -> None:
+    """Each beside a number that is written so, which must not open a door for it."""
+    body = b'{"title":"x",%b}' % members
+    problem = await rest.problem("POST", "/tasks", tenant, content=body, headers=JSON_TYPE)
+    assert problem["kind"] == "invalid_params"
+    assert problem["field"] in (field, "priority")

@@ -51,12 +51,17 @@ async def test_a_list_is_repeated_or_has_commas(rest: Rest, tenant: str, query: 
         ("/tasks/stats?since=2026-01-31T12:00:00", "since"),
         ("/events/list?since=MS4x", "cursor"),
         ("/events/list?topics=tenant,weather", "topics"),
-        ("/events/list?topics=inbox", "topics"),
     ],
 )
 async def test_what_is_wrong_in_a_url_is_named(rest: Rest, tenant: str, path: str, field: str) -> None:
     problem = await rest.problem("GET", path, tenant)
     assert (problem["kind"], problem["field"]) == ("invalid_params", field), problem
+
+
+async def test_an_inbox_is_an_agents(rest: Rest, tenant: str) -> None:
+    for path in ("/events/list?topics=inbox", "/events?topics=inbox"):
+        problem = await rest.problem("GET", path, tenant)
+        assert (problem["kind"], problem["reason"]) == ("conflict", "session.no_agent"), problem
 
 
 @pytest.mark.parametrize(

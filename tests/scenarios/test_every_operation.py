@@ -25,11 +25,14 @@ from tests.wire import Wire
 operations.load_all()
 
 SAMPLES: dict[str, Any] = {
+    "algorithm": "JWKS",
     "attempt": 1,
     "capabilities": ["sum"],
+    "issuer": "https://issuer.example",
     "kind": "user",
     "name": "sample",
     "progress": 0.5,
+    "rate_per_s": 100_000,
     "subtasks": [{"title": "part"}],
     "tasks": [{"title": "part"}],
     "timeout_ms": 0,
@@ -37,7 +40,7 @@ SAMPLES: dict[str, Any] = {
 }
 ID_FIELDS = {
     "task_id": "task", "parent_id": "task", "agent_id": "agent", "to_agent": "agent", "agent": "agent", "assigned_to": "agent",
-    "created_by": "agent", "key_id": "key", "tenant_id": "tenant",
+    "created_by": "agent", "key_id": "key", "tenant_id": "tenant", "issuer_id": "issuer",
 }  # fmt: skip
 
 
@@ -59,6 +62,8 @@ def required(operation: Operation, ids: dict[str, str]) -> dict[str, Any]:
             params[field.name] = ids[noun] if noun else SAMPLES[field.name]
     if operation.name == "task.delegate":
         params["capabilities"] = ["sum"]
+    if operation.name == "issuer.create":
+        params["jwks_url"] = "https://issuer.example/keys"
     return params
 
 
@@ -109,7 +114,15 @@ async def things_of(wire: Wire) -> dict[str, str]:
     task = (await wire.call("task.create", title="theirs", assign=agent["id"]))["task"]
     await wire.next_event("task.assigned")
     key = (await wire.call("key.create", kind="user"))["key"]
-    return {"agent": agent["id"], "task": task["id"], "key": key["id"], "tenant": wire.initialized["tenant_id"]}
+    issuer = (
+        await wire.call(
+            "issuer.create", name="theirs", issuer="https://i.example", algorithm="JWKS", jwks_url="https://i.example/k"
+        )
+    )["issuer"]
+    return {
+        "agent": agent["id"], "task": task["id"], "key": key["id"], "issuer": issuer["id"],
+        "tenant": wire.initialized["tenant_id"],
+    }  # fmt: skip
 
 
 @pytest.mark.timeout(120)
@@ -213,7 +226,7 @@ async def test_w05_only_the_operator_looks_after_tenants(mesh: Mesh, tenant: str
 async def test_every_operation_asks_for_its_scope(mesh: Mesh, tenant: str, scope: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         key = await admin.call("key.create", kind="user", scopes=[scope])
-        ids = dict.fromkeys(("agent", "task", "key", "tenant"), str(uuid.uuid4()))
+        ids = dict.fromkeys(("agent", "task", "key", "tenant", "issuer"), str(uuid.uuid4()))
         async with await Wire.connect(mesh.ws_url, key["secret"]) as wire:
             for operation in REGISTRY.values():
                 answer = await over_websocket(wire, operation, required(operation, ids))
@@ -253,7 +266,13 @@ async def test_w06_every_wire_gives_the_same_answer_and_the_same_error(mesh: Mes
                 if operation.mutates or operation.name in ("task.get", "task.history", "key.list", "agent.get"):
                     assert without_secret(answer.result) == without_secret(first.result), operation.name
 
-        endings = ("task.cancel", "agent.register", "agent.deregister", "key.revoke")  # the session becomes the agent
+        endings = (
+            "task.cancel",
+            "agent.register",
+            "agent.deregister",
+            "key.revoke",
+            "issuer.delete",
+        )  # the session becomes the agent
         for operation in sorted(REGISTRY.values(), key=lambda operation: [operation.name == name for name in endings]):
             if not operation.name.startswith(("tenant.", "audit.")):
                 await cli_agrees(operation)

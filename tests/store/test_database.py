@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 
-from devmesh.core.errors import Kind, MeshError, conflict
+from devmesh.core.errors import OUTCOME_UNKNOWN, Kind, MeshError, conflict
 from devmesh.store import faults
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import Statement
@@ -267,7 +267,7 @@ async def test_a_connection_killed_in_the_middle_is_unavailable_and_replaced(dat
         assert caught.value.data.reason is None
         assert not faults.is_member_fault(caught.value)
         assert await names(database) == []
-    assert await database.ping() > 0
+    assert await database.read(OWN_PROCESS)
 
 
 async def test_a_connection_lost_at_commit_is_told_as_unknown_and_not_repeated(database: Database) -> None:
@@ -284,7 +284,7 @@ async def test_a_connection_lost_at_commit_is_told_as_unknown_and_not_repeated(d
         await database.run(work)
     assert runs == 1
     assert caught.value.kind is Kind.UNAVAILABLE
-    assert caught.value.data.reason == faults.OUTCOME_UNKNOWN
+    assert caught.value.data.reason == OUTCOME_UNKNOWN
     assert not faults.is_member_fault(caught.value)
 
 
@@ -313,8 +313,8 @@ async def test_a_deadline_within_commit_is_told_as_unknown(database: Database) -
     with pytest.raises(MeshError, match="outcome is unknown") as caught:
         await database.run(work, deadline_s=0.3)
     assert caught.value.kind is Kind.TIMEOUT
-    assert caught.value.data.reason == faults.OUTCOME_UNKNOWN
-    assert await database.ping() > 0
+    assert caught.value.data.reason == OUTCOME_UNKNOWN
+    assert await database.read(OWN_PROCESS)
 
 
 async def test_a_cancellation_within_commit_stays_a_cancellation(database: Database) -> None:
@@ -328,7 +328,7 @@ async def test_a_cancellation_within_commit_stays_a_cancellation(database: Datab
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await database.ping() > 0
+    assert await database.read(OWN_PROCESS)
 
 
 async def test_a_commit_that_the_server_refuses_is_an_outcome(database: Database) -> None:
@@ -382,5 +382,5 @@ async def test_values_come_as_python_has_them(database: Database) -> None:
 async def test_a_closed_database_is_unavailable(database: Database) -> None:
     await database.close()
     with pytest.raises(MeshError, match="shutting down") as caught:
-        await database.ping()
+        await database.read(OWN_PROCESS)
     assert caught.value.kind is Kind.UNAVAILABLE

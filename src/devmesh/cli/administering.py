@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import typer
 
 from devmesh.cli.calling import AsJson, invoke
-from devmesh.cli.console import print_json, say
+from devmesh.cli.console import Exit, Failure, print_json, say
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
+from devmesh.cli.loading import require_dsn, service_settings
 from devmesh.cli.services import DataDir
 from devmesh.core.access import KeyKind, Scope
 
@@ -40,6 +42,35 @@ def new_key(
     """
     params = {"kind": kind, "name": name, "scopes": scope or None, "agent": agent, "expires_at": expires_at}
     _print_new_key(invoke("key.create", params, data_dir), as_json)
+
+
+@keys.command("first")
+def first_key(
+    name: Annotated[str, typer.Option(help="What to call it.")] = "first",
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Make an administrator's key straight in the database, where no key is at hand to ask with. It is shown this once.
+
+    Who may write to DATABASE_DSN administers the mesh anyway. `devmesh up` does this by itself.
+    """
+    settings = service_settings(data_dir)
+    dsn = require_dsn(settings)
+    from devmesh.cli.first_key import working_key
+    from devmesh.core.errors import Kind, MeshError
+
+    try:
+        secret = asyncio.run(working_key(dsn, settings, None, name))
+    except MeshError as error:
+        code = Exit.UNREACHABLE if error.kind is Kind.UNAVAILABLE else Exit.FAILED
+        raise Failure(
+            f"the key cannot be made: {error.message}", code, "`devmesh doctor` says what is wrong"
+        ) from error
+    if as_json:
+        print_json({"secret": secret})
+    else:
+        say(f"[bold]{secret}[/]")
+        say("It is shown this once. To act with it: export DEVMESH_API_KEY=…")
 
 
 @keys.command("list")

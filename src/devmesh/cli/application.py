@@ -13,13 +13,17 @@ from devmesh.cli.calling import call
 from devmesh.cli.console import Failure, complain
 from devmesh.cli.demo import demo
 from devmesh.cli.docs import docs
+from devmesh.cli.doctor import doctor
+from devmesh.cli.encryption import encryption, forget, generate, rotate_data
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
+from devmesh.cli.partitions import partitions
 from devmesh.cli.showing import settings
 from devmesh.cli.up import up
 from devmesh.cli.watching import watch
 
 RUN, USE, ADMINISTER, DEVELOP = "Run a mesh", "Use a mesh", "Look after a mesh", "Work on DevMesh"
+ENCRYPTION = "Master keys, which secrets in the database are encrypted under"
 
 HELP = """\
 DevMesh lets a fleet of agents and workers get work done together without losing any of it.
@@ -56,9 +60,15 @@ application.command("call", rich_help_panel=USE)(call)
 application.command("watch", rich_help_panel=USE)(watch)
 application.command("tasks", rich_help_panel=USE)(tasks)
 application.command("agents", rich_help_panel=USE)(agents)
+keys.command("generate", rich_help_panel=ENCRYPTION)(generate)
+keys.command("encryption", rich_help_panel=ENCRYPTION)(encryption)
+keys.command("rotate-data", rich_help_panel=ENCRYPTION)(rotate_data)
+keys.command("forget", rich_help_panel=ENCRYPTION)(forget)
 application.add_typer(keys, name="keys", rich_help_panel=ADMINISTER)
 application.add_typer(tenants, name="tenants", rich_help_panel=ADMINISTER)
 application.add_typer(migrate, name="migrate", rich_help_panel=ADMINISTER)
+application.add_typer(partitions, name="partitions", rich_help_panel=ADMINISTER)
+application.command("doctor", rich_help_panel=ADMINISTER)(doctor)
 application.command("settings", rich_help_panel=ADMINISTER)(settings)
 application.command("docs", rich_help_panel=DEVELOP)(docs)
 

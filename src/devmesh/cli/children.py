@@ -21,7 +21,7 @@ LIFE_THAT_COUNTS_S = 60.0  # one that lived this long begins again with the shor
 READY_POLL_INTERVAL_S = 0.05
 READY_POLL_LIMIT_S = 5.0
 READY_REPORT_INTERVAL_S = 5.0
-END_MARGIN_S = 2.0  # beyond the grace that services keep themselves
+END_MARGIN_S = 5.0  # beyond the grace that services keep themselves
 LINE_BYTES_MAX = 1 << 16
 
 

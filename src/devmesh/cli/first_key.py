@@ -11,14 +11,15 @@ from devmesh.operations.work import Work
 from devmesh.settings import Settings
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import load
+from devmesh.store.vault import Vault
 
 TENANTS = load("tenants")
 CLOCK = load("clock")
 KEY_NAME = "devmesh up"
 
 
-async def working_key(dsn: str, settings: Settings, known: str | None) -> str:
-    """The known key if it still administers the mesh, else a new one. Raises `MeshError`."""
+async def working_key(dsn: str, settings: Settings, known: str | None, name: str = KEY_NAME) -> str:
+    """The known key if it still administers the mesh, else a new one of this name. Raises `MeshError`."""
     database = await Database.open(
         dsn,
         service=KEY_NAME,
@@ -30,7 +31,7 @@ async def working_key(dsn: str, settings: Settings, known: str | None) -> str:
     try:
         if known is not None and await _is_admin(Authenticator(database, settings), known):
             return known
-        return await database.run(_create)
+        return await database.run(lambda tx: _create(tx, name))
     finally:
         await database.close()
 
@@ -44,10 +45,10 @@ async def _is_admin(authenticator: Authenticator, secret: str) -> bool:
         raise
 
 
-async def _create(tx: Transaction) -> str:
-    tenant = await tx.fetch_row(TENANTS.insert, new_id(), OPERATOR_TENANT)
+async def _create(tx: Transaction, name: str) -> str:
+    tenant = await tx.fetch_row(TENANTS.insert, new_id(), OPERATOR_TENANT, None)
     tenant = tenant or await tx.fetch_row(TENANTS.by_name, OPERATOR_TENANT)
     assert tenant is not None
-    work = Work(tx, tenant["id"], await tx.fetch_value(CLOCK.now))
-    _, secret = await create_key_for(work, work.tenant_id, CreateKey(kind=KeyKind.ADMIN, name=KEY_NAME))
+    work = Work(tx, tenant["id"], await tx.fetch_value(CLOCK.now), Vault())
+    _, secret = await create_key_for(work, work.tenant_id, CreateKey(kind=KeyKind.ADMIN, name=name))
     return secret

@@ -67,16 +67,22 @@ class Instance:
         return None
 
     def write_dev_env(self, variables: Mapping[str, str]) -> Path:
-        """Writes the file whole or not at all; only its owner may read it."""
-        path, draft = self.directory / DEV_ENV, self.directory / f"{DEV_ENV}.draft"
+        return self.write(DEV_ENV, HEADER, variables)
+
+    def write(self, name: str, header: str, variables: Mapping[str, str]) -> Path:
+        """Writes a file of variables whole or not at all; only its owner may read it."""
+        path, draft = self.directory / name, self.directory / f"{name}.draft"
         lines = [f"{name}='{value.replace(chr(39), '%27')}'\n" for name, value in variables.items()]
         with _usable(self.directory):
             draft.unlink(missing_ok=True)
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(HEADER + "".join(lines))
+                file.write(header + "".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
             draft.rename(path)
+            directory_fd = os.open(self.directory, os.O_RDONLY)
+            os.fsync(directory_fd)  # the name outlives a loss of power as the content does
+            os.close(directory_fd)
         return path
 
 

@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from devmesh.cli.console import Exit, Failure
-from devmesh.settings import ClientSettings, Settings, SettingsError
+from devmesh.environment import SettingsError
+from devmesh.settings import ClientSettings, Settings
 
 DOTENV = Path(".env")
 DEV_ENV = "dev.env"
+ENCRYPTION_ENV = "encryption.env"
 
 
 def nearest(path: Path) -> Path:
     """A file of the working directory or the nearest one above it, so that commands work anywhere in a project."""
     places = [directory / path for directory in (Path.cwd(), *Path.cwd().parents)]
-    return next((place for place in places if place.is_file()), path)
+    return next((place for place in places if is_there(place)), path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, also one that we may not reach: reading it then says so."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def data_directory(option: Path | None) -> Path:
@@ -30,10 +40,15 @@ def data_directory(option: Path | None) -> Path:
         raise Failure(str(error), Exit.USAGE) from error
 
 
+def settings_files(directory: Path) -> list[Path]:
+    """The files of settings, the strongest first: `.env`, and what `devmesh up` keeps in its directory."""
+    return [nearest(DOTENV), nearest(directory / DEV_ENV), nearest(directory / ENCRYPTION_ENV)]
+
+
 def service_settings(data_dir: Path | None, **options: Any) -> Settings:
     """The settings of a service. An option that is not None is stronger than what was read."""
     try:
-        settings = Settings.load(os.environ, nearest(DOTENV), nearest(data_directory(data_dir) / DEV_ENV))
+        settings = Settings.load(os.environ, *settings_files(data_directory(data_dir)))
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from error
     return with_options(settings, options)
@@ -45,6 +60,13 @@ def client_settings(data_dir: Path | None = None) -> ClientSettings:
         return ClientSettings.load(os.environ, nearest(DOTENV), nearest(data_directory(data_dir) / DEV_ENV))
     except SettingsError as error:
         raise Failure(str(error), Exit.USAGE) from error
+
+
+def examined_settings(data_dir: Path | None) -> tuple[Settings, ClientSettings]:
+    """All settings for who wants to see what is wrong with them: it stands in their `problems`."""
+    directory = data_dir or Path(ClientSettings.examine(os.environ, nearest(DOTENV)).data_dir)
+    files = settings_files(directory)
+    return Settings.examine(os.environ, *files), ClientSettings.examine(os.environ, *files)
 
 
 def with_options(settings: Settings, options: dict[str, Any]) -> Settings:

@@ -19,12 +19,14 @@ from devmesh.cli.console import Exit, Failure
 from devmesh.cli.first_key import working_key
 from devmesh.cli.instance import Instance
 from devmesh.cli.logs import MergedLog
+from devmesh.cli.own_key import keep_master_key
 from devmesh.cli.own_postgres import own_postgres
-from devmesh.core.errors import MeshError
+from devmesh.core.errors import Kind, MeshError
 from devmesh.settings import Settings
 from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
 
 DATABASE_PAUSES_S = (1.0, 1.0)  # between tries to reach a given database; who waits longer is a service, not a person
+KEY_RETRY_INTERVAL_S = 1.0
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
 
 
@@ -71,22 +73,37 @@ class LocalMesh:
 
     async def _bring_up(self, dsn: str, group: asyncio.TaskGroup, surroundings: Surroundings) -> Ready:
         """Starts the services in their order; the group keeps them running."""
+        await keep_master_key(self._instance, dsn, self._settings)
         first, *others = [Child(service, surroundings, self._log) for service in self._services()]
         group.create_task(first.supervise())
         await first.wait_ready()  # it has migrated
-        try:
-            key = await working_key(dsn, self._settings, self._known_key)
-        except MeshError as error:
-            raise Failure(f"the first key cannot be made: {error.message}") from error
+        key = await self._key(dsn)
         for child in others:
             group.create_task(child.supervise())
         for child in others:
             await child.wait_ready()
         url, ws_url, worker_url = self._addresses()
         dev_env = self._instance.write_dev_env(
-            {"DEVMESH_URL": url, "DEVMESH_WS_URL": ws_url, "DEVMESH_API_KEY": key, "DATABASE_DSN": dsn}
+            {
+                "DEVMESH_URL": url,
+                "DEVMESH_WS_URL": ws_url,
+                "DEVMESH_API_KEY": key,
+                "DATABASE_DSN": dsn,
+                **self._places(),
+            }
         )
         return Ready(url, ws_url, worker_url, dev_env)
+
+    async def _key(self, dsn: str) -> str:
+        """A working key, also when the database is gone in this moment: it comes back."""
+        while True:
+            try:
+                return await working_key(dsn, self._settings, self._known_key)
+            except MeshError as error:
+                if error.kind not in (Kind.UNAVAILABLE, Kind.TIMEOUT):
+                    raise Failure(f"the first key cannot be made: {error.message}") from error
+                self._log("devmesh", f"the first key cannot be made yet: {error.message}")
+            await asyncio.sleep(KEY_RETRY_INTERVAL_S)
 
     def _services(self) -> list[Service]:
         settings = self._settings
@@ -106,6 +123,16 @@ class LocalMesh:
             f"ws://{host}:{settings.ws_port}/ws",
             f"http://{host}:{settings.worker_port}",
         )
+
+    def _places(self) -> dict[str, str]:
+        """Where services listen, so that `devmesh doctor` and health checks look there."""
+        settings = self._settings
+        return {
+            "DEVMESH_HOST": settings.host,
+            "DEVMESH_WS_PORT": str(settings.ws_port),
+            "DEVMESH_REST_PORT": str(settings.rest_port),
+            "DEVMESH_WORKER_PORT": str(settings.worker_port),
+        }
 
     @property
     def _host(self) -> str:

@@ -16,10 +16,17 @@ def require_free(host: str, ports: Mapping[str, int]) -> None:
         if port in users:
             raise Failure(f"{users[port]} and {service} cannot both listen on port {port}", Exit.USAGE)
         users[port] = service
-        try:
-            _bind(host, port).close()
-        except OSError as error:
+        if error := why_not(host, port):
             raise _failure(error, host, port, service) from error
+
+
+def why_not(host: str, port: int) -> OSError | None:
+    """What keeps anybody from listening there; nothing, when the port can be had."""
+    try:
+        _bind(host, port).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def free_port(host: str) -> int:
@@ -27,6 +34,21 @@ def free_port(host: str) -> int:
     with _bind(host, 0) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def holder(port: int) -> str:
+    """Who listens on a port, as far as this user may know."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                process = psutil.Process(connection.pid)
+                command = " ".join(process.cmdline())
+                return f"process {connection.pid} ({command[:100] or process.name()})"
+    except (psutil.Error, ValueError):  # not ours to see, or just gone; psutil takes no process for the own one
+        pass
+    return ""
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -46,22 +68,7 @@ def _failure(error: OSError, host: str, port: int, service: str) -> Failure:
     if isinstance(error, socket.gaierror):
         return Failure(f"cannot listen on {host!r}: {error.strerror}", Exit.USAGE)
     if error.errno == errno.EADDRINUSE:
-        holder = _holder(port) or "another program"
+        who = holder(port) or "another program"
         hint = "end it, or choose other ports: `devmesh up --port 9000` takes 9000, 9001 and 9002"
-        return Failure(f"port {port}, which {service} needs, is taken by {holder}", Exit.FAILED, hint)
+        return Failure(f"port {port}, which {service} needs, is taken by {who}", Exit.FAILED, hint)
     return Failure(f"{service} cannot listen on {host} port {port}: {error.strerror}", Exit.FAILED)
-
-
-def _holder(port: int) -> str:
-    """Who listens on a port, as far as this user may know."""
-    import psutil
-
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                process = psutil.Process(connection.pid)
-                command = " ".join(process.cmdline())
-                return f"process {connection.pid} ({command[:100] or process.name()})"
-    except (psutil.Error, ValueError):  # not ours to see, or just gone; psutil takes no process for the own one
-        pass
-    return ""

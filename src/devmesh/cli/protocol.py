@@ -81,7 +81,9 @@ def _own_errors(operation: Operation) -> list[Kind]:
         name.endswith("_id") or name in ("agent", "to_agent", "assign") for name in operation.params.__struct_fields__
     )
     found = [Kind.NOT_FOUND] if operation.path_fields or (operation.mutates and refers) else []
-    return found + ([Kind.CONFLICT, Kind.IDEMPOTENCY_MISMATCH] if operation.mutates else [])
+    if operation.mutates:
+        return [*found, Kind.CONFLICT, Kind.IDEMPOTENCY_MISMATCH]
+    return [*found, Kind.CONFLICT] if "topics" in operation.params.__struct_fields__ else found
 
 
 def _answer(result: type[msgspec.Struct]) -> str:

@@ -95,7 +95,8 @@ def shape(of: types.Type) -> str:
     """A type in words."""
     match of:
         case types.Metadata():
-            return "JSON object" if (of.extra_json_schema or {}).get("type") == "object" else shape(of.type)
+            title = str((of.extra_json_schema or {}).get("title"))
+            return {"JsonObject": "JSON object", "JsonObjectOrNull": "JSON object or null"}.get(title) or shape(of.type)
         case types.UnionType():
             nulls_last = sorted(of.types, key=lambda part: isinstance(part, types.NoneType))
             return " or ".join(shape(part) for part in nulls_last)

@@ -13,7 +13,8 @@ import typer
 from devmesh.cli.console import Exit, Failure, note, print_json
 from devmesh.cli.loading import DEV_ENV, DOTENV, data_directory, nearest, with_options
 from devmesh.cli.services import DataDir, Host
-from devmesh.settings import ClientSettings, Settings, SettingsError, read_variables
+from devmesh.environment import SettingsError, read_variables
+from devmesh.settings import ClientSettings, Settings
 
 if TYPE_CHECKING:
     from devmesh.cli.local_mesh import Ready

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 import uuid
@@ -26,6 +27,7 @@ T = TypeVar("T")
 log = logging.getLogger("devmesh.client")
 
 BACKOFF_BASE_S, BACKOFF_MAX_S = 0.1, 10.0
+LAST_TRY_S = 1.0  # before a request's time is up
 STABLE_S = 1.0  # a connection that lasted so long was a good one: the next back-off begins anew
 CLOSE_UNAUTHENTICATED, CLOSE_RESUME = 4001, 4008
 HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 404, 405, 410, 426})  # there is no DevMesh here, and waiting does not help
@@ -45,10 +47,12 @@ class Backoff:
     def __init__(self) -> None:
         self._failures = 0
 
-    def next_s(self) -> float:
+    def next_s(self, retry_after_ms: int | None = None) -> float:
+        """Not before the time that the server has named, which it may have named to many."""
         pause_s = min(BACKOFF_BASE_S * 2.0 ** min(self._failures, 30), BACKOFF_MAX_S)
         self._failures += 1
-        return pause_s * random.uniform(0.5, 1.0)  # noqa: S311  jitter is no secret
+        after_s = (retry_after_ms or 0) / 1000
+        return max(pause_s * random.uniform(0.5, 1.0), after_s * random.uniform(1.0, 1.25))  # noqa: S311  jitter
 
     def reset(self) -> None:
         self._failures = 0
@@ -117,10 +121,9 @@ class Session:
                         await connection.ended()
                     except MeshError as error:
                         refusal = error
-                        pause_s = max(backoff.next_s(), (error.retry_after_ms or 0) / 1000)
-                        if not error.retryable or (ends_at is not None and time.monotonic() + pause_s >= ends_at):
+                        if not error.retryable:
                             raise
-                        await asyncio.sleep(pause_s)
+                        await asyncio.sleep(pause_s(error, backoff, ends_at))
         except TimeoutError:
             raise refusal or self._late(method, timeout_s) from None
 
@@ -143,12 +146,12 @@ class Session:
             try:
                 connection = await self._connect()
             except MeshError as error:
-                if not error.retryable:
+                if not error.retryable and error.retry_after_ms is None:  # a quota may have room again
                     self._end(error)
                     return
                 (log.debug if self._trouble else log.warning)("no connection yet: %s", error.message)
                 self._trouble = error
-                await asyncio.sleep(max(backoff.next_s(), (error.retry_after_ms or 0) / 1000))
+                await asyncio.sleep(backoff.next_s(error.retry_after_ms))
                 continue
             began = time.monotonic()
             self._use(connection)
@@ -206,6 +209,17 @@ class Session:
     def _end(self, error: MeshError) -> None:
         self.ended = self.ended or error
         self._changed.set()
+
+
+def pause_s(error: MeshError, backoff: Backoff, ends_at: float | None) -> float:
+    """How long to wait before a request is asked again. Raises the error when its time is up before that."""
+    wanted_s, after_s = backoff.next_s(error.retry_after_ms), (error.retry_after_ms or 0) / 1000
+    left_s = math.inf if ends_at is None else ends_at - time.monotonic()
+    if wanted_s < left_s:
+        return wanted_s
+    if after_s < left_s and left_s > LAST_TRY_S:  # a last try, rather than none for having been refused often
+        return max(after_s, left_s - LAST_TRY_S)
+    raise error
 
 
 def unauthenticated(loss: Loss) -> MeshError:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+OUTCOME_UNKNOWN = "commit.outcome_unknown"  # a reason: whether the request was done is not known
+
 
 class Row(NamedTuple):
     """How one kind of error looks on each wire."""
@@ -104,8 +106,18 @@ def not_found(noun: str, identifier: object) -> MeshError:
     return MeshError(Kind.NOT_FOUND, f"there is no {noun} {identifier}")
 
 
-def conflict(reason: str, message: str) -> MeshError:
-    return MeshError(Kind.CONFLICT, message, reason=reason)
+def conflict(reason: str, message: str, field: str | None = None) -> MeshError:
+    return MeshError(Kind.CONFLICT, message, reason=reason, field=field)
+
+
+def unauthenticated(cause: str, message: str) -> MeshError:
+    """A credential that is refused. Each cause has a `reason` of its own."""
+    return MeshError(Kind.UNAUTHENTICATED, message, reason=f"credential.{cause}")
+
+
+def past(field: str) -> MeshError:
+    """A time that has to be to come, and is over. It may have been right when it was written: so nothing is malformed."""
+    return conflict("time.past", f"{field}: give a time to come", field)
 
 
 def forbidden(message: str) -> MeshError:
@@ -114,3 +126,8 @@ def forbidden(message: str) -> MeshError:
 
 def unavailable(message: str, retry_after_ms: int = 500) -> MeshError:
     return MeshError(Kind.UNAVAILABLE, message, retry_after_ms=retry_after_ms)
+
+
+def explain(error: MeshError) -> str:
+    """For an operator, who can find the id in the log."""
+    return f"{error.message} (error id {error.data.error_id})" if error.data.error_id else error.message

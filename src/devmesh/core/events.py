@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from devmesh.core import errors
+from devmesh.core.names import UUID_PATTERN
 
 TYPES: dict[str, str] = {
     "agent.registered": "an agent came to the mesh, or registered again under its name",
@@ -86,8 +87,7 @@ def task_topic(task_id: uuid.UUID) -> str:
 
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
 NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job")
-_ID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_TOPIC = f"^(tenant|inbox|queue:.{{1,200}}|({'|'.join(NOUN_TOPICS)}):{_ID})$"
+_TOPIC = f"^(tenant|inbox|queue:.{{1,200}}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
 Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]
 
 
@@ -95,7 +95,7 @@ def check_topic(topic: str, own_agent_id: uuid.UUID | None) -> str:
     """The topic as the log knows it (`inbox` is the session's own agent's), or invalid_params."""
     if topic == "inbox":
         if own_agent_id is None:
-            raise errors.invalid("the inbox belongs to an agent, and this session has none", "topics")
+            raise errors.conflict("session.no_agent", "the inbox belongs to an agent, and this session has none")
         return agent_topic(own_agent_id)
     if topic in PLAIN_TOPICS:
         return topic

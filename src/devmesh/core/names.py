@@ -13,14 +13,17 @@ from devmesh.core import errors
 # The end is `$(?!\n)`, because Python's `$` alone lets a line break follow.
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)")]
-Text = Annotated[str, Meta(max_length=20_000)]
+Text = Annotated[str, Meta(max_length=20_000, pattern=r"^[^\x00]*$")]  # PostgreSQL stores any character but NUL
 Labels = Annotated[list[Label], Meta(max_length=64)]
 PageLimit = Annotated[int, Meta(ge=1, le=200)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
-Moment = Annotated[datetime.datetime, Meta(tz=True)]  # a time with its zone
-IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255)]
+# A time with its zone. The registry sees to the years: a time of the first or the last may be none in another zone.
+Moment = Annotated[datetime.datetime, Meta(tz=True, extra_json_schema={"pattern": "^(?!000[01]|9999)"})]
+Version = Annotated[int, Meta(ge=0, le=2_147_483_647)]  # of a thing; the first is 1
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 PageCursor = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{32}$"})]
 
+UUID_PATTERN = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 EMPTY_OBJECT = Raw(b"{}")
 
 

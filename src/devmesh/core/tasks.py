@@ -24,8 +24,10 @@ ATTEMPTS_MAX = 100  # a task that kills each agent it meets must end somewhere
 DELEGATION_DEPTH_MAX = 5
 PRIORITY_DEFAULT = 3
 
-JsonObject = Annotated[Raw, Meta(extra_json_schema={"type": "object"})]
-JsonValue = Annotated[Raw, Meta(extra_json_schema={"description": "any JSON value"})]
+AttemptNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
+JsonObject = Annotated[Raw, Meta(title="JsonObject", extra_json_schema={"type": "object"})]
+JsonObjectOrNull = Annotated[Raw, Meta(title="JsonObjectOrNull", extra_json_schema={"type": ["object", "null"]})]
+JsonValue = Annotated[Raw, Meta(title="JsonValue", extra_json_schema={"description": "any JSON value"})]
 
 
 class Status(enum.StrEnum):
@@ -158,6 +160,12 @@ def check_legal(task: Task, move: str) -> None:
 def check_status(status: Status, move: str) -> None:
     if status not in LEGAL[move]:
         raise errors.conflict("task.state", f"{PHRASES[move]} a task that is {status}")
+
+
+def check_version(task: Task, asked: int | None) -> None:
+    """Raises a conflict when somebody changed the task after it was looked at."""
+    if asked is not None and asked != task.version:
+        raise errors.conflict("task.version", f"the task has version {task.version} by now; look at it again")
 
 
 def check_attempt(attempt_now: int, attempt: int) -> None:

@@ -1,7 +1,8 @@
 """How a service is, for whoever watches it: alive, ready, and everything. Never blocking and never lying.
 
-Each component is asked within a time limit of its own, by one asker at a time, and its answer is kept for a moment: neither a
-slow component nor an eager watcher slows the service. Must not know what the components are.
+The service looks at itself in the background: each component is asked within a time limit, and whoever watches gets the last
+answers at once, with their age. Neither a slow component nor an eager watcher slows the service, and a service that has stopped
+looking says so. Must not know what the components are.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import datetime
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,26 +22,23 @@ from starlette.routing import Route
 
 from devmesh import __version__, telemetry
 from devmesh.core import access
+from devmesh.core.components import Component, unhealthy
 from devmesh.core.errors import unavailable
 from devmesh.edges.boundary import Handler, Resource
 from devmesh.edges.credentials import presented_secret
+from devmesh.edges.parameters import from_url
+from devmesh.edges.questions import Question
+from devmesh.engine.loop import Loop
 from devmesh.operations.authentication import Authenticator
-from devmesh.store.connections import DatabaseUnreachable
-from devmesh.store.faults import translate
+from devmesh.operations.registry import Params
 
-COMPONENT_LIMIT_S = 1.0
-ANSWER_AGE_S_MAX = 1.0
-MIGRATIONS_AGE_S_MAX = 5.0  # each look opens a connection
+LOOK_INTERVAL_S = 1.0
+AGE_S_MAX = 5.0  # of answers that readiness may rest on
 
-AnswerT = TypeVar("AnswerT")
+log = structlog.get_logger(__name__)
 
-
-class Component(msgspec.Struct):
-    """One thing that the service stands on."""
-
-    status: str  # healthy | degraded | unhealthy
-    message: str = ""
-    latency_ms: float | None = None
+Check = Callable[[], Awaitable[Component]]
+Details = Callable[[], Any]
 
 
 class Migrations(msgspec.Struct):
@@ -52,98 +51,132 @@ class Migrations(msgspec.Struct):
     completed_at: datetime.datetime | None
     duration_ms: float | None
     problems: list[str]
+    newer: list[str] = []  # made by a newer program, and this one keeps working with them
 
 
-Check = Callable[[], Awaitable[Component]]
+class Shown(Component, kw_only=True):
+    """A component as watchers see it."""
+
+    age_ms: float
 
 
-class Question(Generic[AnswerT]):
-    """Something that is asked now and then, and answered from memory in between."""
+class Health(Loop):
+    """What a service says of itself. `waiting_for` is what its start still waits for; nothing, once it has started.
 
-    def __init__(
-        self,
-        ask: Callable[[], Awaitable[AnswerT]],
-        failed: Callable[[str, AnswerT | None], AnswerT],
-        age_s_max: float = ANSWER_AGE_S_MAX,
-    ) -> None:
-        """`failed` makes an answer of why there is none, and of the last one."""
-        self._ask, self._failed, self._age_s_max = ask, failed, age_s_max
-        self._answer: AnswerT | None = None
-        self._answered_at = 0.0
-        self._asking: asyncio.Task[AnswerT] | None = None
+    Parts of the service register here, under a name each: `add` what can be well or not, `add_details` what there is to
+    know besides.
+    """
 
-    async def answer(self) -> AnswerT:
-        """Within the time limit, and at once when the last answer is fresh."""
-        if self._answer is not None and time.monotonic() - self._answered_at < self._age_s_max:
-            return self._answer
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._ask_now())
-        return await asyncio.shield(self._asking)  # others wait for it too
-
-    async def _ask_now(self) -> AnswerT:
-        try:
-            async with asyncio.timeout(COMPONENT_LIMIT_S):
-                answer = await self._ask()
-        except TimeoutError:
-            answer = self._failed(f"no answer within {COMPONENT_LIMIT_S:g} s", self._answer)
-        except DatabaseUnreachable as error:
-            answer = self._failed(translate(error.__cause__ or error).message, self._answer)
-        except Exception as error:
-            answer = self._failed(translate(error).message, self._answer)
-        self._answer, self._answered_at, self._asking = answer, time.monotonic(), None
-        return answer
-
-
-class Health:
-    """What a service says of itself. `waiting_for` is what its start still waits for; nothing, once it has started."""
+    name = "health"
 
     def __init__(self, service: str) -> None:
+        super().__init__(LOOK_INTERVAL_S)
         self.service = service
         self.waiting_for: list[str] = ["the start"]
         self.is_stopping = False
+        self._is_told_unready = False
         self.is_migrating = False
         self.authenticator: Authenticator | None = None
-        self.details: Callable[[], Mapping[str, Any]] = dict
         self._questions: dict[str, Question[Component]] = {}
-        self._migrations = Question(_not_known, _unknown_migrations)
+        self._details: dict[str, Details] = {}
+        self._migrations = Question(_not_known, _unknown_migrations, LOOK_INTERVAL_S)
 
-    def add(self, name: str, check: Check) -> None:
-        """Asks a component from now on. One that is unhealthy makes the service not ready, one that is degraded does not."""
-        self._questions[name] = Question(_timed(check), lambda reason, _: Component("unhealthy", reason))
+    def add(self, name: str, check: Check, interval_s: float = LOOK_INTERVAL_S) -> None:
+        """Asks a component from now on. One that is unhealthy makes the service not ready, one that is degraded does not.
+
+        A check may wait, for a second at the most; one that raises is unhealthy.
+        """
+        assert name not in self._questions, f"component {name} is there already"
+        self._questions[name] = Question(_timed(check), lambda reason, _: unhealthy(reason), interval_s)
+
+    def add_details(self, name: str, details: Details) -> None:
+        """Shows more on demand: `details` answers with anything that is JSON, from memory, without waiting."""
+        assert name not in self._details, f"details {name} are there already"
+        self._details[name] = details
 
     def look_at_migrations(self, look: Callable[[], Awaitable[Migrations]]) -> None:
-        self._migrations = Question(look, _unknown_migrations, MIGRATIONS_AGE_S_MAX)
+        self._migrations = Question(look, _unknown_migrations, LOOK_INTERVAL_S)
 
-    async def components(self) -> dict[str, Component]:
-        answers = await asyncio.gather(*(question.answer() for question in self._questions.values()))
-        return dict(zip(self._questions, answers, strict=True))
+    async def run_once(self) -> bool:
+        """Asks whatever was not asked of late."""
+        await asyncio.gather(*(question.look() for question in self._asked() if question.is_due))
+        self._tell()
+        return False
 
-    async def reasons(self) -> list[str]:
+    def _tell(self) -> None:
+        """Says in the log and to Prometheus when readiness is lost after the start, and when it is found again."""
+        reasons = self.reasons
+        telemetry.IS_READY.set(not reasons)
+        if self.waiting_for or self.is_stopping or bool(reasons) == self._is_told_unready:
+            return
+        self._is_told_unready = bool(reasons)
+        if reasons:
+            log.warning("not ready", reasons=reasons)
+        else:
+            log.info("ready again")
+
+    async def stop(self, limit_s: float = 5.0) -> None:
+        await super().stop(limit_s)
+        for question in self._asked():
+            question.stop()
+
+    def _asked(self) -> list[Question[Any]]:
+        return [*self._questions.values(), self._migrations]
+
+    @property
+    def components(self) -> dict[str, Shown]:
+        """The last answer of each, with its age."""
+        return {
+            name: Shown(**msgspec.structs.asdict(question.answer), age_ms=_milliseconds(question.age_s))
+            for name, question in self._questions.items()
+        }
+
+    @property
+    def age_s(self) -> float:
+        """How old the oldest answer is that readiness rests on."""
+        return max((question.age_s or 0.0 for question in self._questions.values()), default=0.0)
+
+    @property
+    def reasons(self) -> list[str]:
         """Why the service is not ready: nothing, when it is."""
         if self.is_stopping:
             return ["the service is stopping"]
         if self.waiting_for:
             return list(self.waiting_for)
-        found = await self.components()
-        return [f"{name}: {component.message}" for name, component in found.items() if component.status == "unhealthy"]
+        if self.age_s > AGE_S_MAX:
+            return [f"the service has not looked at itself for {self.age_s:.1f} s"]
+        found = {name: question.answer for name, question in self._questions.items()}
+        return [f"{name}: {answer.message}" for name, answer in found.items() if answer.status == "unhealthy"]
 
-    async def whole(self, with_details: bool) -> dict[str, Any]:
-        reasons, components = await self.reasons(), await self.components()
+    @property
+    def migrations(self) -> Migrations:
+        answer = self._migrations.answer
+        return msgspec.structs.replace(answer, in_progress=answer.in_progress or self.is_migrating)
+
+    def readiness(self) -> dict[str, Any]:
+        reasons = self.reasons
+        return {"ready": not reasons, "reasons": reasons, "age_ms": _milliseconds(self.age_s)}
+
+    def whole(self, with_details: bool) -> dict[str, Any]:
+        readiness, components = self.readiness(), self.components
         is_degraded = any(component.status != "healthy" for component in components.values())
         answer = {
-            "status": "unhealthy" if reasons else "degraded" if is_degraded else "healthy",
-            "ready": not reasons,
-            "reasons": reasons,
+            "status": "unhealthy" if readiness["reasons"] else "degraded" if is_degraded else "healthy",
+            **readiness,
             "service": self.service,
             "version": __version__,
             "time": datetime.datetime.now(datetime.UTC),
-            "migrations": await self.migrations(),
+            "migrations": self.migrations,
             "components": components,
         }
         return {**answer, "details": self.details()} if with_details else answer
 
-    async def migrations(self) -> Migrations:
-        return msgspec.structs.replace(await self._migrations.answer(), in_progress=self.is_migrating)
+    def details(self) -> dict[str, Any]:
+        return {name: details() for name, details in self._details.items()}
+
+
+class _Asked(Params):
+    details: bool = False
 
 
 def routes(health: Health) -> list[Route]:
@@ -151,11 +184,11 @@ def routes(health: Health) -> list[Route]:
         return _json({"status": "alive"})
 
     async def ready(_: Request) -> Response:
-        reasons = await health.reasons()
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        readiness = health.readiness()
+        return _json(readiness, 200 if readiness["ready"] else 503)
 
     async def whole(request: Request) -> Response:
-        answer = await health.whole(request.query_params.get("details") == "true")
+        answer = health.whole(from_url(request, _Asked).details)
         return _json(answer, 200 if answer["ready"] else 503)
 
     async def metrics(_: Request) -> Response:
@@ -163,11 +196,11 @@ def routes(health: Health) -> list[Route]:
 
     async def migration_status(request: Request) -> Response:
         if health.authenticator is None:
-            raise unavailable(f"keys cannot be checked yet: {'; '.join(await health.reasons())}", 1000)
+            raise unavailable(f"keys cannot be checked yet: {'; '.join(health.reasons)}", 1000)
         address = request.client.host if request.client else "unknown"
         caller = await health.authenticator.authenticate(presented_secret(request.headers.raw), address)
         access.require(caller, access.Scope.ADMIN)
-        return _json(await health.migrations())
+        return _json(health.migrations)
 
     handlers: dict[str, Handler] = {
         "/healthz": alive,
@@ -180,7 +213,7 @@ def routes(health: Health) -> list[Route]:
 
 
 async def _not_known() -> Migrations:
-    return _unknown_migrations("the database was not looked at yet", None)
+    return _unknown_migrations("the database was not reached yet", None)
 
 
 def _unknown_migrations(reason: str, last: Migrations | None) -> Migrations:
@@ -194,11 +227,14 @@ def _timed(check: Check) -> Check:
     async def timed() -> Component:
         began = time.perf_counter()
         component = await check()
-        if component.latency_ms is None:
-            component.latency_ms = round((time.perf_counter() - began) * 1000, 3)
-        return component
+        took_ms = round((time.perf_counter() - began) * 1000, 3)
+        return component if component.latency_ms is not None else msgspec.structs.replace(component, latency_ms=took_ms)
 
     return timed
+
+
+def _milliseconds(age_s: float | None) -> float:
+    return round((age_s or 0.0) * 1000, 1)
 
 
 def _json(content: object, status_code: int = 200) -> Response:

@@ -5,7 +5,7 @@ Every bound in it is one that is enforced, and every status one that can be answ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from devmesh import __version__
 from devmesh.core.events import CursorText
 from devmesh.core.names import IdempotencyKey
-from devmesh.edges import problem, sse
+from devmesh.edges import preconditions, problem, sse
 from devmesh.operations.registry import REGISTRY, Operation
 
 PREFIX = "/api/v1"
@@ -39,6 +39,7 @@ FAILURES: dict[int, str] = {
     403: "The key may not do this",
     404: "There is no such thing in this tenant",
     409: "The state of things forbids it; `reason` says why",
+    412: "The thing has another version than `If-Match` names by now",
     413: "The body, or what would be made of it, is too long",
     415: "The body is not JSON in UTF-8",
     422: "The idempotency key was used with other parameters",
@@ -47,7 +48,18 @@ FAILURES: dict[int, str] = {
     503: "The service cannot answer for the moment; try again",
     504: "It took too long",
 }
+IN_HEADERS = ("idempotency_key", "if_version")  # over HTTP, where custom has headers for them
 ALWAYS = (400, 401, 403, 404, 429, 500, 503, 504)
+EVENT: Json = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": msgspec.json.schema(CursorText),
+        "retry": {"type": "integer"},
+    },
+    "required": ["event", "data"],
+}
 
 HEADERS: Json = {
     "RequestId": {"description": "The request's id, for logs", "schema": {"type": "string"}},
@@ -60,12 +72,39 @@ HEADERS_OF_FAILURES: dict[int, Json] = {
     429: {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}},
     503: {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}},
 }
+# A caller's own JSON. PostgreSQL stores any but a text with NUL, at whatever depth.
+OWN_JSON: Json = {
+    "JsonText": {"type": "string", "pattern": "^[^\\x00]*$"},
+    "JsonObject": {
+        "type": "object",
+        "propertyNames": {"$ref": "#/components/schemas/JsonText"},
+        "additionalProperties": {"$ref": "#/components/schemas/JsonValue"},
+    },
+    "JsonObjectOrNull": {"anyOf": [{"$ref": "#/components/schemas/JsonObject"}, {"type": "null"}]},
+    "JsonValue": {
+        "anyOf": [
+            {"type": ["null", "boolean", "number"]},
+            {"$ref": "#/components/schemas/JsonText"},
+            {"type": "array", "items": {"$ref": "#/components/schemas/JsonValue"}},
+            {"$ref": "#/components/schemas/JsonObject"},
+        ]
+    },
+}
 PARAMETERS: Json = {
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "For 24 hours the same key and parameters give the same stored answer",
         "schema": msgspec.json.schema(IdempotencyKey),
+    },
+    "IfMatch": {
+        "name": preconditions.HEADER,
+        "in": "header",
+        "description": (
+            "ETags of what the caller has seen, or `*`. When the thing has another version by now, the answer is 412 and "
+            "nothing is changed. What changes without a version, such as an agent's status, does not count."
+        ),
+        "schema": {"type": "string", "examples": ['"3-0badcafe"', "*"]},
     },
     "IfNoneMatch": {
         "name": "If-None-Match",
@@ -136,6 +175,12 @@ def versioned_field(operation: Operation) -> str | None:
     return first.name if is_versioned and not others else None
 
 
+def takes_if_match(operation: Operation) -> bool:
+    """Whether it changes or shows one thing that has a version."""
+    is_shown = operation.method == "GET" and versioned_field(operation) is not None
+    return is_shown or "if_version" in operation.params.__struct_fields__
+
+
 def _schemas(types: Iterable[type]) -> tuple[dict[type, str], Json]:
     """The name of each type and the schemas by name. Names that two modules have are told apart by the module's last part."""
     listed = list(types)
@@ -144,25 +189,43 @@ def _schemas(types: Iterable[type]) -> tuple[dict[type, str], Json]:
     for package in (b"devmesh.core.", b"devmesh.operations."):
         text = text.replace(package, b"")
     references, schemas = msgspec.json.decode(text)
+    for schema in schemas.values():
+        _refer_to_own_json(schema)
+    schemas |= OWN_JSON
     return {kind: ref["$ref"].rpartition("/")[2] for kind, ref in zip(listed, references, strict=True)}, schemas
+
+
+def _refer_to_own_json(schema: Any) -> None:
+    """Replaces what stands for a caller's own JSON, wherever it is, by a reference to what that may be."""
+    if isinstance(schema, dict) and str(schema.get("title")) in OWN_JSON:
+        reference = {"$ref": f"#/components/schemas/{schema['title']}"}
+        schema.clear()
+        schema.update(reference)
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _refer_to_own_json(inner)
 
 
 def _operation(operation: Operation, params: Json, result: str) -> Json:
     """What is said of one operation. Its parameters are taken apart: some stand in the path, the others beside it."""
-    fields = {name: schema for name, schema in params["properties"].items() if name != "idempotency_key"}
+    fields = {name: schema for name, schema in params["properties"].items() if name not in IN_HEADERS}
     required = [name for name in params.get("required", []) if name not in operation.path_fields]
     in_path = {name: fields.pop(name) for name in operation.path_fields}
     parameters = [_parameter("path", name, schema, True) for name, schema in in_path.items()]
     failures = list(ALWAYS)
     described: Json = {}
     if operation.method in METHODS_WITH_BODY:
-        described["requestBody"] = _body(params, fields, required)
+        described["requestBody"] = _body(params, fields, required, operation.params.together)
         failures += [409, 413, 415]
     else:
         parameters += [_parameter("query", name, schema, name in required) for name, schema in fields.items()]
     if operation.mutates:
         parameters.append({"$ref": "#/components/parameters/IdempotencyKey"})
         failures += [409, 422]
+    if "topics" in fields:
+        failures.append(409)  # `inbox`, for a key that is not bound to an agent
+    if takes_if_match(operation):
+        parameters.append({"$ref": "#/components/parameters/IfMatch"})
+        failures.append(412)
     answers = {str(success_status(operation)): _success(operation, result)}
     if operation.method == "GET" and versioned_field(operation):
         parameters.append({"$ref": "#/components/parameters/IfNoneMatch"})
@@ -181,7 +244,7 @@ def _operation(operation: Operation, params: Json, result: str) -> Json:
 
 def _event_stream(params: Json) -> Json:
     fields, required = params["properties"], params.get("required", [])
-    content = {"text/event-stream": {"schema": {"type": "string"}}}
+    content = {"text/event-stream": {"schema": EVENT}}  # of each message, as it is before OpenAPI 3.2
     return {
         "operationId": "events.follow",
         "tags": ["event"],
@@ -197,7 +260,7 @@ def _event_stream(params: Json) -> Json:
         ],
         "responses": {
             "200": {"description": "A stream without end", "headers": _headers(), "content": content},
-            **_failures(ALWAYS),
+            **_failures((*ALWAYS, 409)),
         },
         "security": _security("read"),
     }
@@ -216,10 +279,12 @@ def _without_null(schema: Json) -> Json:
     return {**members[0], **kept} if len(members) == 1 else {**kept, "anyOf": members} if members else kept
 
 
-def _body(params: Json, fields: Json, required: list[str]) -> Json:
-    schema = {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
+def _body(params: Json, fields: Json, required: list[str], together: Sequence[Json]) -> Json:
+    schema: Json = {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
+    if together:
+        schema["allOf"] = list(together)
     return {
-        "required": bool(required),
+        "required": bool(required or together),
         "content": {"application/json": {"schema": {"title": params["title"], **schema}}},
     }
 

@@ -7,6 +7,7 @@ Whether the values are right is for the operation's own decoder to say.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,9 +25,9 @@ ParamsT = TypeVar("ParamsT", bound=Params)
 _members = msgspec.json.Decoder(dict[str, Raw])
 
 
-def from_url(request: Request, shape: type[ParamsT]) -> ParamsT:
-    """The parameters of a request without a body. A list is given by repetition or with commas."""
-    given: dict[str, Any] = _beside_the_body(request, shape)
+def from_url(request: Request, shape: type[ParamsT], beside: Mapping[str, Any] | None = None) -> ParamsT:
+    """The parameters of a request without a body. A list is given by repetition or with commas. `beside` stands in headers."""
+    given = {**_beside_the_body(request, shape), **(beside or {})}
     kinds = _kinds(shape)
     for name, text in request.query_params.multi_items():
         kind = kinds.get(name)
@@ -40,8 +41,8 @@ def from_url(request: Request, shape: type[ParamsT]) -> ParamsT:
         raise refusal(problem) from None
 
 
-async def from_body(request: Request, operation: Operation, settings: Settings) -> bytes:
-    """The parameters of a request with a body, which is a JSON object; an empty one is `{}`."""
+async def from_body(request: Request, operation: Operation, settings: Settings, beside: Mapping[str, Any]) -> bytes:
+    """The parameters of a request with a body, which is a JSON object; an empty one is `{}`. `beside` stands in headers."""
     body = await _read(request, settings.message_bytes_max)
     if request.query_params:
         name = next(iter(request.query_params))[:80]
@@ -51,17 +52,17 @@ async def from_body(request: Request, operation: Operation, settings: Settings) 
     else:
         _require_json(request)
         members = _decode(body, settings.payload_depth_max)
-    for name, text in _beside_the_body(request, operation.params).items():
-        value = Raw(msgspec.json.encode(text))
+    for name, said in {**_beside_the_body(request, operation.params), **beside}.items():
+        value = Raw(msgspec.json.encode(said))
         if name in members and bytes(members[name]) != bytes(value):
             raise invalid(f"{name}: the body says otherwise than the path or the header", name)
         members[name] = value
     return msgspec.json.encode(members)
 
 
-def _beside_the_body(request: Request, shape: type[Params]) -> dict[str, str]:
+def _beside_the_body(request: Request, shape: type[Params]) -> dict[str, Any]:
     """What stands in the path, and the idempotency key, which is a header by custom."""
-    found: dict[str, str] = dict(request.path_params)
+    found: dict[str, Any] = dict(request.path_params)
     key = request.headers.get("idempotency-key")
     if key is not None and "idempotency_key" in shape.__struct_fields__:
         found["idempotency_key"] = key

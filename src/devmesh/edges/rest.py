@@ -19,8 +19,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from devmesh.core.access import Caller
-from devmesh.core.errors import Kind, MeshError
-from devmesh.edges import openapi
+from devmesh.core.errors import MeshError, conflict
+from devmesh.edges import openapi, preconditions
 from devmesh.edges.boundary import Handler, Resource
 from devmesh.edges.credentials import presented_secret
 from devmesh.edges.parameters import from_body, from_url
@@ -44,6 +44,10 @@ class _Versioned(msgspec.Struct):
 _things = msgspec.json.Decoder(dict[str, _Versioned])
 
 
+def _version_of(body: bytes | Raw, noun: str) -> int:
+    return _things.decode(body)[noun].version
+
+
 def routes(
     corridor: Corridor, authenticator: Authenticator, streams: EventStreams, settings: Settings
 ) -> list[BaseRoute]:
@@ -55,6 +59,7 @@ def routes(
 
     async def events(request: Request) -> ASGIApp:
         caller = await authenticated(request, authenticator)
+        await corridor.rates.admit(caller)
         async with corridor.denials_noted(caller, "events.follow"):
             return await streams.open(request, caller)
 
@@ -82,25 +87,57 @@ class Endpoint:
         self._operation, self._corridor = operation, corridor
         self._authenticator, self._settings = authenticator, settings
         self._versioned_field = openapi.versioned_field(operation)
+        self._is_versioned = openapi.takes_if_match(operation)
+        self._changes_version = "if_version" in operation.params.__struct_fields__
         self._status = openapi.success_status(operation)
 
     async def answer(self, request: Request) -> Response:
-        operation = self._operation
-        if "if-match" in request.headers:
-            message = "If-Match is not honoured here, and leaving it out of account could overwrite another's change"
-            raise MeshError(Kind.INVALID_REQUEST, message, field="If-Match")
-        caller = await authenticated(request, self._authenticator)
-        if operation.method in openapi.METHODS_WITH_BODY:
-            raw = await from_body(request, operation, self._settings)
-        else:
-            raw = msgspec.json.encode(from_url(request, operation.params))
-        result = await while_connected(request, self._corridor.serve(operation.name, caller, raw))
-        return self._response(request, bytes(result))
+        self._corridor.admission.enter(self._operation.name)
+        try:
+            return await self._serve(request)
+        finally:
+            self._corridor.admission.leave(self._operation.name)
 
-    def _response(self, request: Request, body: bytes) -> Response:
+    async def _serve(self, request: Request) -> Response:
+        operation = self._operation
+        if preconditions.HEADER in request.headers and not self._is_versioned:
+            raise preconditions.refuse()
+        rates, credential = self._corridor.rates, presented_secret(request.headers.raw)
+        rates.refuse_again(credential)
+        caller = await authenticated(request, self._authenticator)
+        wanted = await self._wanted(request, caller)
+        beside = {"if_version": min(wanted)} if wanted and self._changes_version else {}
+        if operation.method in openapi.METHODS_WITH_BODY:
+            raw = await from_body(request, operation, self._settings, beside)
+        else:
+            raw = msgspec.json.encode(from_url(request, operation.params, beside))
+        try:
+            result = await while_connected(request, self._corridor.serve(operation.name, caller, raw))
+        except MeshError as error:
+            if credential is not None and error.data.reason in rates.REASONS:
+                rates.note_refused(credential, caller)
+            if wanted is not None and error.data.reason in preconditions.VERSION_REASONS:
+                raise preconditions.PreconditionFailed(error, wanted) from None
+            raise
+        return self._response(request, bytes(result), wanted)
+
+    async def _wanted(self, request: Request, caller: Caller) -> frozenset[int] | None:
+        """The one version that the thing must have, of however many `If-Match` names; None for any."""
+        wanted = preconditions.wanted_versions(request)
+        if wanted is None or len(wanted) == 1:
+            return wanted
+        noun = self._operation.name.partition(".")[0]
+        asked = msgspec.json.encode({f"{noun}_id": request.path_params[f"{noun}_id"]})
+        present = _version_of(await self._corridor.serve(f"{noun}.get", caller, asked), noun)
+        return frozenset({present if present in wanted else min(wanted)})
+
+    def _response(self, request: Request, body: bytes, wanted: frozenset[int] | None) -> Response:
         headers = {"Cache-Control": "no-store"}
         if self._versioned_field is not None:
-            version = _things.decode(body)[self._versioned_field].version
+            version = _version_of(body, self._versioned_field)
+            if wanted is not None and version not in wanted and not self._changes_version:
+                message = f"the {self._versioned_field} has version {version} by now; look at it again"
+                raise preconditions.PreconditionFailed(conflict(f"{self._versioned_field}.version", message), wanted)
             # Some of what is shown, such as an agent's status, changes without a version: the checksum says when.
             tag = f'"{version}-{zlib.crc32(body):08x}"'
             headers = {"Cache-Control": "private, no-cache", "ETag": tag}

@@ -23,6 +23,7 @@ from devmesh.engine.outbox import Outbox
 from devmesh.engine.stream import Codec
 from devmesh.engine.subscriber import Subscriber
 from devmesh.operations.authentication import Authenticator
+from devmesh.operations.connections import Connections
 from devmesh.operations.corridor import Corridor
 from devmesh.operations.registry import refusal
 from devmesh.operations.sessions import Sessions
@@ -37,7 +38,7 @@ class ClientInfo(msgspec.Struct, frozen=True):
 
 
 class Initialize(msgspec.Struct, forbid_unknown_fields=True):
-    """`agent` is an agent's id or the name under which this key registered it; `resume` a cursor; `token` a key."""
+    """`agent` is an agent's id or the name under which this key registered it; `resume` a cursor; `token` a key or a token."""
 
     client: ClientInfo = ClientInfo()
     agent: Annotated[str, Meta(max_length=200)] | None = None
@@ -112,13 +113,24 @@ class Pong(msgspec.Struct):
 class Session:
     """Made for a connection, alive once `initialize` has succeeded."""
 
-    __slots__ = ("_parts", "address", "agent_tenant_id", "caller", "outbox", "session_id", "subscriber", "wire_codec")
+    __slots__ = (
+        "_counted_tenant_id",
+        "_parts",
+        "address",
+        "agent_tenant_id",
+        "caller",
+        "outbox",
+        "session_id",
+        "subscriber",
+        "wire_codec",
+    )
 
     def __init__(self, parts: Parts, wire_codec: Codec, outbox: Outbox, address: str) -> None:
         self._parts, self.wire_codec, self.outbox, self.address = parts, wire_codec, outbox, address
         self.session_id = new_id()
         self.caller: Caller | None = None
         self.subscriber: Subscriber | None = None
+        self._counted_tenant_id: uuid.UUID | None = None  # whose connection this is, for the limit
         self.agent_tenant_id: uuid.UUID | None = None  # set while the session makes an agent present
 
     async def call(self, method: str, params: bytes | Raw, header_token: str | None) -> bytes | Raw:
@@ -129,6 +141,8 @@ class Session:
             raise MeshError(Kind.INVALID_REQUEST, "the first call of a connection is `initialize`")
         declared = METHODS.get(method)
         if declared is not None:
+            if self.caller is not None and method != "ping":
+                await self._parts.corridor.rates.admit(self.caller)
             asked = _decode(params, declared.params)
             async with self._parts.corridor.denials_noted(self.caller, method):
                 return _json(await declared.handler(self, asked))
@@ -139,6 +153,8 @@ class Session:
 
     async def close(self) -> None:
         """The connection has ended."""
+        self._uncount()
+        self._parts.corridor.waits.end_session(self.session_id)
         if self.subscriber is not None:
             self.subscriber.close()
         if self.agent_tenant_id is not None:
@@ -150,9 +166,20 @@ class Session:
         resume = events.decode_cursor(asked.resume) if asked.resume is not None else None
         caller = await self._parts.authenticator.authenticate(asked.token or header_token, self.address)
         caller = msgspec.structs.replace(caller, session_id=self.session_id)
+        await self._parts.corridor.rates.admit(caller)
+        self._parts.connections.open(caller.tenant_id)
+        self._counted_tenant_id = caller.tenant_id
+        try:
+            return await self._begin(caller, asked.agent, resume)
+        except MeshError:
+            self._uncount()
+            raise
+
+    async def _begin(self, caller: Caller, agent: str | None, resume: events.Cursor | None) -> Initialized:
+        """What follows once it is known who is calling."""
         subscriber = await self._parts.fanout.subscriber(caller.tenant_id, self.wire_codec, self.outbox)
         try:
-            named = asked.agent or (str(caller.bound_agent_id) if caller.bound_agent_id is not None else None)
+            named = agent or (str(caller.bound_agent_id) if caller.bound_agent_id is not None else None)
             if named is not None:
                 async with self._parts.corridor.denials_noted(caller, "initialize"):
                     require(caller, Scope.AGENT)
@@ -163,6 +190,7 @@ class Session:
             subscriber.close()
             raise
         self.caller, self.subscriber = caller, subscriber
+        self._parts.corridor.waits.begin_session(self.session_id)
         settings = self._parts.settings
         return Initialized(
             session_id=self.session_id, tenant_id=caller.tenant_id, agent_id=caller.agent_id, cursor=begun.cursor,
@@ -210,7 +238,7 @@ class Session:
         return Subscriptions(sorted(self._caller_and_subscriber(Scope.READ)[1].topics))
 
     async def _refresh(self, asked: Refresh) -> Refreshed:
-        """Go on under another key of the same tenant, before the present one expires."""
+        """Go on under another key or token of the same tenant, before the present one expires."""
         assert self.caller is not None
         fresh = await self._parts.authenticator.authenticate(asked.token, self.address)
         if fresh.tenant_id != self.caller.tenant_id:
@@ -218,14 +246,20 @@ class Session:
         agent_id = self.caller.session_agent_id
         if agent_id is not None and fresh.bound_agent_id not in (None, agent_id):
             raise errors.forbidden("this key is bound to another agent")
-        if agent_id is not None and fresh.bound_agent_id is None and fresh.owner_id != self.caller.owner_id:
-            raise errors.forbidden("this session's agent was registered by another key")
+        is_its_own = fresh.owner_id == self.caller.owner_id and self.caller.bound_agent_id is None
+        if agent_id is not None and fresh.bound_agent_id is None and not is_its_own:
+            raise errors.forbidden("this session's agent belongs to another key or subject")
         self.caller = msgspec.structs.replace(fresh, session_id=self.session_id, session_agent_id=agent_id)
         return Refreshed(self.session_id, self.caller.tenant_id)
 
     async def _ping(self, _: Nothing) -> Pong:
         """See whether the server answers."""
         return Pong()
+
+    def _uncount(self) -> None:
+        if self._counted_tenant_id is not None:
+            self._parts.connections.close(self._counted_tenant_id)
+            self._counted_tenant_id = None
 
     def _caller_and_subscriber(self, scope: Scope) -> tuple[Caller, Subscriber]:
         assert self.caller is not None
@@ -240,6 +274,7 @@ class Parts(NamedTuple):
     corridor: Corridor
     authenticator: Authenticator
     sessions: Sessions
+    connections: Connections
     fanout: Fanout
     settings: Settings
 

@@ -7,7 +7,6 @@ message, `error`; the log fills in what was missed.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from devmesh import telemetry
 from devmesh.core import access, events
-from devmesh.core.access import Caller
+from devmesh.core.access import Caller, Credential
 from devmesh.core.errors import Kind, MeshError, unavailable
 from devmesh.core.events import Event
 from devmesh.edges.codecs import JSON
@@ -27,6 +26,7 @@ from devmesh.edges.problem import problem_of
 from devmesh.engine.fanout import Fanout
 from devmesh.engine.outbox import Outbox
 from devmesh.engine.subscriber import Subscriber
+from devmesh.operations.connections import Connections
 from devmesh.operations.registry import Params
 from devmesh.settings import Settings
 
@@ -64,8 +64,8 @@ def message(event_type: str, data: bytes, cursor: str | None = None) -> bytes:
 class EventStreams:
     """All streams of this process. They end with their keys, and when the server goes."""
 
-    def __init__(self, fanout: Fanout, settings: Settings) -> None:
-        self._fanout, self._settings = fanout, settings
+    def __init__(self, fanout: Fanout, connections: Connections, settings: Settings) -> None:
+        self._fanout, self.connections, self._settings = fanout, connections, settings
         self.streams: set[EventStream] = set()
         self.is_leaving = False
 
@@ -77,10 +77,20 @@ class EventStreams:
         limit = self._settings.subscriptions_per_connection_max
         if len(topics) > limit:
             raise MeshError(Kind.QUOTA_EXCEEDED, f"a stream may listen to {limit} topics", field="topics")
-        since = request.headers.get("last-event-id") or asked.since
-        cursor = events.decode_cursor(since) if since is not None else None
+        cursor = events.decode_cursor(asked.since) if asked.since is not None else None
+        last_event_id = request.headers.get("last-event-id")
+        if last_event_id is not None:
+            cursor = events.decode_cursor(last_event_id)
         if self.is_leaving:
             raise unavailable("this server is going away; connect to another")
+        self.connections.open(caller.tenant_id)
+        try:
+            return await self._begin(caller, topics, cursor)
+        except BaseException:
+            self.connections.close(caller.tenant_id)
+            raise
+
+    async def _begin(self, caller: Caller, topics: list[str], cursor: events.Cursor | None) -> EventStream:
         stream = EventStream(self, caller)
         subscriber = await self._fanout.subscriber(caller.tenant_id, SseCodec(), stream.outbox)
         try:
@@ -95,14 +105,14 @@ class EventStreams:
     def outbox_bytes_max(self) -> int:
         return self._settings.outbox_bytes_max
 
-    def keys_in_use(self) -> set[tuple[uuid.UUID, uuid.UUID]]:
-        """The (tenant, key) pairs of open streams."""
-        return {(stream.caller.tenant_id, stream.caller.key_id) for stream in self.streams}
+    def credentials_in_use(self) -> set[Credential]:
+        """What open streams stand on."""
+        return {stream.caller.credential for stream in self.streams}
 
-    def close_keys(self, key_ids: set[uuid.UUID]) -> None:
-        """Ends the streams that were opened with keys which are not valid any more."""
+    def close_credentials(self, credentials: set[Credential]) -> None:
+        """Ends the streams that stand on what is not valid any more."""
         for stream in self.streams:
-            if stream.caller.key_id in key_ids:
+            if stream.caller.credential in credentials:
                 stream.end(MeshError(Kind.UNAUTHENTICATED, "the credential is not valid any more"))
 
     async def drain(self, limit_s: float) -> None:
@@ -160,6 +170,7 @@ class EventStream:
             self._streams.streams.discard(self)
             assert self._subscriber is not None
             self._subscriber.close()
+            self._streams.connections.close(self.caller.tenant_id)
             self.ended.set()
 
     async def _send_all(self, send: Send) -> None:

@@ -7,8 +7,8 @@ through one bounded outbox, in the order they were made.
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ import structlog
 from msgspec import Raw
 
 from devmesh import telemetry
+from devmesh.core.access import Credential
 from devmesh.core.errors import Kind, MeshError, unavailable
 from devmesh.edges.codecs import CODECS, JSON, Codec, Request
 from devmesh.edges.credentials import presented_secret
@@ -43,6 +44,7 @@ class Gateway:
         self.parts = parts
         self.connections: set[Connection] = set()
         self.requests: set[asyncio.Task[None]] = set()  # in flight
+        self._emptied = asyncio.Event()  # while it is leaving
         self.is_leaving = False
 
     def application(self, elsewhere: Application) -> Application:
@@ -57,9 +59,6 @@ class Gateway:
     async def serve(self, scope: Message, receive: Receive, send: Send) -> None:
         """One connection, from its handshake to its end."""
         await receive()  # websocket.connect
-        if self.is_leaving:
-            await send({"type": "websocket.close", "code": CLOSE_GOING_AWAY, "reason": "the server is going away"})
-            return
         codec = next((CODECS[name] for name in scope["subprotocols"] if name in CODECS), None)
         await send({"type": "websocket.accept", "subprotocol": codec.subprotocol if codec else None})
         address = scope["client"][0] if scope.get("client") else "unknown"
@@ -72,18 +71,20 @@ class Gateway:
         finally:
             self.connections.discard(connection)
             telemetry.CONNECTIONS.dec()
-            await connection.ended()
+            connection.ended()
+            if not self.connections:
+                self._emptied.set()
 
-    def keys_in_use(self) -> set[tuple[uuid.UUID, uuid.UUID]]:
-        """The (tenant, key) pairs of open connections."""
+    def credentials_in_use(self) -> set[Credential]:
+        """What open connections stand on."""
         callers = [connection.session.caller for connection in self.connections]
-        return {(caller.tenant_id, caller.key_id) for caller in callers if caller is not None}
+        return {caller.credential for caller in callers if caller is not None}
 
-    def close_keys(self, key_ids: set[uuid.UUID]) -> None:
-        """Closes the connections that were opened with keys which are not valid any more."""
+    def close_credentials(self, credentials: set[Credential]) -> None:
+        """Closes the connections that stand on what is not valid any more."""
         for connection in list(self.connections):
             caller = connection.session.caller
-            if caller is not None and caller.key_id in key_ids:
+            if caller is not None and caller.credential in credentials:
                 connection.close(CLOSE_CREDENTIAL, "the credential is not valid any more")
 
     async def drain(self, limit_s: float) -> None:
@@ -91,8 +92,13 @@ class Gateway:
         self.is_leaving = True
         if self.requests:
             await asyncio.wait(self.requests, timeout=limit_s)
+        self._emptied.clear()
         for connection in list(self.connections):
             connection.close(CLOSE_GOING_AWAY, "the server is going away; reconnect and resume")
+        if self.connections:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self._emptied.wait()
 
 
 class Connection:
@@ -123,14 +129,19 @@ class Connection:
             text = message.get("text")
             data = text.encode() if text is not None else message["bytes"]
             del message, text  # or an idle connection would keep what it said last
+            await self._gateway.parts.corridor.admission.turn()
             await self._take(data)
 
-    async def ended(self) -> None:
+    def ended(self) -> None:
         """Requests under way go on: what they do is done whether or not somebody is there to hear it."""
         if self._initialize_timer is not None:
             self._initialize_timer.cancel()
         self._closing = self._closing or (CLOSE_GOING_AWAY, "")
         self.outbox.overflow()
+        _keep(self._end_session())
+
+    async def _end_session(self) -> None:
+        """In a task of its own, because the database may take its time, and the socket is gone."""
         try:
             await self.session.close()
         except MeshError as error:
@@ -156,7 +167,12 @@ class Connection:
             self._refuse(None, MeshError(Kind.PARSE_ERROR, "the message is not well-formed"))
             return
         if parts is None:
-            work = self._serve_one(data)
+            opened = self._open(data)
+            if not isinstance(opened, Request):
+                if opened is not None:
+                    await self._send_reply(opened)
+                return
+            work = self._serve_one(opened)
         elif not parts:
             self._refuse(None, MeshError(Kind.INVALID_REQUEST, "a batch holds at least one request"))
             return
@@ -165,7 +181,7 @@ class Connection:
             self._refuse(None, MeshError(Kind.TOO_LARGE, f"a batch holds {limit} requests at the most"))
             return
         else:
-            work = self._serve_batch(parts)
+            work = self._serve_batch([self._open(part) for part in parts])
         if self.session.caller is None:
             await work  # what was sent after `initialize` waits for it
         else:
@@ -173,28 +189,44 @@ class Connection:
             self._gateway.requests.add(task)
             task.add_done_callback(self._gateway.requests.discard)
 
-    async def _serve_one(self, data: bytes) -> None:
-        if (reply := await self._reply(data)) is not None:
+    async def _serve_one(self, request: Request) -> None:
+        if (reply := await self._reply(request)) is not None:
             await self._send_reply(reply)
 
-    async def _serve_batch(self, parts: list[bytes | Raw]) -> None:
-        replies = await asyncio.gather(*(self._reply(part) for part in parts))
+    async def _serve_batch(self, opened: list[Request | bytes | None]) -> None:
+        replies = await asyncio.gather(*(self._reply(part) for part in opened))
         if answered := [reply for reply in replies if reply is not None]:
             await self._send_reply(self._codec.batch(answered))
 
-    async def _reply(self, data: bytes | Raw) -> bytes | None:
-        """The reply to a request, or None to a notification. The wire boundary: nothing is raised beyond it."""
+    def _open(self, data: bytes | Raw) -> Request | bytes | None:
+        """The request, if it is let in; otherwise the reply to it, None to a notification. Costs next to nothing."""
         request_id: object = None
         try:
             request = self._request(data)
             request_id = request.id
-            result = await self._call(request)
-            return None if request_id is msgspec.UNSET else self._codec.result(request_id, result)
+            self._let_in(request)
+            return request
         except Exception as problem:
-            error = translate(problem)
-            telemetry.ERRORS.labels(error.kind).inc()
-            self._close_after(error)
-            return None if request_id is msgspec.UNSET else self._codec.error(request_id, error.wire())
+            return self._refusal(request_id, problem)
+
+    async def _reply(self, opened: Request | bytes | None) -> bytes | None:
+        """The reply to a request, or None to a notification. The wire boundary: nothing is raised beyond it."""
+        if not isinstance(opened, Request):
+            return opened
+        try:
+            result = await self._call(opened)
+            return None if opened.id is msgspec.UNSET else self._codec.result(opened.id, result)
+        except Exception as problem:
+            return self._refusal(opened.id, problem)
+        finally:
+            self._requests_in_flight -= 1
+            self._gateway.parts.corridor.admission.leave(opened.method)
+
+    def _refusal(self, request_id: object, problem: Exception) -> bytes | None:
+        error = translate(problem)
+        telemetry.ERRORS.labels(error.kind).inc()
+        self._close_after(error)
+        return None if request_id is msgspec.UNSET else self._codec.error(request_id, error.wire())
 
     def _request(self, data: bytes | Raw) -> Request:
         try:
@@ -207,23 +239,24 @@ class Connection:
             raise MeshError(Kind.INVALID_REQUEST, 'a request has the member "jsonrpc" with the value "2.0"')
         return request
 
-    async def _call(self, request: Request) -> bytes | Raw:
-        settings = self._gateway.parts.settings
+    def _let_in(self, request: Request) -> None:
+        """Whether there is room for it: in this connection, and in this process."""
         if self._gateway.is_leaving:
             raise unavailable("this server is going away; reconnect to another")
-        if self._requests_in_flight >= settings.requests_in_flight_max:
-            limit = settings.requests_in_flight_max
+        limit = self._gateway.parts.settings.requests_in_flight_max
+        if self._requests_in_flight >= limit:
+            telemetry.REQUESTS_REFUSED.labels("in flight").inc()
             message = f"this connection has {limit} requests in flight already; wait for answers"
             raise MeshError(Kind.RATE_LIMITED, message, retry_after_ms=100, reason="requests_in_flight")
+        self._gateway.parts.corridor.admission.enter(request.method)
+        self._requests_in_flight += 1
+
+    async def _call(self, request: Request) -> bytes | Raw:
         try:
             params = self._codec.params(request.params)
         except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, RecursionError):
             raise MeshError(Kind.INVALID_PARAMS, "the parameters are not well-formed") from None
-        self._requests_in_flight += 1
-        try:
-            result = await self.session.call(request.method, params, self._header_token)
-        finally:
-            self._requests_in_flight -= 1
+        result = await self.session.call(request.method, params, self._header_token)
         if self._initialize_timer is not None and self.session.caller is not None:
             self._initialize_timer.cancel()
             self._initialize_timer = None
@@ -249,9 +282,7 @@ class Connection:
     def _wake(self) -> None:
         if not self._is_flushing:
             self._is_flushing = True
-            task = asyncio.get_running_loop().create_task(self._flush())
-            _flushes.add(task)
-            task.add_done_callback(_flushes.discard)
+            _keep(self._flush())
 
     async def _flush(self) -> None:
         """Sends what waits, then the close if one is due. It ends when there is nothing to send: no idle task is kept."""
@@ -273,4 +304,11 @@ class Connection:
             self._is_flushing = False
 
 
-_flushes: set[asyncio.Task[None]] = set()  # the loop itself holds tasks weakly
+_tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+
+
+def _keep(work: Coroutine[Any, Any, None]) -> None:
+    """Has it done in the background."""
+    task = asyncio.get_running_loop().create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)

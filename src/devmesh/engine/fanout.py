@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import structlog
 
 from devmesh import telemetry
+from devmesh.core.errors import unavailable
 from devmesh.core.events import Cursor, Event
 from devmesh.engine.loop import Loop
 from devmesh.engine.outbox import Outbox
@@ -27,6 +28,8 @@ from devmesh.store.statements import load
 log = structlog.get_logger(__name__)
 
 SQL = load("events")
+FLOORS_INTERVAL_S = 5.0  # between looks for what retention has removed
+FLOOD_EVENTS = 50  # of a tenant in one look
 UNUSED_PASSES_MAX = 120  # how long a stream without subscribers is kept: their reconnecting finds it in memory
 
 
@@ -40,6 +43,7 @@ class Fanout(Loop):
         self._streams: dict[uuid.UUID, Stream] = {}
         self._opening = asyncio.Lock()
         self._rung: set[uuid.UUID] | None = None  # None: look at every stream
+        self._floors_due_at = 0.0
 
     def heard(self, tenants: frozenset[uuid.UUID] | None) -> None:
         """The bell rang."""
@@ -66,6 +70,7 @@ class Fanout(Loop):
         rung, self._rung = self._rung, set()
         if not rung:
             self._forget_unused()
+            await self._forget_removed()
         looked = [s for s in self._streams.values() if (not rung or s.tenant_id in rung) and s.subscribers]
         if not looked:
             return False
@@ -76,8 +81,11 @@ class Fanout(Loop):
         for row in rows:
             by_tenant.setdefault(row["tenant_id"], []).append(_event(row))
         is_more = False
-        for stream in looked:
+        # Those with little news first, and sent off before a flood is dealt with.
+        for stream in sorted(looked, key=lambda stream: len(by_tenant.get(stream.tenant_id, ()))):
             events = by_tenant.get(stream.tenant_id, [])
+            if len(events) >= FLOOD_EVENTS:
+                await asyncio.sleep(0)
             self._take(stream, events)
             if len(events) == self._page_events_max:
                 is_more = True
@@ -105,6 +113,15 @@ class Fanout(Loop):
             if stream.unused_passes > UNUSED_PASSES_MAX:
                 del self._streams[stream.tenant_id]
 
+    async def _forget_removed(self) -> None:
+        """Has the streams in memory begin where retention has made them begin in the log."""
+        if time.monotonic() < self._floors_due_at or not self._streams:
+            return
+        for row in await self._database.read(SQL.floors, list(self._streams)):
+            if (stream := self._streams.get(row["tenant_id"])) is not None:
+                stream.forget_until(row["floor_sequence"])
+        self._floors_due_at = time.monotonic() + FLOORS_INTERVAL_S
+
     def delivered(self, count: int) -> None:
         telemetry.EVENTS_DELIVERED.inc(count)
 
@@ -128,7 +145,10 @@ class Fanout(Loop):
         return start, since.sequence >= row["floor_sequence"]
 
     async def page(self, stream: Stream, sequence: int, topics: Sequence[str]) -> tuple[list[Recent], int]:
-        """The next events of a stream after a sequence, and up to where they reach: from memory where it has them."""
+        """The next events of a stream after a sequence, and up to where they reach: from memory where it has them.
+
+        Raises MeshError, also when retention has removed some of them meanwhile.
+        """
         if sequence >= stream.ring_floor:
             recents = stream.after(sequence, self._page_events_max)
             await asyncio.sleep(0)  # a long replay lets others have their turn
@@ -138,6 +158,9 @@ class Fanout(Loop):
         rows = await self._database.read(
             SQL.page_of_topics, stream.tenant_id, sequence, end, wanted, self._page_events_max
         )
+        [floor] = await self._database.read(SQL.floors, [stream.tenant_id])
+        if sequence < floor["floor_sequence"]:
+            raise unavailable("events were removed by retention while they were read; resume to learn where they begin")
         recents = [Recent(_event(row), stream.epoch) for row in rows]
         return recents, recents[-1].event.sequence if len(recents) == self._page_events_max else end
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class Outbox:
@@ -66,3 +66,13 @@ class Outbox:
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
+
+
+def depths(outboxes: Iterable[Outbox]) -> dict[str, int]:
+    """How many there are and how much waits in them, for health."""
+    held_bytes = [outbox.held_bytes for outbox in outboxes]
+    return {
+        "open": len(held_bytes),
+        "outbox_bytes": sum(held_bytes),
+        "fullest_outbox_bytes": max(held_bytes, default=0),
+    }

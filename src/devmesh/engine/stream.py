@@ -87,6 +87,11 @@ class Stream:
         while self.ring_bytes > bytes_max and self._ring:
             self.ring_bytes -= self._ring.popleft().size_bytes
 
+    def forget_until(self, sequence: int) -> None:
+        """Forgets what retention has removed: an answer must not depend on what a process happens to remember."""
+        while self._ring and self._ring[0].event.sequence <= sequence:
+            self.ring_bytes -= self._ring.popleft().size_bytes
+
     def after(self, sequence: int, limit: int) -> list[Recent]:
         """The next events in memory after a sequence that is not below the ring's floor."""
         start = sequence - self.ring_floor

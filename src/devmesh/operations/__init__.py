@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 
 NOUNS = (
-    "administration", "agents", "events", "task_creating", "task_views", "task_verbs", "task_handing", "task_explaining",
+    "administration", "agents", "api_logs", "events", "issuers", "task_creating", "task_views", "task_verbs", "task_handing",
+    "task_explaining",
 )  # fmt: skip
 
 

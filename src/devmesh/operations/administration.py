@@ -26,6 +26,7 @@ OPERATOR_TENANT = "default"  # its administrators look after the tenants
 
 TenantName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 KeyName = Annotated[str, Meta(max_length=200)]
+RatePerS = Annotated[float, Meta(ge=0.01, le=1_000_000)]
 
 
 class Tenant(msgspec.Struct):
@@ -33,6 +34,7 @@ class Tenant(msgspec.Struct):
     name: str
     status: str
     created_at: datetime.datetime
+    rate_per_s: float | None
 
 
 class Key(msgspec.Struct):
@@ -49,6 +51,7 @@ class Key(msgspec.Struct):
     last_used_at: datetime.datetime | None
     revoked_at: datetime.datetime | None
     replaces_key_id: uuid.UUID | None
+    rate_per_s: float | None
 
 
 class KeyResult(msgspec.Struct):
@@ -75,14 +78,17 @@ class NewTenantResult(msgspec.Struct):
 
 
 class CreateTenant(Mutation, kw_only=True):
+    """`rate_per_s` is how many requests all keys of the tenant may make together; without it, what the server is set to."""
+
     name: TenantName
+    rate_per_s: RatePerS | None = None
 
 
 @operation("tenant.create", scope=Scope.ADMIN, http="POST /tenants", single=True, audited=True, secret=SHOWN_ONCE)
 async def create_tenant(work: Work, call: Call[CreateTenant]) -> NewTenantResult:
     """Create a tenant and its first administrator key. For administrators of the tenant `default`."""
     await _require_operator(work)
-    row = await work.tx.fetch_row(TENANTS.insert, new_id(), call.params.name)
+    row = await work.tx.fetch_row(TENANTS.insert, new_id(), call.params.name, call.params.rate_per_s)
     if row is None:
         raise errors.conflict("tenant.name", f"there is a tenant {call.params.name} already")
     tenant = Tenant(*row)
@@ -127,14 +133,33 @@ async def suspend_tenant(work: Work, call: Call[SuspendTenant]) -> TenantResult:
     return TenantResult(Tenant(*row))
 
 
+class LimitTenant(Mutation, kw_only=True):
+    """`rate_per_s: null` takes the tenant back to what the server is set to."""
+
+    tenant_id: uuid.UUID
+    rate_per_s: RatePerS | None
+
+
+@operation("tenant.limit", scope=Scope.ADMIN, http="POST /tenants/{tenant_id}/limit", single=True, audited=True)
+async def limit_tenant(work: Work, call: Call[LimitTenant]) -> TenantResult:
+    """Set how many requests a second all keys of a tenant may make together, within 5 s."""
+    await _require_operator(work)
+    row = await work.tx.fetch_row(TENANTS.limit, call.params.tenant_id, call.params.rate_per_s)
+    if row is None:
+        raise errors.not_found("tenant", call.params.tenant_id)
+    return TenantResult(Tenant(*row))
+
+
 class CreateKey(Mutation, kw_only=True):
-    """`scopes` default to what the kind usually needs; `agent` binds the key to one agent, which it then acts as."""
+    """`scopes` default to what the kind usually needs; `agent` binds the key to one agent, which it then acts as;
+    `rate_per_s` is how many requests it may make, without it what the server is set to."""
 
     kind: KeyKind
     scopes: list[Scope] | None = None
     agent: uuid.UUID | None = None
     expires_at: Moment | None = None
     name: KeyName = ""
+    rate_per_s: RatePerS | None = None
 
 
 @operation("key.create", scope=Scope.ADMIN, http="POST /keys", single=True, audited=True, secret=SHOWN_ONCE)
@@ -142,7 +167,7 @@ async def create_key(work: Work, call: Call[CreateKey]) -> NewKeyResult:
     """Create an API key. Its secret is in this answer and nowhere else."""
     expires_at = call.params.expires_at
     if expires_at is not None and expires_at <= work.now:
-        raise errors.invalid("expires_at: give a time to come", "expires_at")
+        raise errors.past("expires_at")
     if call.params.agent is not None and not await work.tx.fetch(AGENTS.owners, work.tenant_id, [call.params.agent]):
         raise errors.not_found("agent", call.params.agent)
     return NewKeyResult(*await create_key_for(work, work.tenant_id, call.params))
@@ -182,7 +207,7 @@ async def rotate_key(work: Work, call: Call[KeyById]) -> NewKeyResult:
         raise errors.conflict("key.revoked", "a revoked key has no successor; create a new one")
     asked = CreateKey(
         kind=KeyKind(row["kind"]), scopes=[Scope(scope) for scope in row["scopes"]], agent=row["agent_id"],
-        expires_at=row["expires_at"], name=row["name"],
+        expires_at=row["expires_at"], name=row["name"], rate_per_s=row["rate_per_s"],
     )  # fmt: skip
     return NewKeyResult(*await create_key_for(work, work.tenant_id, asked, row["owner_id"], row["id"]))
 
@@ -203,6 +228,22 @@ async def confirm_key(work: Work, call: Call[KeyById]) -> KeyResult:
 async def revoke_key(work: Work, call: Call[KeyById]) -> KeyResult:
     """Refuse a key from now on; its open connections are closed within 5 s."""
     row = await work.tx.fetch_row(KEYS.revoke, work.tenant_id, call.params.key_id)
+    if row is None:
+        raise errors.not_found("key", call.params.key_id)
+    return KeyResult(Key(*row))
+
+
+class LimitKey(Mutation, kw_only=True):
+    """`rate_per_s: null` takes the key back to what the server is set to."""
+
+    key_id: uuid.UUID
+    rate_per_s: RatePerS | None
+
+
+@operation("key.limit", scope=Scope.ADMIN, http="POST /keys/{key_id}/limit", single=True, audited=True)
+async def limit_key(work: Work, call: Call[LimitKey]) -> KeyResult:
+    """Set how many requests a second a key may make, within 5 s. What its tenant may make holds all the same."""
+    row = await work.tx.fetch_row(KEYS.limit, work.tenant_id, call.params.key_id, call.params.rate_per_s)
     if row is None:
         raise errors.not_found("key", call.params.key_id)
     return KeyResult(Key(*row))
@@ -249,7 +290,7 @@ async def create_key_for(
     scopes = sorted(set(asked.scopes) if asked.scopes is not None else DEFAULT_SCOPES[asked.kind])
     row = await work.tx.fetch_row(
         KEYS.insert, tenant_id, key_id, owner_id or key_id, asked.name, made.prefix, made.key_hash, asked.kind.value,
-        [scope.value for scope in scopes], asked.agent, asked.expires_at, replaces_key_id,
+        [scope.value for scope in scopes], asked.agent, asked.expires_at, replaces_key_id, asked.rate_per_s,
     )  # fmt: skip
     assert row is not None
     return Key(*row), made.secret

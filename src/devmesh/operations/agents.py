@@ -27,9 +27,9 @@ from devmesh.core.names import (
     page_cursor,
     require_object,
 )
-from devmesh.core.tasks import JsonObject
+from devmesh.core.tasks import JsonObject, JsonObjectOrNull
 from devmesh.operations.assigning import lock_assignment
-from devmesh.operations.registry import Call, Mutation, Params, operation
+from devmesh.operations.registry import Call, Change, Mutation, Params, operation
 from devmesh.operations.task_moving import own_agents, require_own_agent, settle, subject_agent
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
@@ -58,7 +58,7 @@ class Register(Mutation, kw_only=True):
     concurrency: Concurrency = 1
     description: Text = ""
     metadata: JsonObject = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
-    card: JsonObject | UnsetType = UNSET
+    card: JsonObjectOrNull | UnsetType = UNSET
 
 
 @operation("agent.register", scope=Scope.AGENT, http="POST /agents", single=True)
@@ -145,13 +145,13 @@ async def discover(work: Work, call: Call[Discover]) -> AgentsResult:
     return AgentsResult(capable[: asked.limit])
 
 
-class Update(Mutation, kw_only=True):
+class Update(Change, kw_only=True):
     agent_id: uuid.UUID | None = None
     description: Text | None = None
     capabilities: Labels | None = None
     concurrency: Concurrency | None = None
-    metadata: JsonObject | UnsetType = UNSET
-    card: JsonObject | UnsetType = UNSET
+    metadata: JsonObjectOrNull | UnsetType = UNSET
+    card: JsonObjectOrNull | UnsetType = UNSET
 
 
 @operation("agent.update", scope=Scope.AGENT, http="PATCH /agents/{agent_id}", single=True)
@@ -163,16 +163,18 @@ async def update(work: Work, call: Call[Update]) -> AgentResult:
     card = _text(optional_object(asked.card, "card"))
     capabilities = sorted(set(asked.capabilities)) if asked.capabilities is not None else None
     said = (asked.description, capabilities, asked.concurrency, metadata, card, None, None)
-    return await _change(work, agent_id, said)
+    return await _change(work, agent_id, said, asked.if_version)
 
 
 class Heartbeat(Mutation, kw_only=True):
     agent_id: uuid.UUID | None = None
     load: Load | None = None
-    metrics: JsonObject | UnsetType = UNSET
+    metrics: JsonObjectOrNull | UnsetType = UNSET
 
 
-@operation("agent.heartbeat", scope=Scope.AGENT, http="POST /agents/{agent_id}/heartbeat", subject=subject_agent)
+@operation(
+    "agent.heartbeat", scope=Scope.AGENT, http="POST /agents/{agent_id}/heartbeat", subject=subject_agent, in_hand=True
+)
 async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[AgentResult | errors.MeshError]:
     """Say that an agent lives, and how loaded it is (1.0 is full)."""
     heard = [_heard(call, who) for call, who in zip(calls, await own_agents(work, calls), strict=True)]
@@ -201,19 +203,20 @@ def _heard(call: Call[Heartbeat], who: uuid.UUID | errors.MeshError) -> SignOfLi
         return refused
 
 
-class Drain(Mutation, kw_only=True):
+class Drain(Change, kw_only=True):
     agent_id: uuid.UUID | None = None
     draining: bool = True
 
 
-@operation("agent.drain", scope=Scope.AGENT, http="POST /agents/{agent_id}/drain", single=True)
+@operation("agent.drain", scope=Scope.AGENT, http="POST /agents/{agent_id}/drain", single=True, in_hand=True)
 async def drain(work: Work, call: Call[Drain]) -> AgentResult:
     """Give an agent no new work, so that it can end what it holds and go; `draining: false` takes it back."""
     agent_id = await require_own_agent(work, call)
-    return await _change(work, agent_id, (None, None, None, None, None, call.params.draining, None))
+    said = (None, None, None, None, None, call.params.draining, None)
+    return await _change(work, agent_id, said, call.params.if_version)
 
 
-class Suspend(Mutation, kw_only=True):
+class Suspend(Change, kw_only=True):
     agent_id: uuid.UUID
     suspended: bool = True
 
@@ -221,14 +224,15 @@ class Suspend(Mutation, kw_only=True):
 @operation("agent.suspend", scope=Scope.ADMIN, http="POST /agents/{agent_id}/suspend", single=True, audited=True)
 async def suspend(work: Work, call: Call[Suspend]) -> AgentResult:
     """Take an agent out of the mesh's hands until `suspended: false`; what it holds runs on under its lease."""
-    return await _change(work, call.params.agent_id, (None, None, None, None, None, None, call.params.suspended))
+    said = (None, None, None, None, None, None, call.params.suspended)
+    return await _change(work, call.params.agent_id, said, call.params.if_version)
 
 
-class Deregister(Mutation, kw_only=True):
+class Deregister(Change, kw_only=True):
     agent_id: uuid.UUID | None = None
 
 
-@operation("agent.deregister", scope=Scope.AGENT, http="DELETE /agents/{agent_id}", single=True)
+@operation("agent.deregister", scope=Scope.AGENT, http="DELETE /agents/{agent_id}", single=True, in_hand=True)
 async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
     """Leave for good. What the agent holds goes back to the queue at once, and its name is free.
 
@@ -249,7 +253,8 @@ async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
             locked.move(task.id, tasks.reassign(task, None, work.now))
     await settle(work, locked)
     await locked.save()
-    await work.tx.execute(SQL.deregister, work.tenant_id, agent_id)
+    if await work.tx.fetch_row(SQL.deregister, work.tenant_id, agent_id, call.params.if_version) is None:
+        raise await _why_unchanged(work, agent_id)
     gone = msgspec.structs.replace(found[0], status=Status.OFFLINE, active_tasks=0, version=found[0].version + 1)
     work.emit("agent.deregistered", (agent_topic(agent_id),), {"agent": {"id": agent_id, "status": gone.status}})
     return AgentResult(gone)
@@ -278,13 +283,22 @@ async def announce(work: Work, agent_ids: list[uuid.UUID] | None) -> None:
         work.emit("agent.status", (agent_topic(row["agent_id"]),), data)
 
 
-async def _change(work: Work, agent_id: uuid.UUID, said: tuple[Any, ...]) -> AgentResult:
-    if await work.tx.fetch_row(SQL.update, work.tenant_id, agent_id, *said) is None:
-        raise errors.not_found("agent", agent_id)
+async def _change(work: Work, agent_id: uuid.UUID, said: tuple[Any, ...], if_version: int | None) -> AgentResult:
+    if await work.tx.fetch_row(SQL.update, work.tenant_id, agent_id, *said, if_version) is None:
+        raise await _why_unchanged(work, agent_id)
     [agent] = await _agents(work, [agent_id])
     work.emit("agent.updated", (agent_topic(agent_id),), {"agent": agent})
     await announce(work, [agent_id])
     return AgentResult(agent)
+
+
+async def _why_unchanged(work: Work, agent_id: uuid.UUID) -> errors.MeshError:
+    """It is not there, or not in the version that the caller has seen."""
+    found = await _agents(work, [agent_id])
+    if not found:
+        return errors.not_found("agent", agent_id)
+    message = f"the agent has version {found[0].version} by now; look at it again"
+    return errors.conflict("agent.version", message)
 
 
 async def _agents(work: Work, ids: list[uuid.UUID]) -> list[Agent]:

@@ -30,6 +30,8 @@ class Entry(msgspec.Struct):
 
 
 def _entry(caller: Caller, operation: str, outcome: str, detail: dict[str, Any]) -> Entry:
+    if caller.token is not None:  # what stands in the place of a key's id says nothing to people
+        detail = {**detail, "issuer": caller.token.issuer, "subject": caller.token.subject}
     return Entry(new_id(), caller.key_id, caller.agent_id, caller.address, operation, outcome, detail)
 
 

@@ -1,6 +1,6 @@
 """The corridor: the one way that a request goes, whatever wire it came by.
 
-    decode -> may they? -> gather with like requests -> begin -> body -> events -> commit -> ring -> reply
+    within its rate? -> decode -> may they? -> gather with like requests -> begin -> body -> events -> commit -> ring -> reply
 
 Read this page first. An edge calls `serve` and nothing else; what an operation does is in its body (registry.py), how
 calls gather in gather.py, and what a repeated call gets in idempotency.py. One batch is one transaction of one tenant: it
@@ -24,9 +24,13 @@ from devmesh.core import access, errors
 from devmesh.core.access import Caller
 from devmesh.core.depth import require_depth
 from devmesh.operations import audit
+from devmesh.operations.admission import Admission
+from devmesh.operations.api_logs import Answered
 from devmesh.operations.gather import Gather
 from devmesh.operations.idempotency import Answer, Claims
+from devmesh.operations.rates import Rates
 from devmesh.operations.registry import REGISTRY, Call, NotYet, Operation
+from devmesh.operations.waits import Waits
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.faults import is_member_fault
@@ -38,9 +42,27 @@ class Corridor:
     def __init__(self, runner: WorkRunner, settings: Settings) -> None:
         self._runner, self._bell, self._settings = runner, runner.bell, settings
         self._gathers: dict[tuple[str, uuid.UUID], Gather[Call[Any], Answer | NotYet]] = {}
+        self._is_leaving = False
+        self.answered: Answered = lambda *_: None
+        self.waits = Waits()
+        self.rates = Rates(runner.database, settings)
+        self.admission = Admission(settings.admission_target_ms)
 
     async def serve(self, name: str, caller: Caller, raw: bytes | msgspec.Raw) -> msgspec.Raw:
         """The answer's JSON to a call of an operation with raw JSON parameters. Raises MeshError."""
+        await self.rates.admit(
+            caller
+        )  # who is refused here is counted, not logged: that would cost what the limit saves
+        began_s = time.monotonic()
+        try:
+            answer = await self._serve(name, caller, raw)
+        except errors.MeshError as error:
+            self.answered(name, caller, error, time.monotonic() - began_s)
+            raise
+        self.answered(name, caller, None, time.monotonic() - began_s)
+        return answer
+
+    async def _serve(self, name: str, caller: Caller, raw: bytes | msgspec.Raw) -> msgspec.Raw:
         operation = REGISTRY.get(name)
         if operation is None:
             raise errors.MeshError(errors.Kind.UNKNOWN_METHOD, f"there is no operation {name[:80]!r}")
@@ -66,19 +88,32 @@ class Corridor:
     async def _answer(self, operation: Operation, call: Call[Any]) -> msgspec.Raw:
         """Asks until the answer is final or the caller's patience ends; it waits outside of any transaction."""
         tenant_id = call.caller.tenant_id
-        patience_ends: float | None = None
-        while True:
-            rings_seen = self._bell.rings_so_far(tenant_id)
-            answer = await self._gather(operation, tenant_id).add(call)
-            if not isinstance(answer, NotYet):
-                assert isinstance(answer, msgspec.Raw)
-                return answer
-            if patience_ends is None:
-                patience_ends = time.monotonic() + answer.wait_ms / 1000
-            remaining_s = patience_ends - time.monotonic()
-            if remaining_s <= 0:
-                return _encode(answer)
-            await self._bell.wait(tenant_id, rings_seen, min(remaining_s, self._settings.fanout_poll_interval_s))
+        rings_seen = self._bell.rings_so_far(tenant_id)
+        began_s = time.monotonic()
+        answer = await self._ask(operation, call)
+        self.admission.took(time.monotonic() - began_s)
+        if not isinstance(answer, NotYet):
+            return answer
+        patience_ends = time.monotonic() + answer.wait_ms / 1000
+        with self.waits.begun(call.caller), self.admission.outside(operation.name):
+            while isinstance(answer, NotYet) and (remaining_s := patience_ends - time.monotonic()) > 0:
+                await self._pause(tenant_id, rings_seen, remaining_s)
+                self.waits.require_going_on(call.caller)
+                rings_seen = self._bell.rings_so_far(tenant_id)
+                answer = await self._ask(operation, call)
+        return _encode(answer) if isinstance(answer, NotYet) else answer
+
+    async def _ask(self, operation: Operation, call: Call[Any]) -> msgspec.Raw | NotYet:
+        answer = await self._gather(operation, call.caller.tenant_id).add(call)
+        assert not isinstance(answer, errors.MeshError)  # which would have been raised
+        return answer
+
+    async def _pause(self, tenant_id: uuid.UUID, rings_seen: int, limit_s: float) -> None:
+        """Until the bell rings, or there may be something that nobody rang for. Raises unavailable when the server leaves."""
+        if not self._is_leaving:
+            await self._bell.wait(tenant_id, rings_seen, min(limit_s, self._settings.fanout_poll_interval_s))
+        if self._is_leaving:
+            raise errors.unavailable("this server is going away; wait at another")
 
     def _gather(self, operation: Operation, tenant_id: uuid.UUID) -> Gather[Call[Any], Answer | NotYet]:
         key = (operation.name, tenant_id)
@@ -95,6 +130,7 @@ class Corridor:
                 batch_max=operation.batch_max or self._settings.gather_batch_max,
                 in_flight_max=self._settings.gather_in_flight_max,
                 waiting_max=self._settings.gather_queue_max,
+                deadline_s=self._settings.transaction_deadline_s,
                 subject=operation.subject,
             )
         return gather
@@ -115,7 +151,9 @@ class Corridor:
                 telemetry.BATCHES_RUN_APART.inc()
                 runs = [await self._flush(operation, tenant_id, [call]) for call in calls]
                 answers = [answer for run in runs for answer in run]
-        telemetry.batch_done(operation.name, len(calls), time.perf_counter() - began)
+        duration_s = time.perf_counter() - began
+        telemetry.batch_done(operation.name, len(calls), duration_s)
+        self.admission.trip(len(calls), duration_s)
         return answers
 
     async def _perform(self, operation: Operation, work: Work, calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
@@ -132,6 +170,21 @@ class Corridor:
         await audit.record(work, operation, calls, answers)
         answers |= claims.answers
         return [waiting.get(ordinal, answers[ordinal]) for ordinal in range(len(calls))]
+
+    def depths(self) -> dict[str, dict[str, int]]:
+        """The operations that have calls waiting or batches being written, for health."""
+        found: dict[str, dict[str, int]] = {}
+        for (name, _), gather in self._gathers.items():
+            if not gather.is_idle:
+                depth = found.setdefault(name, {"waiting": 0, "batches_in_flight": 0})
+                depth["waiting"] += gather.waiting
+                depth["batches_in_flight"] += gather.in_flight
+        return found
+
+    def leave(self) -> None:
+        """Sends away whoever waits for something to happen: they wait elsewhere."""
+        self._is_leaving = True
+        self._bell.disturb()
 
     async def drain(self) -> None:
         """Waits until every gathered call has its answer."""

@@ -62,6 +62,8 @@ async def list_events(work: Work, call: Call[ListEvents]) -> EventsResult:
         start, recovered = max(since.sequence, floor), since.sequence >= floor
     wanted = None if EVERYTHING in topics else topics
     rows = await work.tx.fetch(SQL.page_of_topics, work.tenant_id, start, last, wanted, asked.limit)
+    [floor] = await work.tx.fetch(SQL.floors, [work.tenant_id])
+    recovered = recovered and (since is None or start >= floor["floor_sequence"])  # or retention came in between
     events = [
         ShownEvent(row["type"], row["topics"][0], row["at"], Raw(row["data"]), Cursor(epoch, row["sequence"]).encode())
         for row in rows

@@ -1,6 +1,6 @@
 """Natural batching: while one batch is being written, the calls that arrive gather and then go together.
 
-Nothing waits on a timer: a lone call goes at once. A batch never holds two calls on one subject, nor does a subject lie in
+No call waits on a timer: a lone one goes at once. A batch never holds two calls on one subject, nor does a subject lie in
 two batches at a time: the second call sees what the first one did.
 """
 
@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from devmesh.core import errors
 
+LATE_LOOK_INTERVAL_S = 1.0
+ANSWER_MARGIN_S = 2.0  # beyond the deadline, in which a batch tells its own outcome, which says more
+
 CallT = TypeVar("CallT")
 AnswerT = TypeVar("AnswerT")
+
+
+class Asked(NamedTuple, Generic[CallT, AnswerT]):
+    """A call that has no answer yet."""
+
+    call: CallT
+    future: asyncio.Future[AnswerT]
+    at: float
 
 
 class Gather(Generic[CallT, AnswerT]):
@@ -27,20 +39,37 @@ class Gather(Generic[CallT, AnswerT]):
         batch_max: int,
         in_flight_max: int,
         waiting_max: int,
+        deadline_s: float | None = None,
         subject: Callable[[CallT], Hashable] | None = None,
     ) -> None:
-        """`in_flight_max` counts batches, `waiting_max` calls; `subject` names the row that a call changes, or None."""
+        """`in_flight_max` counts batches, `waiting_max` calls; `subject` names the row that a call changes, or None.
+
+        A little after `deadline_s` a caller is told that there is no answer, wherever its call is: a database that has gone
+        silent holds the batches that were begun, and those behind them would wait for as long again.
+        """
         self._write = write
         self._batch_max, self._in_flight_max, self._waiting_max = batch_max, in_flight_max, waiting_max
+        self._answer_s_max = deadline_s + ANSWER_MARGIN_S if deadline_s is not None else None
         self._subject = subject
-        self._waiting: collections.deque[tuple[CallT, asyncio.Future[AnswerT]]] = collections.deque()
+        self._waiting: collections.deque[Asked[CallT, AnswerT]] = collections.deque()
         self._busy: set[Hashable] = set()
-        self._runs: set[asyncio.Task[None]] = set()
+        self._runs: dict[asyncio.Task[None], list[Asked[CallT, AnswerT]]] = {}
+        self._is_watching = False
         self._is_start_due = False
 
     @property
     def is_idle(self) -> bool:
         return not self._waiting and not self._runs
+
+    @property
+    def waiting(self) -> int:
+        """Calls that are in no batch yet."""
+        return len(self._waiting)
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that are being written."""
+        return len(self._runs)
 
     def add(self, call: CallT) -> asyncio.Future[AnswerT]:
         """The future answer. Raises unavailable when too many calls wait already."""
@@ -48,7 +77,7 @@ class Gather(Generic[CallT, AnswerT]):
             raise errors.unavailable("too many requests of this kind are waiting; slow down and try again")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[AnswerT] = loop.create_future()
-        self._waiting.append((call, future))
+        self._waiting.append(Asked(call, future, time.monotonic()))
         if not self._is_start_due and len(self._runs) < self._in_flight_max:
             self._is_start_due = True
             loop.call_soon(self._start)  # after this turn of the loop, so that what came together goes together
@@ -64,40 +93,66 @@ class Gather(Generic[CallT, AnswerT]):
     def _start(self) -> None:
         self._is_start_due = False
         while len(self._runs) < self._in_flight_max and (batch := self._take()):
-            subjects = {self._subject(call) for call, _ in batch} - {None} if self._subject else set()
+            subjects = {self._subject(asked.call) for asked in batch} - {None} if self._subject else set()
             self._busy |= subjects
             run = asyncio.get_running_loop().create_task(self._run(batch, subjects))
-            self._runs.add(run)
+            self._runs[run] = batch
+        if self._runs and not self._is_watching and self._answer_s_max is not None:
+            self._is_watching = True
+            asyncio.get_running_loop().call_later(LATE_LOOK_INTERVAL_S, self._answer_late_ones, self._answer_s_max)
 
-    async def _run(self, batch: list[tuple[CallT, asyncio.Future[AnswerT]]], subjects: set[Hashable]) -> None:
+    def _answer_late_ones(self, answer_s_max: float) -> None:
+        """Tells those who have waited too long. What is still in the queue is not begun any more."""
+        late_before = time.monotonic() - answer_s_max
+        while self._waiting and self._waiting[0].at < late_before:
+            _resolve(self._waiting.popleft().future, errors.unavailable("the database does not keep up; try again"))
+        for batch in self._runs.values():
+            for asked in batch:
+                if asked.at < late_before:
+                    _resolve(asked.future, _unknown())
+        self._is_watching = bool(self._runs)
+        if self._is_watching:
+            asyncio.get_running_loop().call_later(LATE_LOOK_INTERVAL_S, self._answer_late_ones, answer_s_max)
+
+    async def _run(self, batch: list[Asked[CallT, AnswerT]], subjects: set[Hashable]) -> None:
         answers: Sequence[AnswerT | BaseException] = [errors.unavailable("the server is stopping")] * len(batch)
         try:
-            answers = await self._write([call for call, _ in batch])
+            answers = await self._write([asked.call for asked in batch])
         except Exception as error:
             answers = [error] * len(batch)
         finally:
             self._busy -= subjects
-            self._runs.discard(asyncio.current_task())
+            run = asyncio.current_task()
+            assert run is not None
+            del self._runs[run]
             self._start()  # look again, and first: the database works on the next batch while these callers are answered
-            for (_, future), answer in zip(batch, answers, strict=True):
-                _resolve(future, answer)
+            for asked, answer in zip(batch, answers, strict=True):
+                _resolve(asked.future, answer)
 
-    def _take(self) -> list[tuple[CallT, asyncio.Future[AnswerT]]]:
+    def _take(self) -> list[Asked[CallT, AnswerT]]:
         """The next batch. Calls whose subject is busy keep their place in the queue."""
         if self._subject is None:
             return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_max))]
-        batch: list[tuple[CallT, asyncio.Future[AnswerT]]] = []
+        batch: list[Asked[CallT, AnswerT]] = []
         kept, seen = [], set(self._busy)
         while self._waiting and len(batch) < self._batch_max:
-            item = self._waiting.popleft()
-            subject = self._subject(item[0])
+            asked = self._waiting.popleft()
+            subject = self._subject(asked.call)
             if subject is not None and subject in seen:
-                kept.append(item)
+                kept.append(asked)
                 continue
             seen.add(subject)
-            batch.append(item)
+            batch.append(asked)
         self._waiting.extendleft(reversed(kept))
         return batch
+
+
+def _unknown() -> errors.MeshError:
+    message = (
+        "the database has not answered in time, so whether this was done is not known; "
+        "try again with the same idempotency_key: it is then done once, whichever it was"
+    )
+    return errors.MeshError(errors.Kind.TIMEOUT, message, reason=errors.OUTCOME_UNKNOWN)
 
 
 def _resolve(future: asyncio.Future[AnswerT], answer: AnswerT | BaseException) -> None:

@@ -6,17 +6,18 @@ thinks of one call. A body knows no wire, opens no transaction and never sleeps.
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
-from devmesh.core.names import IdempotencyKey
+from devmesh.core.names import IdempotencyKey, Version
 from devmesh.operations.work import Work
 
 ParamsT = TypeVar("ParamsT", bound=msgspec.Struct)
@@ -25,12 +26,36 @@ ParamsT = TypeVar("ParamsT", bound=msgspec.Struct)
 class Params(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The parameters of an operation that only reads."""
 
+    together: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """JSON Schemas that hold for several fields together, for the document; the body sees to them."""
+
+
+def one_given(*alternatives: dict[str, Any]) -> dict[str, Any]:
+    """The rule that exactly one of these holds: each names the field that is given (`...`), and what others are then."""
+    exclusive = [name for each in alternatives for name, value in each.items() if value is ...]
+    wanted = [
+        {name: {"type": "null"} for name in exclusive}
+        | {name: {"not": {"type": "null"}} if value is ... else {"const": value} for name, value in each.items()}
+        for each in alternatives
+    ]
+    required = [list(each) for each in alternatives]
+    return {
+        "oneOf": [{"required": names, "properties": fields} for names, fields in zip(required, wanted, strict=True)]
+    }
+
 
 class Mutation(Params, kw_only=True):
     """The parameters of an operation that changes something."""
 
     idempotency_key: IdempotencyKey | None = None
     """For 24 h the same key and parameters give the same stored answer."""
+
+
+class Change(Mutation, kw_only=True):
+    """The parameters of an operation that changes one thing which has a version."""
+
+    if_version: Version | None = None
+    """Change it only while it has this version. Over HTTP also `If-Match`."""
 
 
 class Call(msgspec.Struct, Generic[ParamsT], frozen=True):
@@ -64,6 +89,7 @@ class Operation(msgspec.Struct, frozen=True):
     batch_max: int | None  # None: the setting; 1: not batched
     subject: Callable[[Call[Any]], Hashable] | None
     audited: bool
+    in_hand: bool  # goes on with work that was begun: under overload it is let in before what is new
     secret: str | None  # the field of the result that is shown once and never stored
     decoder: msgspec.json.Decoder[Any]
 
@@ -78,10 +104,12 @@ class Operation(msgspec.Struct, frozen=True):
     def decode(self, raw: bytes | msgspec.Raw) -> Any:
         """The parameters, or invalid_params that names the field."""
         try:
-            params = self.decoder.decode(raw)
+            params = self._read(raw)
             if _HUGE_NUMBER.search(raw):
                 # A caller's own JSON is passed on as it came, so it must be such that every codec can carry it.
                 msgspec.msgpack.encode(msgspec.json.decode(raw))
+            if _EDGE_OF_TIME.search(raw):
+                _require_times_within(params)
             return params
         except msgspec.ValidationError as problem:
             raise refusal(problem) from None
@@ -92,8 +120,55 @@ class Operation(msgspec.Struct, frozen=True):
         except RecursionError:
             raise errors.invalid("the parameters are nested too deeply") from None
 
+    def _read(self, raw: bytes | msgspec.Raw) -> Any:
+        try:
+            return self.decoder.decode(raw)
+        except msgspec.ValidationError as problem:
+            if "got `float`" not in str(problem):
+                raise
+            return _with_whole_numbers(self.params, raw, problem)
+
+
+def _require_times_within(params: msgspec.Struct, place: str = "") -> None:
+    for field in params.__struct_fields__:
+        value = getattr(params, field)
+        if isinstance(value, datetime.datetime) and value.year in (datetime.MINYEAR, datetime.MAXYEAR):
+            raise errors.invalid(f"{place}{field}: give a time between the years 2 and 9998", f"{place}{field}")
+        for ordinal, inner in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(inner, msgspec.Struct):
+                _require_times_within(
+                    inner, f"{place}{field}[{ordinal}]." if inner is not value else f"{place}{field}."
+                )
+
+
+def _with_whole_numbers(
+    shape: type[Params], raw: bytes | msgspec.Raw, problem: msgspec.ValidationError
+) -> msgspec.Struct:
+    """A whole number may be written as 2.0: in JSON it is the same one. Nothing else is read into what was given."""
+    try:
+        params = msgspec.json.decode(raw, type=shape, strict=False)
+    except msgspec.ValidationError:
+        raise problem from None
+    if not _is_same(msgspec.json.decode(raw), msgspec.json.decode(msgspec.json.encode(params))):
+        raise problem
+    return params
+
+
+def _is_same(given: Any, taken: Any) -> bool:
+    """Whether everything that was given was taken as what it is: a number as a number, a text as a text."""
+    if isinstance(given, dict):
+        return isinstance(taken, dict) and all(name in taken and _is_same(given[name], taken[name]) for name in given)
+    if isinstance(given, list):
+        return isinstance(taken, list) and len(given) == len(taken) and all(map(_is_same, given, taken))
+    if isinstance(given, str):
+        return isinstance(taken, str)
+    if given is None or isinstance(given, bool):
+        return given is taken
+    return not isinstance(taken, str | bool) and bool(given == taken)
+
 
 _HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9.][eE]\+?[0-9]{3}")  # what may not fit into 64 bits, or be mistaken for such
+_EDGE_OF_TIME = re.compile(rb'"(000[01]|9999)-')  # in another zone these years would be out of the calendar
 REGISTRY: dict[str, Operation] = {}
 
 
@@ -113,6 +188,7 @@ def operation(
     single: bool = False,
     subject: Callable[[Call[Any]], Hashable] | None = None,
     audited: bool = False,
+    in_hand: bool = False,
     secret: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declares an operation. The body's annotations give its types: `calls: Sequence[Call[P]]` or `call: Call[P]`, and a
@@ -137,6 +213,7 @@ def operation(
             batch_max=1 if single else None,
             subject=subject,
             audited=audited,
+            in_hand=in_hand,
             secret=secret,
             decoder=msgspec.json.Decoder(params),
         )

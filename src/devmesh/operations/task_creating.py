@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Raw
@@ -15,7 +15,17 @@ from devmesh.core.access import Caller, Scope
 from devmesh.core.distribution import Completion, Distribution, initially_blocked, validate
 from devmesh.core.distribution import Strategy as Distributing
 from devmesh.core.ids import new_id
-from devmesh.core.names import EMPTY_OBJECT, IdempotencyKey, Label, Labels, Moment, Name, Text, require_object
+from devmesh.core.names import (
+    EMPTY_OBJECT,
+    UUID_PATTERN,
+    IdempotencyKey,
+    Label,
+    Labels,
+    Moment,
+    Name,
+    Text,
+    require_object,
+)
 from devmesh.core.tasks import Assign, JsonObject, Status, Strategy, Task
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_moving import AGENTS, TaskResult
@@ -25,6 +35,7 @@ from devmesh.store.tasks import SQL
 LEASE_S_DEFAULT = 30.0
 TASKS_PER_CALL_MAX = 1_000
 DurationS = Annotated[float, Meta(gt=0, le=30 * 86_400)]
+Assignee = Annotated[str, Meta(extra_json_schema={"pattern": f"^(auto|pull|{UUID_PATTERN})$"})]
 LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
 
 
@@ -37,7 +48,7 @@ class TaskSpec(Params, kw_only=True):
     priority: Annotated[int, Meta(ge=1, le=5)] = tasks.PRIORITY_DEFAULT
     parameters: JsonObject = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
     required_capabilities: Labels = msgspec.field(default_factory=list)
-    assign: Label = "auto"
+    assign: Assignee = "auto"
     strategy: Strategy = Strategy.LEAST_LOADED
     max_retries: Annotated[int, Meta(ge=0, le=50)] = 3
     timeout_s: DurationS | None = None
@@ -89,17 +100,38 @@ async def create_many(work: Work, call: Call[CreateMany]) -> TasksResult:
     return TasksResult(made)
 
 
+# What goes together, by core/distribution.py; the reduce step and the threshold each with their own kind.
+_NULL = {"type": "null"}
+_DISTRIBUTED: tuple[dict[str, Any], ...] = (
+    {"properties": {"assign": {"const": "auto"}, "required_capabilities": {"maxItems": 0}}},
+    {"oneOf": [
+        {"properties": {"completion": {"const": "threshold"}, "threshold": {"not": _NULL}},
+         "required": ["completion", "threshold"]},
+        {"properties": {"completion": {"not": {"const": "threshold"}}, "threshold": _NULL}},
+    ]},
+    {"oneOf": [
+        {"properties": {"distribution": {"const": "map_reduce"}, "reduce": {"not": _NULL},
+                        "completion": {"not": {"const": "best_of"}}}, "required": ["distribution", "reduce"]},
+        {"properties": {"distribution": {"enum": ["sequential", "pipeline"]}, "completion": {"const": "all"}, "reduce": _NULL},
+         "required": ["distribution"]},
+        {"properties": {"distribution": {"const": "parallel"}, "reduce": _NULL}},
+    ]},
+)  # fmt: skip
+
+
 class CreateDistributed(TaskSpec, kw_only=True):
     """The parent's own fields, and what it consists of. `reduce` is for map_reduce and gets `inputs`, the maps' results.
 
     No agent holds the parent, so `assign` and `required_capabilities` belong into the subtasks.
     """
 
+    together = _DISTRIBUTED
+
     idempotency_key: IdempotencyKey | None = None
     subtasks: Annotated[list[TaskSpec], Meta(min_length=1, max_length=TASKS_PER_CALL_MAX)]
     distribution: Distributing = Distributing.PARALLEL
     completion: Completion = Completion.ALL
-    threshold: Annotated[int, Meta(ge=1)] | None = None
+    threshold: Annotated[int, Meta(ge=1, le=TASKS_PER_CALL_MAX)] | None = None
     best_of_field: Label = "score"
     reduce: TaskSpec | None = None
 
@@ -142,8 +174,9 @@ async def create_distributed(work: Work, call: Call[CreateDistributed]) -> Distr
 
 def _task(work: Work, caller: Caller, spec: TaskSpec, *, parent_id: uuid.UUID | None, position: int = 0) -> Task:
     """The new task, as the table will hold it."""
-    if spec.deadline is not None and spec.deadline <= work.now:
-        raise errors.invalid("deadline: give a time to come", "deadline")
+    deadline = spec.deadline.astimezone(datetime.UTC) if spec.deadline is not None else None
+    if deadline is not None and deadline <= work.now:
+        raise errors.past("deadline")
     target = _target(spec)
     now = work.now
     return Task(
@@ -155,7 +188,7 @@ def _task(work: Work, caller: Caller, spec: TaskSpec, *, parent_id: uuid.UUID | 
         excluded_agent_ids=[], parent_id=parent_id, position=position, distribution=None, blocked=False,
         delegated_from=None, delegation_depth=0, status=Status.PENDING, attempt=1, version=1, assigned_to=None, result=None,
         error=None, progress=0.0, progress_message=None, retry_count=0, max_retries=spec.max_retries,
-        timeout_s=spec.timeout_s, lease_s=spec.lease_s, deadline=spec.deadline, ready_at=now, lease_until=None,
+        timeout_s=spec.timeout_s, lease_s=spec.lease_s, deadline=deadline, ready_at=now, lease_until=None,
         timeout_at=None, created_at=now, updated_at=now, assigned_at=None, accepted_at=None, started_at=None,
         finished_at=None,
     )  # fmt: skip

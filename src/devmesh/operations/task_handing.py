@@ -12,9 +12,9 @@ from msgspec import Meta
 from devmesh.core import errors, tasks
 from devmesh.core.access import Scope
 from devmesh.core.names import Labels, Text, WaitMs
-from devmesh.core.tasks import Task
+from devmesh.core.tasks import AttemptNumber, Task
 from devmesh.operations.assigning import candidates_of, give, hand_out, is_any_waiting, lock_assignment
-from devmesh.operations.registry import Call, Mutation, NotYet, operation, subject_of
+from devmesh.operations.registry import Call, Change, Mutation, NotYet, one_given, operation, subject_of
 from devmesh.operations.task_moving import (
     AGENTS,
     TaskResult,
@@ -78,14 +78,16 @@ async def _claim(work: Work, asked: dict[uuid.UUID, Claim]) -> dict[uuid.UUID, l
     return given
 
 
-class Delegate(Mutation, kw_only=True):
+class Delegate(Change, kw_only=True):
+    together = (one_given({"to_agent": ...}, {"capabilities": ...}),)
+
     task_id: uuid.UUID
     to_agent: uuid.UUID | None = None
     capabilities: Labels | None = None
     reason: Text = ""
     kind: Literal["manual", "automatic", "failover", "load_balance"] = "manual"
     agent_id: uuid.UUID | None = None
-    attempt: Annotated[int, Meta(ge=1)] | None = None
+    attempt: AttemptNumber | None = None
 
 
 @operation("task.delegate", scope=Scope.AGENT, http="POST /tasks/{task_id}/delegate", single=True)
@@ -104,11 +106,12 @@ async def delegate(work: Work, call: Call[Delegate]) -> TaskResult:
     task = require_task(locked, asked.task_id)
     if asked.attempt is not None:
         tasks.check_attempt(task.attempt, asked.attempt)
-    tasks.check_legal(task, "delegate")
     holder = task.assigned_to
     if not call.caller.is_admin:
         owners = await assignee_owners(work, [call], locked)
         require_holder(call.caller, asked.agent_id, task.status, holder, owners.get(holder))
+    tasks.check_version(task, asked.if_version)
+    tasks.check_legal(task, "delegate")
     if holder is None:
         raise errors.conflict("task.state", "no agent holds this task; delegate its subtasks")
     if asked.to_agent is not None:
@@ -127,7 +130,7 @@ async def delegate(work: Work, call: Call[Delegate]) -> TaskResult:
     return TaskResult(locked[task.id])
 
 
-class Reassign(Mutation, kw_only=True):
+class Reassign(Change, kw_only=True):
     task_id: uuid.UUID
     to_agent: uuid.UUID | None = None
     reason: Text = ""
@@ -144,6 +147,7 @@ async def reassign(work: Work, call: Call[Reassign]) -> TaskResult:
     locked = LockedTasks(work)
     await locked.lock([asked.task_id])
     task = require_task(locked, asked.task_id)
+    tasks.check_version(task, asked.if_version)
     if asked.to_agent is not None:
         await _require_agent(work, asked.to_agent)
     task = locked.move(task.id, tasks.reassign(task, asked.to_agent, work.now))

@@ -46,6 +46,7 @@ async def move_each(
             require_holder(
                 call.caller, call.params.agent_id, task.status, task.assigned_to, owners.get(task.assigned_to)
             )
+            tasks.check_version(task, getattr(call.params, "if_version", None))
             answers.append(TaskResult(locked.move(task.id, decide(call, task))))
         except errors.MeshError as refused:
             answers.append(refused)
@@ -122,7 +123,8 @@ async def require_own_agent(work: Work, call: Call[Any]) -> uuid.UUID:
 def _own_agent(call: Call[Any], owners: dict[uuid.UUID, uuid.UUID]) -> uuid.UUID:
     agent_id = acting_agent(call.caller, call.params.agent_id)
     if agent_id is None:
-        raise errors.invalid("name the agent that you act as, or initialize the session with it", "agent_id")
+        message = "name the agent that you act as in agent_id, or initialize the session with it"
+        raise errors.conflict("session.no_agent", message)
     if not is_vouched(call.caller, agent_id):
         if agent_id not in owners:
             raise errors.not_found("agent", agent_id)

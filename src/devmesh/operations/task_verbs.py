@@ -17,9 +17,9 @@ from msgspec import Meta, Raw
 
 from devmesh.core import errors, tasks
 from devmesh.core.access import Scope
-from devmesh.core.names import Text
-from devmesh.core.tasks import JsonValue, Task
-from devmesh.operations.registry import Call, Mutation, operation, subject_of
+from devmesh.core.names import Text, Version
+from devmesh.core.tasks import AttemptNumber, JsonValue, Task
+from devmesh.operations.registry import Call, Change, Mutation, operation, subject_of
 from devmesh.operations.task_moving import (
     TREE_MAX,
     TaskResult,
@@ -34,11 +34,10 @@ from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, LockedTasks
 
 BY_TASK = subject_of("task_id")
-AttemptNumber = Annotated[int, Meta(ge=1, le=1_000_000)]
 _random = random.SystemRandom()
 
 
-class HeldTask(Mutation, kw_only=True):
+class HeldTask(Change, kw_only=True):
     """`agent_id` is for keys that have registered several agents; `attempt` is optional here, and checked when given."""
 
     task_id: uuid.UUID
@@ -52,7 +51,11 @@ class FencedTask(Mutation, kw_only=True):
     agent_id: uuid.UUID | None = None
 
 
-@operation("task.accept", scope=Scope.AGENT, http="POST /tasks/{task_id}/accept", subject=BY_TASK)
+class FencedChange(FencedTask, kw_only=True):
+    if_version: Version | None = None
+
+
+@operation("task.accept", scope=Scope.AGENT, http="POST /tasks/{task_id}/accept", subject=BY_TASK, in_hand=True)
 async def accept(work: Work, calls: Sequence[Call[HeldTask]]) -> Sequence[TaskResult | errors.MeshError]:
     """Take an assigned task on."""
     return await move_each(work, calls, lambda _, task: tasks.accept(task, work.now), fenced=False)
@@ -62,18 +65,18 @@ class Reject(HeldTask, kw_only=True):
     reason: Text = ""
 
 
-@operation("task.reject", scope=Scope.AGENT, http="POST /tasks/{task_id}/reject", subject=BY_TASK)
+@operation("task.reject", scope=Scope.AGENT, http="POST /tasks/{task_id}/reject", subject=BY_TASK, in_hand=True)
 async def reject(work: Work, calls: Sequence[Call[Reject]]) -> Sequence[TaskResult | errors.MeshError]:
     """Refuse an assigned task: it goes back to the queue and will not come to this agent again."""
     return await move_each(work, calls, lambda _, task: tasks.reject(task, work.now), fenced=False)
 
 
-class Progress(FencedTask, kw_only=True):
+class Progress(FencedChange, kw_only=True):
     progress: Annotated[float, Meta(ge=0, le=1)]
     message: Text | None = None
 
 
-@operation("task.progress", scope=Scope.AGENT, http="POST /tasks/{task_id}/progress", subject=BY_TASK)
+@operation("task.progress", scope=Scope.AGENT, http="POST /tasks/{task_id}/progress", subject=BY_TASK, in_hand=True)
 async def progress(work: Work, calls: Sequence[Call[Progress]]) -> Sequence[TaskResult | errors.MeshError]:
     """Report how far a task is, 0-1; the first report marks its start. It renews the lease."""
 
@@ -95,7 +98,7 @@ class LeaseResult(msgspec.Struct):
     task: Lease
 
 
-@operation("task.heartbeat", scope=Scope.AGENT, http="POST /tasks/{task_id}/heartbeat", subject=BY_TASK)
+@operation("task.heartbeat", scope=Scope.AGENT, http="POST /tasks/{task_id}/heartbeat", subject=BY_TASK, in_hand=True)
 async def heartbeat(work: Work, calls: Sequence[Call[FencedTask]]) -> Sequence[LeaseResult | errors.MeshError]:
     """Renew the lease of a held task. An error means that the lease is lost: stop working on it."""
     rows = await work.tx.fetch(SQL.leases, work.tenant_id, [call.params.task_id for call in calls])
@@ -126,11 +129,11 @@ def _lease(call: Call[FencedTask], row: Record | None) -> Lease | errors.MeshErr
     return Lease(asked.task_id, asked.attempt, row["lease_until"])
 
 
-class Complete(FencedTask, kw_only=True):
+class Complete(FencedChange, kw_only=True):
     result: JsonValue = msgspec.field(default_factory=lambda: Raw(b"null"))
 
 
-@operation("task.complete", scope=Scope.AGENT, http="POST /tasks/{task_id}/complete", subject=BY_TASK)
+@operation("task.complete", scope=Scope.AGENT, http="POST /tasks/{task_id}/complete", subject=BY_TASK, in_hand=True)
 async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[TaskResult | errors.MeshError]:
     """End a task well, with its result."""
     return await move_each(
@@ -138,12 +141,12 @@ async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[Task
     )
 
 
-class Fail(FencedTask, kw_only=True):
+class Fail(FencedChange, kw_only=True):
     error: JsonValue = msgspec.field(default_factory=lambda: Raw(b'"failed"'))
     retryable: bool = True
 
 
-@operation("task.fail", scope=Scope.AGENT, http="POST /tasks/{task_id}/fail", subject=BY_TASK)
+@operation("task.fail", scope=Scope.AGENT, http="POST /tasks/{task_id}/fail", subject=BY_TASK, in_hand=True)
 async def fail(work: Work, calls: Sequence[Call[Fail]]) -> Sequence[TaskResult | errors.MeshError]:
     """End an attempt badly: another follows after a back-off while retries are left and `retryable` is true."""
 
@@ -154,7 +157,7 @@ async def fail(work: Work, calls: Sequence[Call[Fail]]) -> Sequence[TaskResult |
     return await move_each(work, calls, decide, fenced=True)
 
 
-class Cancel(Mutation, kw_only=True):
+class Cancel(Change, kw_only=True):
     task_id: uuid.UUID
     reason: Text = ""
 
@@ -165,6 +168,7 @@ async def cancel(work: Work, call: Call[Cancel]) -> TaskResult:
     locked = LockedTasks(work)
     await locked.lock([call.params.task_id])
     task = require_task(locked, call.params.task_id)
+    tasks.check_version(task, call.params.if_version)
     task = locked.move(task.id, tasks.cancel(task, call.params.reason, work.now))
     reached = await cancel_tree(work, locked, [task.id], call.params.reason or "its parent was cancelled")
     if reached >= TREE_MAX:
@@ -174,7 +178,7 @@ async def cancel(work: Work, call: Call[Cancel]) -> TaskResult:
     return TaskResult(locked[task.id])
 
 
-class Retry(Mutation, kw_only=True):
+class Retry(Change, kw_only=True):
     task_id: uuid.UUID
 
 
@@ -184,6 +188,7 @@ async def retry(work: Work, call: Call[Retry]) -> TaskResult:
     locked = LockedTasks(work)
     await locked.lock([call.params.task_id])
     task = require_task(locked, call.params.task_id)
+    tasks.check_version(task, call.params.if_version)
     parent = locked.get(task.parent_id) if task.parent_id is not None else None
     if parent is not None and parent.status in tasks.FINISHED:
         raise errors.conflict("task.state", f"its distributed parent is {parent.status}; create it again")

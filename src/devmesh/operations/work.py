@@ -1,4 +1,4 @@
-"""What an operation's body works with: the transaction, the database's clock, and a place to put events.
+"""What an operation's body works with: the transaction, the database's clock, the vault, and a place to put events.
 
 `WorkRunner` is the only way to change a tenant's rows, for the corridor's batches and for the engine's passes alike: one
 transaction, its events last, the bell after its commit.
@@ -16,6 +16,7 @@ import msgspec
 from devmesh.core import events
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import load
+from devmesh.store.vault import Vault
 
 SQL = load("events")
 CLOCK = load("clock")
@@ -28,14 +29,15 @@ class Bell(Protocol):
     def ring(self, tenant_id: uuid.UUID) -> None: ...
     def rings_so_far(self, tenant_id: uuid.UUID) -> int: ...
     async def wait(self, tenant_id: uuid.UUID, rings_seen: int, timeout_s: float) -> None: ...
+    def disturb(self) -> None: ...
 
 
 class Work:
     """One transaction of one tenant. Events that are put here are appended at its end, and told after its commit."""
 
-    def __init__(self, tx: Transaction, tenant_id: uuid.UUID, now: datetime.datetime) -> None:
+    def __init__(self, tx: Transaction, tenant_id: uuid.UUID, now: datetime.datetime, vault: Vault) -> None:
         """`now` is the transaction's time by the database's clock, the only clock that leases know."""
-        self.tx, self.tenant_id, self.now = tx, tenant_id, now
+        self.tx, self.tenant_id, self.now, self.vault = tx, tenant_id, now, vault
         self.events: list[events.NewEvent] = []
 
     def emit(self, event_type: str, topics: tuple[str, ...], data: object) -> None:
@@ -57,14 +59,14 @@ class Work:
 
 
 class WorkRunner:
-    def __init__(self, database: Database, bell: Bell) -> None:
-        self.database, self.bell = database, bell
+    def __init__(self, database: Database, bell: Bell, vault: Vault) -> None:
+        self.database, self.bell, self.vault = database, bell, vault
 
     async def run(self, tenant_id: uuid.UUID, body: Callable[[Work], Awaitable[ResultT]]) -> ResultT:
         """Does a piece of work in one transaction of one tenant. Raises MeshError."""
 
         async def work_through(tx: Transaction) -> ResultT:
-            work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now))
+            work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now), self.vault)
             result = await body(work)
             await work.append_events()
             if work.events:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import asyncpg
 
 CONNECT_LIMIT_S = 10.0
-CLOSE_LIMIT_S = 5.0
+CLOSE_LIMIT_S = 1.0
 BACKOFF_S = (1, 2, 4, 8, 16, 30, 30, 30, 30)  # between ten tries: a bit over two minutes in all
 DEFAULT_SEARCH_PATH = "mcp,public"
 STATEMENTS_CACHED_MAX = 1000
@@ -36,6 +36,14 @@ class DatabaseUnreachable(Exception):
     def __init__(self, message: str, *, is_permanent: bool) -> None:
         super().__init__(message)
         self.is_permanent = is_permanent
+
+
+class AddressUnusable(DatabaseUnreachable):
+    """The address itself makes no sense: nobody but who wrote it can mend that, and not while the program runs."""
+
+    def __init__(self) -> None:
+        message = "the database's address cannot be understood; write special characters in a password as %40 and so on"
+        super().__init__(message, is_permanent=True)
 
 
 def time_limits(deadline_s: float) -> dict[str, str]:
@@ -75,10 +83,12 @@ async def open_connection(
             statement_cache_size=statements_cached_max,
             max_cached_statement_lifetime=0,
         )
+    except (ValueError, OverflowError) as error:  # of an address that the driver cannot read; it quotes a part of it
+        raise AddressUnusable from error
     except DRIVER_ERRORS as error:
         state = getattr(error, "sqlstate", None) or ""
-        is_permanent = state.startswith(PERMANENT_CLASSES) or isinstance(error, asyncpg.ClientConfigurationError)
         reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        is_permanent = state.startswith(PERMANENT_CLASSES)
         raise DatabaseUnreachable(f"cannot reach the database: {reason}", is_permanent=is_permanent) from error
 
 

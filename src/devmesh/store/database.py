@@ -7,6 +7,7 @@ that it ends by its deadline, and that what is raised is a `MeshError` (or a can
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -18,7 +19,15 @@ import structlog
 
 from devmesh.core.errors import Kind, MeshError, unavailable
 from devmesh.store import connections
-from devmesh.store.faults import is_retryable, outcome_unknown, translate
+from devmesh.store.faults import (
+    DISK_FULL,
+    classify,
+    is_connection_lost,
+    is_misfit,
+    is_retryable,
+    outcome_unknown,
+    translate,
+)
 from devmesh.store.statements import Statement
 
 if TYPE_CHECKING:
@@ -35,9 +44,9 @@ _random = random.SystemRandom()  # so that processes forked alike do not pause a
 RETRIES_MAX = 5
 RETRY_PAUSE_S = 0.01  # doubled with each retry, and jittered
 ROLLBACK_LIMIT_S = 1.0
-RELEASE_LIMIT_S = 5.0
+RELEASE_LIMIT_S = 1.0
 CLOSE_LIMIT_S = 10.0
-PING_LIMIT_S = 2.0
+IDLE_S_MAX = 60.0  # less than firewalls remember a silent connection for
 QUERIES_A_CONNECTION_MAX = 1_000_000_000  # the driver would otherwise reconnect every 50,000
 
 
@@ -99,6 +108,9 @@ class Database:
         self._settings = settings
         self._transaction_deadline_s = transaction_deadline_s
         self._waiting = 0
+        self._answered_at = time.monotonic()
+        self._disk_full_at = -math.inf
+        self.on_misfit: Callable[[], None] = lambda: None  # told when the schema has lost what a statement needs
 
     @classmethod
     async def open(
@@ -119,6 +131,7 @@ class Database:
                 min_size=pool_size_min,
                 max_size=pool_size_max,
                 max_queries=QUERIES_A_CONNECTION_MAX,
+                max_inactive_connection_lifetime=IDLE_S_MAX,
                 timeout=connections.CONNECT_LIMIT_S,
                 server_settings=settings,
                 statement_cache_size=connections.STATEMENTS_CACHED_MAX,
@@ -130,10 +143,10 @@ class Database:
             raise translate(error) from error
         return cls(pool, dsn, settings, transaction_deadline_s)
 
-    async def close(self) -> None:
+    async def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
         """Waits for what is running, within a limit, then closes every connection."""
         try:
-            async with asyncio.timeout(CLOSE_LIMIT_S):
+            async with asyncio.timeout(limit_s):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
@@ -141,8 +154,8 @@ class Database:
     async def run(self, work: Callable[[Transaction], Awaitable[T]], *, deadline_s: float | None = None) -> T:
         """Does work in one READ COMMITTED transaction and answers with its result.
 
-        Work is run again from its start when it lost a deadlock or a serialisation conflict, so it must have no effect
-        outside of the transaction. The deadline covers everything, waiting for a connection included. A commit whose
+        Work is run again from its start when it lost a deadlock or a serialisation conflict, and once when it lost its
+        connection, so it must have no effect outside of the transaction. The deadline covers everything, waiting for a connection included. A commit whose
         outcome is unknown is never repeated here: only the caller's idempotency key makes that safe.
         """
         limit_s = self._transaction_deadline_s if deadline_s is None else deadline_s
@@ -152,33 +165,26 @@ class Database:
                 for retry in range(RETRIES_MAX):
                     try:
                         return await self._attempt(work, begin, deadline)
-                    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-                        if not is_retryable(error):
+                    except connections.DRIVER_ERRORS as error:
+                        is_lost = retry == 0 and is_connection_lost(error)  # it may have ended while nobody used it
+                        if not (is_retryable(error) or is_lost):
                             raise
                     await asyncio.sleep(_random.uniform(0.2, 1) * RETRY_PAUSE_S * 2**retry)
                 return await self._attempt(work, begin, deadline)
         except MeshError:
             raise
         except Exception as error:
-            raise translate(error) from error
+            raise self._answer(error) from error
 
     async def read(self, statement: Statement, *args: Any) -> list[Record]:
         """The rows of one statement, outside of an explicit transaction, within the usual deadline."""
         try:
             async with asyncio.timeout(self._transaction_deadline_s), self._connection() as connection:
-                return await connection.fetch(statement.text, *args)
+                rows = await connection.fetch(statement.text, *args)
+                self._answered_at = time.monotonic()
+                return rows
         except Exception as error:
-            raise translate(error) from error
-
-    async def ping(self, limit_s: float = PING_LIMIT_S) -> float:
-        """How long the database takes to answer, in milliseconds, the wait for a connection included."""
-        started = time.perf_counter()
-        try:
-            async with asyncio.timeout(limit_s), self._connection() as connection:
-                await connection.fetchval("select 1")
-        except Exception as error:
-            raise translate(error) from error
-        return (time.perf_counter() - started) * 1000
+            raise self._answer(error) from error
 
     async def unfit(self, statements: Iterable[Statement]) -> list[str]:
         """What PostgreSQL says against each statement that does not fit the schema, with its name: nothing, if all is well."""
@@ -188,7 +194,10 @@ class Database:
                 for statement in statements:
                     try:
                         await connection.prepare(statement.text)
-                    except asyncpg.SyntaxOrAccessError as error:  # a missing table, column or function is one of these
+                    except (
+                        asyncpg.SyntaxOrAccessError,
+                        asyncpg.InvalidSchemaNameError,
+                    ) as error:  # whatever is missing
                         problems.append(f"{statement.name}: {error}")
         except Exception as error:
             raise translate(error) from error
@@ -205,21 +214,36 @@ class Database:
     def stats(self) -> PoolStats:
         return PoolStats(size=self._pool.get_size(), idle=self._pool.get_idle_size(), waiting=self._waiting)
 
+    @property
+    def disk_full_s_ago(self) -> float:
+        """How long it is since a write found no room."""
+        return time.monotonic() - self._disk_full_at
+
+    @property
+    def silence_s(self) -> float:
+        """How long it is since anything on the pool was done."""
+        return time.monotonic() - self._answered_at
+
+    def _answer(self, error: Exception) -> MeshError:
+        if is_misfit(error):
+            self.on_misfit()
+        if classify(error) is DISK_FULL:
+            self._disk_full_at = time.monotonic()
+        return translate(error)
+
     async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], begin: str, deadline: asyncio.Timeout) -> T:
         async with self._connection() as connection:
             transaction = Transaction(connection)
-            try:
-                await connection.execute(begin)
-                result = await work(transaction)
-            except BaseException:
-                await _roll_back(connection)
-                raise
+            await connection.execute(begin)
+            result = await work(transaction)
             await _commit(connection, deadline)
+        self._answered_at = time.monotonic()
         transaction.committed()
         return result
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[PooledConnection]:
+        """One of the pool, clean again or cut off afterwards."""
         if self._pool.is_closing():
             raise unavailable("this server is shutting down; connect to another")
         self._waiting += 1
@@ -229,11 +253,15 @@ class Database:
             self._waiting -= 1
         try:
             yield connection
+        except BaseException:
+            if not await _roll_back(connection):
+                await self._pool.expire_connections()  # the others have gone silent with it: open new ones
+            raise
         finally:
             try:
                 await self._pool.release(connection, timeout=RELEASE_LIMIT_S)
-            except connections.DRIVER_ERRORS:
-                log.warning("a connection broke while it went back to the pool", exc_info=True)
+            except connections.DRIVER_ERRORS as error:
+                log.warning("a connection broke while it went back to the pool", error=str(error))
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:
@@ -241,8 +269,11 @@ async def _keep_session(connection: asyncpg.Connection) -> None:
 
 
 def _begin(limits: dict[str, str] | None) -> str:
-    """BEGIN, with its own time limits in the same round trip where they differ from the session's."""
-    begin = "begin isolation level read committed read write"
+    """BEGIN, with its own time limits in the same round trip where they differ from the session's.
+
+    Not READ WRITE: it would overrule an operator, or a disk's guard, who has made the database read-only.
+    """
+    begin = "begin isolation level read committed"
     if limits is None:
         return begin
     return ";".join([begin, *(f"set local {name} = '{value}'" for name, value in limits.items())])
@@ -269,16 +300,23 @@ async def _commit(connection: PooledConnection, deadline: asyncio.Timeout) -> No
         raise RuntimeError("work hid the failure of a statement, so its transaction was rolled back")
 
 
-async def _roll_back(connection: PooledConnection) -> None:
-    """Undoes the work, or drops the connection if that does not go at once: the server then undoes it."""
+async def _roll_back(connection: PooledConnection) -> bool:
+    """Undoes the work, or drops the connection if that does not go at once: the server then undoes it.
+
+    False when nobody answered, neither with yes nor with no: a frozen server, or a connection that leads nowhere any more.
+    """
     try:
         async with asyncio.timeout(ROLLBACK_LIMIT_S):
             await connection.execute("rollback")
     except asyncio.CancelledError:
         _cut_off(connection)
         raise
+    except TimeoutError:
+        _cut_off(connection)
+        return False
     except connections.DRIVER_ERRORS:
         _cut_off(connection)
+    return True
 
 
 def _cut_off(connection: PooledConnection) -> None:

@@ -14,12 +14,11 @@ from typing import NamedTuple
 import asyncpg
 import structlog
 
-from devmesh.core.errors import Kind, MeshError
+from devmesh.core.errors import OUTCOME_UNKNOWN, Kind, MeshError
 
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_MS = 500
-OUTCOME_UNKNOWN = "commit.outcome_unknown"  # the reason in the error's data
 
 
 class Fault(NamedTuple):
@@ -36,6 +35,11 @@ BUSY = Fault(Kind.UNAVAILABLE, "the database has no connection or memory to spar
 DISK_FULL = Fault(Kind.UNAVAILABLE, "the database's disk is full; nothing can be written until there is room", False)
 READ_ONLY = Fault(Kind.UNAVAILABLE, "the database takes no writes for the moment; try again", False)
 UNUSABLE = Fault(Kind.UNAVAILABLE, "the database refuses this server; an operator has to mend it", False)
+MISFIT = Fault(
+    Kind.UNAVAILABLE,
+    "the database's schema is not what this server needs; an operator has to mend it, see /health",
+    False,
+)
 CONTENTION = Fault(Kind.UNAVAILABLE, "too many requests change the same things at once; try again", False)
 TOO_SLOW = Fault(Kind.TIMEOUT, "the request took too long and was stopped; try again", False)
 LOCKED = Fault(Kind.TIMEOUT, "another change to the same thing took too long; try again", False)
@@ -83,7 +87,13 @@ FAULTS: dict[str, Fault] = {
     "28": UNUSABLE,
     "3D": UNUSABLE,
     "40": CONTENTION,
+    "3F": MISFIT,  # every statement fitted when the service started: somebody has changed the schema since
     "42": OUR_MISTAKE,
+    "42703": MISFIT,  # no such column
+    "42704": MISFIT,  # no such object
+    "42804": MISFIT,  # a column of another type
+    "42883": MISFIT,  # no such function, or none for these types
+    "42P01": MISFIT,  # no such table
     "53": BUSY,
     "53100": DISK_FULL,
     "54": TOO_BIG,
@@ -114,7 +124,7 @@ def translate(error: BaseException) -> MeshError:
         error_id = str(uuid.uuid4())
         log.error("unforeseen failure in the store", error_id=error_id, **_circumstances(error))
         return MeshError(fault.kind, fault.message, error_id=error_id)
-    if fault is UNUSABLE or fault is DISK_FULL:
+    if fault in (UNUSABLE, DISK_FULL, MISFIT):
         log.error("the database needs an operator", **_circumstances(error))
     elif fault in (DUPLICATE, DANGLING, NOT_PERMITTED_VALUE):
         log.warning("a constraint caught what an operation should have", **_circumstances(error))
@@ -131,11 +141,21 @@ def is_member_fault(error: BaseException) -> bool:
     return classify(error).is_member
 
 
+def is_misfit(error: BaseException) -> bool:
+    """Whether the schema has lost what a statement needs."""
+    return classify(error) is MISFIT
+
+
 def is_retryable(error: BaseException) -> bool:
     """Whether the same transaction, run again from its start, may well pass: nothing of it has been kept."""
     if isinstance(error, asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError):
         return True  # the schema was migrated under a prepared statement; the driver has forgotten it by now
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in RETRYABLE_STATES
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether a session ended under what was being done, not for want of time."""
+    return not isinstance(error, TimeoutError) and classify(error) in (AWAY, STARTING)
 
 
 def outcome_unknown(kind: Kind = Kind.UNAVAILABLE) -> MeshError:

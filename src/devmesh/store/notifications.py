@@ -45,9 +45,16 @@ class Notifications:
 
     async def send(self, payload: str) -> None:
         """Raises MeshError when the connection is gone."""
+        await self._execute(SQL.ring.text, payload)
+
+    async def probe(self) -> None:
+        """Finds out whether the connection still leads anywhere, which who only listens never learns. Raises MeshError."""
+        await self._execute(SQL.listening.text)
+
+    async def _execute(self, sql: str, *args: str) -> None:
         try:
             async with asyncio.timeout(NOTIFY_LIMIT_S):
-                await self._connection.execute(SQL.ring.text, payload)
+                await self._connection.execute(sql, *args)
         except Exception as error:
             self.broken.set()
             raise translate(error) from error

@@ -38,12 +38,13 @@ order by n.agent_id desc limit $3;
 
 -- name: update
 -- Changes what an agent says of itself; null keeps. $1 tenant, $2 agent, $3 description, $4 capabilities, $5 concurrency,
--- $6 metadata, $7 card, $8 draining, $9 suspended.
+-- $6 metadata, $7 card, $8 draining, $9 suspended, $10 the version that it must have, or null.
 update mcp.agents a set
     description = coalesce($3, a.description), capabilities = coalesce($4, a.capabilities),
     concurrency = coalesce($5, a.concurrency), metadata = coalesce($6, a.metadata), card = coalesce($7, a.card),
     draining = coalesce($8, a.draining), suspended = coalesce($9, a.suspended), updated_at = now(), version = a.version + 1
-where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null returning a.agent_id;
+where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null and ($10::integer is null or a.version = $10)
+returning a.agent_id;
 
 -- name: heartbeat_many
 -- Notes that agents live, in agent order. $1 tenant, $2 agents, $3 loads, $4 metrics; null keeps what was said before.
@@ -57,9 +58,10 @@ update mcp.agents a set heartbeat_at = now(), silent_since = null,
 where a.tenant_id = $1 and a.agent_id = any(array(select locked.agent_id from locked));
 
 -- name: deregister
--- An agent leaves for good; its name is free again. $1 tenant, $2 agent.
+-- An agent leaves for good; its name is free again. $1 tenant, $2 agent, $3 the version that it must have, or null.
 update mcp.agents a set deregistered_at = now(), updated_at = now(), version = a.version + 1
-where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null returning a.agent_id;
+where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null and ($3::integer is null or a.version = $3)
+returning a.agent_id;
 
 -- name: tasks_of
 -- The tasks that an agent holds, and those that wait for it alone. $1 tenant, $2 agent.

@@ -19,18 +19,29 @@ where e.tenant_id = $1 and e.sequence > $2 and e.sequence <= $3 and ($4::text[] 
 order by e.sequence limit $5;
 
 -- name: position
--- Where a tenant's stream begins and ends, and its epoch. $1 tenant.
+-- Where a tenant's stream begins and ends, and its epoch. What retention has removed may lie between events that are left, if the
+-- clock was set back: the stream then begins after it. $1 tenant.
 select t.stream_epoch as epoch,
-       coalesce((select e.sequence from mcp.events e where e.tenant_id = $1 order by e.sequence desc limit 1),
+       greatest((select e.sequence from mcp.events e where e.tenant_id = $1 order by e.sequence desc limit 1),
                 t.stream_floor) as last_sequence,
-       coalesce((select e.sequence - 1 from mcp.events e where e.tenant_id = $1 order by e.sequence limit 1),
+       greatest((select e.sequence - 1 from mcp.events e where e.tenant_id = $1 order by e.sequence limit 1),
                 t.stream_floor) as floor_sequence
 from mcp.tenants t where t.tenant_id = $1;
+
+-- name: floors
+-- How far retention has removed the streams of tenants. Asked after events were read, it tells whether some that should have been
+-- among them were gone. $1 tenants.
+select asked.tenant_id, t.stream_floor as floor_sequence from unnest($1::uuid[]) as asked (tenant_id)
+cross join lateral (select o.stream_floor from mcp.tenants o where o.tenant_id = asked.tenant_id limit 1) t;
 
 -- name: of_topic
 -- The events of one thing, in order. $1 tenant, $2 topic, $3 after this sequence, $4 how many.
 select e.sequence, e.at, e.type, e.topics, e.data from mcp.events e
 where e.tenant_id = $1 and e.topics[1] = $2 and e.sequence > $3 order by e.sequence limit $4;
+
+-- name: listening
+-- Nothing, from the connection that listens: an answer shows that it is still there. No parameters.
+select 1;
 
 -- name: ring
 -- Tells every listening process that these tenants have news. Never inside a writing transaction. $1 tenants, by commas.

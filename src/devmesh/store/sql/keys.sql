@@ -42,26 +42,33 @@ where k.key_id is null or k.revoked_at is not null or k.expires_at <= now() or t
 
 -- name: insert
 -- Creates a key. $1 tenant, $2 key, $3 owner, $4 name, $5 prefix, $6 hash, $7 kind, $8 scopes, $9 agent, $10 expiry,
--- $11 the key it replaces.
+-- $11 the key it replaces, $12 its rate.
 insert into mcp.api_keys (tenant_id, key_id, owner_id, name, prefix, key_hash, kind, scopes, agent_id, expires_at,
-                          replaces_key_id)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-returning key_id as id, name, prefix, kind, scopes, agent_id, expires_at, created_at, last_used_at, revoked_at, replaces_key_id;
+                          replaces_key_id, rate_per_s)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+returning key_id as id, name, prefix, kind, scopes, agent_id, expires_at, created_at, last_used_at, revoked_at, replaces_key_id,
+          rate_per_s;
 
 -- name: get
 -- A key with what a successor takes over. $1 tenant, $2 key.
 select k.key_id as id, k.name, k.prefix, k.kind, k.scopes, k.agent_id, k.expires_at, k.created_at, k.last_used_at, k.revoked_at,
-       k.replaces_key_id, k.owner_id
+       k.replaces_key_id, k.rate_per_s, k.owner_id
 from mcp.api_keys k where k.tenant_id = $1 and k.key_id = $2;
 
 -- name: page
 -- A page of keys, newest first. $1 tenant, $2 ids below this one, $3 how many.
 select k.key_id as id, k.name, k.prefix, k.kind, k.scopes, k.agent_id, k.expires_at, k.created_at, k.last_used_at, k.revoked_at,
-       k.replaces_key_id
+       k.replaces_key_id, k.rate_per_s
 from mcp.api_keys k where k.tenant_id = $1 and ($2::uuid is null or k.key_id < $2) order by k.key_id desc limit $3;
 
 -- name: revoke
 -- Revokes a key, once. $1 tenant, $2 key.
 update mcp.api_keys k set revoked_at = coalesce(k.revoked_at, now()) where k.tenant_id = $1 and k.key_id = $2
 returning k.key_id as id, k.name, k.prefix, k.kind, k.scopes, k.agent_id, k.expires_at, k.created_at, k.last_used_at,
-          k.revoked_at, k.replaces_key_id;
+          k.revoked_at, k.replaces_key_id, k.rate_per_s;
+
+-- name: limit
+-- Gives a key a rate of its own, or takes it. $1 tenant, $2 key, $3 rate.
+update mcp.api_keys k set rate_per_s = $3 where k.tenant_id = $1 and k.key_id = $2
+returning k.key_id as id, k.name, k.prefix, k.kind, k.scopes, k.agent_id, k.expires_at, k.created_at, k.last_used_at,
+          k.revoked_at, k.replaces_key_id, k.rate_per_s;

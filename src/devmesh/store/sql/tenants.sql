@@ -21,20 +21,31 @@ where t.status = 'active' and exists (select 1 from mcp.agents_now n where n.ten
                                       and n.deregistered_at is null and n.status <> n.announced_status);
 
 -- name: insert
--- Creates a tenant. No row: the name is taken. $1 tenant, $2 name.
-insert into mcp.tenants (tenant_id, name) values ($1, $2) on conflict (name) do nothing
-returning tenant_id as id, name, status, created_at;
+-- Creates a tenant. No row: the name is taken. $1 tenant, $2 name, $3 rate.
+insert into mcp.tenants (tenant_id, name, rate_per_s) values ($1, $2, $3) on conflict (name) do nothing
+returning tenant_id as id, name, status, created_at, rate_per_s;
 
 -- name: by_name
 -- A tenant by its name. $1 name.
-select t.tenant_id as id, t.name, t.status, t.created_at from mcp.tenants t where t.name = $1;
+select t.tenant_id as id, t.name, t.status, t.created_at, t.rate_per_s from mcp.tenants t where t.name = $1;
 
 -- name: page
 -- All tenants, newest first. $1 ids below this one, $2 how many.
-select t.tenant_id as id, t.name, t.status, t.created_at from mcp.tenants t
+select t.tenant_id as id, t.name, t.status, t.created_at, t.rate_per_s from mcp.tenants t
 where ($1::uuid is null or t.tenant_id < $1) order by t.tenant_id desc limit $2;
 
 -- name: suspend
 -- Suspends a tenant, or lifts the suspension. $1 tenant, $2 status.
 update mcp.tenants t set status = $2 where t.tenant_id = $1
-returning t.tenant_id as id, t.name, t.status, t.created_at;
+returning t.tenant_id as id, t.name, t.status, t.created_at, t.rate_per_s;
+
+-- name: limit
+-- Gives a tenant a rate of its own, or takes it. $1 tenant, $2 rate.
+update mcp.tenants t set rate_per_s = $2 where t.tenant_id = $1
+returning t.tenant_id as id, t.name, t.status, t.created_at, t.rate_per_s;
+
+-- name: task_depths
+-- How many tasks wait and how many are held in all tenants together. $1 up to how many of each are counted.
+select (select count(*) from (select from mcp.tasks k where k.status = 'pending' limit $1) waiting) as pending,
+       (select count(*) from (select from mcp.tasks k where k.status in ('assigned', 'accepted', 'running') limit $1) held)
+       as held;
