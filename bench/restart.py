@@ -106,7 +106,7 @@ async def measure(stage: Stage) -> list[Figure]:
         asked = time.perf_counter()
         while len(load.acknowledged_at) < load.sent and time.perf_counter() < asked + LEFT_OVER_LIMIT_S:
             await asyncio.sleep(TICK_S)
-        lost, twice = await _held_against(mesh.dsn, load)
+        lost, twice = await _held_against(mesh.dsn, set(load.acknowledged_at))
     name = f"back to {RATE_PER_S:,} task.create/s after PostgreSQL is up"
     back_s = _back_at(load, up_at, asked) - up_at
     silent_s = _longest_silence(load, went_at, asked)
@@ -137,17 +137,17 @@ def _longest_silence(load: Load, begin: float, end: float) -> float:
     return max(later - earlier for earlier, later in itertools.pairwise([begin, *times, end]))
 
 
-async def _held_against(dsn: str, load: Load) -> tuple[int, int]:
-    """How many acknowledged calls have left no task, and how many tasks there are beyond one for each call."""
+async def _held_against(dsn: str, acknowledged: set[int]) -> tuple[int, int]:
+    """How many acknowledged calls have left no task, and how many tasks there are beyond one for each key, at one moment."""
     connection = await asyncpg.connect(dsn)
     try:
-        rows = await connection.fetch(
-            "select substr(k.idempotency_key, 9)::integer as number from mcp.idempotency_keys k"
+        row = await connection.fetchrow(
+            "with kept as (select substr(k.idempotency_key, 9)::integer as number from mcp.idempotency_keys k"
             " join mcp.tasks t on t.tenant_id = k.tenant_id and t.task_id = (k.answer -> 'task' ->> 'id')::uuid"
-            " where k.idempotency_key like 'restart-%'"
+            " where k.idempotency_key like 'restart-%')"
+            " select array(select number from kept) as numbers, (select count(*) from mcp.tasks) as tasks"
         )
-        tasks = await connection.fetchval("select count(*) from mcp.tasks where title = 'measure'")
     finally:
         await connection.close()
-    kept = {row["number"] for row in rows}
-    return len(load.acknowledged_at.keys() - kept), max(0, tasks - len(kept))
+    assert row is not None
+    return len(acknowledged - set(row["numbers"])), row["tasks"] - len(row["numbers"])

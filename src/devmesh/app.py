@@ -16,7 +16,6 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import httpx
 import psutil
 import structlog
 import uvicorn
@@ -26,7 +25,9 @@ from devmesh import telemetry
 from devmesh.core.errors import unavailable
 from devmesh.edges import health as health_edge
 from devmesh.edges.boundary import application
+from devmesh.edges.corked import CorkedProtocol
 from devmesh.edges.health import Health
+from devmesh.edges.http_guard import guarded
 from devmesh.edges.problem import problem_response
 from devmesh.services import Service, StartRefused
 from devmesh.settings import Settings
@@ -52,19 +53,6 @@ def run_service(name: str, settings: Settings) -> int:
         log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(name, settings, listener))
-
-
-def health_check(name: str, settings: Settings) -> int:
-    """Asks the running service whether it is ready: 0 or 1."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - compared, not bound
-    url = f"http://{host}:{_port(name, settings)}/readyz"
-    try:
-        answer = httpx.get(url, timeout=5.0, trust_env=False)
-    except httpx.HTTPError as error:
-        print(f"{name} cannot be reached at {url}: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    print(answer.text)  # noqa: T201
-    return 0 if answer.status_code == 200 else 1
 
 
 async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
@@ -179,8 +167,8 @@ def _config(front: Front, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         front,
         interface="asgi3",
-        http="httptools",
-        ws="websockets-sansio",
+        http=guarded(settings.request_head_timeout_s, settings.request_body_timeout_s),
+        ws=CorkedProtocol,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -128,6 +128,10 @@ class Settings(Group):
     admission_target_ms: float = setting(
         20.0, "How long requests may take while more is asked for than can be done.", "ms", at_most=10_000
     )
+    request_head_timeout_s: float = setting(
+        10.0, "For the head of an HTTP request, and for the first after connecting.", "s", at_least=0.1, at_most=600
+    )
+    request_body_timeout_s: float = setting(60.0, "For its body.", "s", at_least=0.1, at_most=3600)
     initialize_timeout_s: float = setting(10.0, "Time to send `initialize`.", "s", at_least=0.1, at_most=600)
     ping_interval_s: float = setting(25.0, "Between pings; two missed end a connection.", "s", at_least=0.1)
 

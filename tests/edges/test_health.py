@@ -17,8 +17,9 @@ from devmesh.edges.boundary import application
 from devmesh.edges.health import AGE_S_MAX, LOOK_INTERVAL_S, Health, Migrations, routes
 from devmesh.edges.questions import ANSWER_LIMIT_S
 from devmesh.store.connections import DatabaseUnreachable
-from tests.edges.rest import Rest, new_key, problem_of
+from tests.edges.rest import Rest, new_key, new_task, problem_of
 from tests.harness import Mesh, eventually, wait_until
+from tests.wire import Wire
 
 SERVICES = ("rest-api", "mcp-server", "worker")
 
@@ -266,3 +267,41 @@ async def test_a_service_that_stops_is_alive_and_not_ready(health: Health) -> No
         assert (await http.get("/healthz")).status_code == 200
         ready = (await http.get("/readyz")).json()
         assert (ready["ready"], ready["reasons"]) == (False, ["the service is stopping"])
+
+
+async def test_details_are_pools_queues_partitions_and_connections(rest: Rest, mesh: Mesh, tenant: str) -> None:
+    async def details(service: str) -> dict[str, Any]:
+        found: dict[str, Any] = (await rest.http.get(url(mesh, service, "/health?details=true"))).json()["details"]
+        return found
+
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        agent = (await wire.call("agent.register", name="holder"))["agent"]
+        await new_task(rest, tenant)
+        await new_task(rest, tenant)
+        await wire.call("task.claim", agent_id=agent["id"])
+        for service in SERVICES:
+            shown = await details(service)
+            assert shown["pool"]["size"] >= 1
+            assert {"idle", "waiting"} <= shown["pool"].keys()
+            assert {"events", "audit_log"} <= {table["table"] for table in shown["partitions"]}
+
+            async def are_counted(service: str = service) -> bool:
+                tasks = (await details(service))["tasks"]
+                return bool(tasks["pending"] and tasks["held"] and tasks["pending"] <= tasks["counted_max"])
+
+            await eventually(are_counted, f"{service} counts the tasks", 15.0)
+        gateway = await details("mcp-server")
+        assert gateway["connections"]["open"] >= 1
+        assert gateway["connections"]["outbox_bytes"] >= gateway["connections"]["fullest_outbox_bytes"] >= 0
+    assert (await details("rest-api"))["event_streams"]["open"] >= 0
+    assert isinstance((await details("rest-api"))["calls"], dict)
+
+
+async def test_readiness_is_answered_in_five_milliseconds_and_asks_nobody(rest: Rest, mesh: Mesh) -> None:
+    """The best of many, because the machine may be busy with other tests; what is asked takes longer than that."""
+    durations_s = []
+    for _ in range(100):
+        began = time.perf_counter()
+        assert (await rest.http.get(url(mesh, "rest-api", "/readyz"))).status_code == 200
+        durations_s.append(time.perf_counter() - began)
+    assert min(durations_s) < 0.005

@@ -82,6 +82,16 @@ async def test_bounds_are_part_of_it(document: dict[str, Any]) -> None:
     assert body["properties"]["deadline"]["anyOf"][0]["format"] == "date-time"
 
 
+async def test_every_text_says_which_characters_it_takes(document: dict[str, Any]) -> None:
+    """Or a program would learn only by its refusal that PostgreSQL stores no NUL."""
+    bounded = {"pattern", "enum", "format", "const"}
+    headers = {"If-Match", "If-None-Match"}  # where whatever is no tag matches nothing
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        for place in (*operation["parameters"], operation.get("requestBody", {})):
+            texts = [found for found in everything_in(place) if found.get("type") == "string"]
+            assert place.get("name") in headers or all(bounded & text.keys() for text in texts), place
+
+
 async def test_results_are_what_is_answered(rest: Rest, document: dict[str, Any], tenant: str) -> None:
     """The fields of a task, as they are declared and as they come."""
     schema = described(document, "task.create")["responses"]["201"]["content"]["application/json"]["schema"]

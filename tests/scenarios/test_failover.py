@@ -19,17 +19,20 @@ import pytest
 import pytest_asyncio
 
 from devmesh.client import Client
+from devmesh.core.errors import MeshError
 from devmesh.engine import notify_bell
 from devmesh.engine.notify_bell import NotifyBell
 from devmesh.store import notifications
-from devmesh.store.database import Database
+from devmesh.store.database import Database, Transaction
+from devmesh.store.statements import load
 from tests.breaking import Postgres, Proxy, proxy_to
 from tests.conftest import QUICK
 from tests.harness import Child, Mesh, eventually
 from tests.wire import Wire
 
+CLOCK = load("clock")
 DEADLINE_S = 2.0
-ANSWER_S = DEADLINE_S + 4.0  # beyond the deadline: undoing, and looking at late ones once a second
+ANSWER_S = DEADLINE_S + 6.0  # beyond the deadline: counting rates, undoing, looking at late ones; and a loaded machine
 NOTICE_S = 6.0
 RECOVERY_S = 10.0
 MakeMesh = Callable[..., Mesh]
@@ -63,7 +66,12 @@ async def parts(_own_postgres: Postgres, tmp_path_factory: pytest.TempPathFactor
     """Three services that reach their database through a proxy. They are never restarted: they have to recover."""
     directory: Path = tmp_path_factory.mktemp("failover")
     async with proxy_to(_own_postgres.database()) as proxy:
-        settings = {**QUICK, "DEVMESH_TRANSACTION_DEADLINE_S": str(DEADLINE_S)}
+        settings = {
+            **QUICK,
+            "DEVMESH_TRANSACTION_DEADLINE_S": str(DEADLINE_S),
+            "DEVMESH_GATHER_BATCH_MAX": "32",
+            "DEVMESH_GATHER_IN_FLIGHT_MAX": "2",
+        }
         mesh = Mesh(proxy.dsn, directory, settings)
         try:
             await asyncio.to_thread(mesh.start, "rest-api", "mcp-server", "worker")
@@ -245,6 +253,25 @@ async def test_s10_connections_that_a_firewall_has_forgotten_cost_one_deadline_a
         began = time.monotonic()
         assert (await parts.create()).status_code == 201
         assert time.monotonic() - began < DEADLINE_S
+
+
+async def test_s10_one_call_finds_out_for_all_that_the_connections_lead_nowhere(broken: Postgres) -> None:
+    async with proxy_to(broken.database()) as proxy:
+        database = await Database.open(
+            proxy.dsn, service="tests", pool_size_min=4, pool_size_max=4, transaction_deadline_s=1.0
+        )
+        try:
+            await asyncio.gather(*(database.run(_look) for _ in range(4)))
+            proxy.forget()
+            with pytest.raises(MeshError):
+                await database.run(_look)
+            assert await asyncio.gather(*(database.run(_look) for _ in range(4))) == [True] * 4
+        finally:
+            await database.close(0.5)
+
+
+async def _look(tx: Transaction) -> bool:
+    return await tx.fetch_value(CLOCK.now) is not None
 
 
 async def test_s10_whoever_only_listens_finds_out_that_nobody_can_be_heard(

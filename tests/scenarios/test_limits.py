@@ -216,6 +216,24 @@ async def test_w4_nobody_is_refused_because_rates_cannot_be_counted(own_mesh: Ca
             await eventually(is_limited, "they are counted again", within_s=6)
 
 
+async def test_w4_a_refusal_asks_the_database_nothing(own_mesh: Callable[..., Mesh]) -> None:
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.admin_key) as admin:
+        over_rest, over_ws = await limited_key(admin, 0.01), await limited_key(admin, 0.01)
+    wire = await Wire.connect(mesh.ws_url, over_ws["secret"])  # `initialize` is all that it may do
+    async with httpx.AsyncClient(trust_env=False, timeout=20, headers=bearer(over_rest["secret"])) as client:
+        url = f"{mesh.rest_url}/api/v1/tasks"
+        assert (await client.get(url)).status_code == 200
+        assert (await client.get(url)).status_code == 429
+        assert (await rapidly(wire, 1))[0] == 0
+        run_sql(mesh.dsn, "alter table mcp.api_keys rename to api_keys_away")  # whoever looks for a key fails
+        assert [(await client.get(url)).status_code for _ in range(5)] == [429] * 5
+        assert (await rapidly(wire, 20))[0] == 0
+        stranger = await client.get(url, headers=bearer(mesh.admin_key))
+        assert stranger.is_server_error
+    await wire.close()
+
+
 async def test_w3_one_id_twice_in_flight_is_two_requests(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as wire:
         request = {"jsonrpc": "2.0", "id": "twice", "method": "task.create", "params": {"title": "twice"}}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -233,5 +234,7 @@ async def test_s11_what_is_in_flight_is_finished_and_who_comes_now_is_sent_elsew
             ready = await http.get("/readyz")
             assert (ready.status_code, ready.json()["reasons"]) == (503, ["the service is stopping"])
             assert (await http.get("/healthz")).status_code == 200
+            with pytest.raises(subprocess.TimeoutExpired):  # it does not go before it has answered
+                await asyncio.to_thread(rest.wait, 2.5)
         assert (await in_flight).status_code == 201
         assert (await end_of(rest))[0] == 0

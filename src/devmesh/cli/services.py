@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from devmesh.cli import readiness
+from devmesh.cli.console import Exit, Failure
 from devmesh.cli.loading import require_dsn, service_settings
 
 Host = Annotated[str | None, typer.Option(help="Where to listen.", show_default="127.0.0.1")]
@@ -42,10 +44,14 @@ def _run(
     data_dir: Path | None,
     **options: str | int | None,
 ) -> None:
-    settings = service_settings(data_dir, **options)
+    try:
+        settings = service_settings(data_dir, **options)
+    except Failure as failure:
+        raise Failure(failure.message, Exit.FAILED if health_check else failure.code, failure.hint) from None
+    if health_check:
+        port = {"rest-api": settings.rest_port, "mcp-server": settings.ws_port, "worker": settings.worker_port}[name]
+        raise typer.Exit(readiness.exit_code(name, settings.host, port))
+    require_dsn(settings)
     from devmesh import app
 
-    if health_check:
-        raise typer.Exit(app.health_check(name, settings))
-    require_dsn(settings)
     raise typer.Exit(app.run_service(name, settings))

@@ -87,7 +87,8 @@ def task_topic(task_id: uuid.UUID) -> str:
 
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
 NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job")
-_TOPIC = f"^(tenant|inbox|queue:.{{1,200}}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
+_QUEUE = r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,199}"  # no comma, which stands between topics in a URL
+_TOPIC = f"^(tenant|inbox|queue:{_QUEUE}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
 Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]
 
 
@@ -100,7 +101,7 @@ def check_topic(topic: str, own_agent_id: uuid.UUID | None) -> str:
     if topic in PLAIN_TOPICS:
         return topic
     noun, _, rest = topic.partition(":")
-    if noun == "queue" and rest and len(rest) <= 200:
+    if noun == "queue" and re.fullmatch(_QUEUE, rest):
         return topic
     if noun in NOUN_TOPICS:
         try:

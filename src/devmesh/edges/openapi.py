@@ -38,18 +38,20 @@ FAILURES: dict[int, str] = {
     401: "No credential, or one that is not valid",
     403: "The key may not do this",
     404: "There is no such thing in this tenant",
+    408: "The request took too long to come",
     409: "The state of things forbids it; `reason` says why",
     412: "The thing has another version than `If-Match` names by now",
     413: "The body, or what would be made of it, is too long",
     415: "The body is not JSON in UTF-8",
     422: "The idempotency key was used with other parameters",
     429: "Too many requests, or a quota is used up",
+    431: "The head of the request is too long",
     500: "A mistake of ours; quote `error_id` when asking for help",
     503: "The service cannot answer for the moment; try again",
     504: "It took too long",
 }
 IN_HEADERS = ("idempotency_key", "if_version")  # over HTTP, where custom has headers for them
-ALWAYS = (400, 401, 403, 404, 429, 500, 503, 504)
+ALWAYS = (400, 401, 403, 404, 408, 429, 431, 500, 503, 504)
 EVENT: Json = {
     "type": "object",
     "properties": {

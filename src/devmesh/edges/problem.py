@@ -14,8 +14,10 @@ from devmesh.core.errors import Kind, MeshError
 MEDIA_TYPE = "application/problem+json"
 WRONG_METHOD = "http.method"
 WRONG_MEDIA_TYPE = "http.media_type"
+TOO_SLOW = "http.slow"
+HEAD_TOO_LONG = "http.head"
 # Where HTTP has a finer word than the table's: the status by the error's reason.
-STATUSES = {WRONG_METHOD: 405, WRONG_MEDIA_TYPE: 415}
+STATUSES = {WRONG_METHOD: 405, TOO_SLOW: 408, WRONG_MEDIA_TYPE: 415, HEAD_TOO_LONG: 431}
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):

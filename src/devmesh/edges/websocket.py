@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -30,6 +32,8 @@ CLOSE_CREDENTIAL = 4001
 CLOSE_NOT_INITIALIZED = 4002
 CLOSE_SLOW_CONSUMER = 4008
 CLOSE_GOING_AWAY = 1012
+REST_S = 0.1  # in which a connection is not read that was refused for an overload, give or take a half
+LATE_S = 0.005  # after it, in which what has waited meanwhile comes in
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -103,8 +107,8 @@ class Gateway:
 
 class Connection:
     __slots__ = (
-        "_closing", "_codec", "_gateway", "_header_token", "_initialize_timer", "_is_flushing", "_requests_in_flight", "_send",
-        "outbox", "session",
+        "_closing", "_codec", "_gateway", "_header_token", "_initialize_timer", "_is_flushing", "_late_until", "_must_rest",
+        "_requests_in_flight", "_send", "outbox", "session",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, codec: Codec, address: str, header_token: str | None, send: Send) -> None:
@@ -112,6 +116,8 @@ class Connection:
         self.outbox = Outbox(gateway.parts.settings.outbox_bytes_max, self._wake)
         self.session = Session(gateway.parts, codec, self.outbox, address)
         self._requests_in_flight = 0
+        self._must_rest = False  # it was refused for an overload
+        self._late_until = 0.0  # what comes until then has waited while nothing was read
         self._closing: tuple[int, str] | None = None
         self._is_flushing = False
         self._initialize_timer: asyncio.TimerHandle | None = None
@@ -129,8 +135,15 @@ class Connection:
             text = message.get("text")
             data = text.encode() if text is not None else message["bytes"]
             del message, text  # or an idle connection would keep what it said last
-            await self._gateway.parts.corridor.admission.turn()
             await self._take(data)
+            if self._must_rest:
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Reads nothing for a while. Who asks for more than can be done is slowed down, and then refused much in one go."""
+        self._must_rest = False
+        await asyncio.sleep(REST_S * random.uniform(0.5, 1.5))  # noqa: S311  so that not all come back at once
+        self._late_until = time.monotonic() + LATE_S
 
     def ended(self) -> None:
         """Requests under way go on: what they do is done whether or not somebody is there to hear it."""
@@ -248,7 +261,12 @@ class Connection:
             telemetry.REQUESTS_REFUSED.labels("in flight").inc()
             message = f"this connection has {limit} requests in flight already; wait for answers"
             raise MeshError(Kind.RATE_LIMITED, message, retry_after_ms=100, reason="requests_in_flight")
-        self._gateway.parts.corridor.admission.enter(request.method)
+        is_late = self._late_until > 0.0 and time.monotonic() < self._late_until
+        try:
+            self._gateway.parts.corridor.admission.enter(request.method, is_late=is_late)
+        except MeshError:
+            self._must_rest = not is_late
+            raise
         self._requests_in_flight += 1
 
     async def _call(self, request: Request) -> bytes | Raw:

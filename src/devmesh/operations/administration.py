@@ -25,7 +25,7 @@ SHOWN_ONCE = "secret"  # the field of the answers that hold one
 OPERATOR_TENANT = "default"  # its administrators look after the tenants
 
 TenantName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
-KeyName = Annotated[str, Meta(max_length=200)]
+KeyName = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
 RatePerS = Annotated[float, Meta(ge=0.01, le=1_000_000)]
 
 

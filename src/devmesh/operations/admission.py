@@ -20,18 +20,16 @@ from devmesh import telemetry
 from devmesh.core.components import Component, degraded, healthy
 from devmesh.core.errors import Kind, MeshError
 from devmesh.operations.registry import REGISTRY
-from devmesh.operations.turnstile import Turnstile
 
 TICK_S = 0.1  # between looks at what was done, if this process is not late
 WINDOW_S = 1.0  # looked back upon: an overload lasts longer than a burst, and calm longer than a pause
 LIMIT_MIN = 128  # or batches would be too small to be worth their transactions
-TAKEN_PER_TURN = 64  # requests looked at in a turn of the event loop while there are too many
 EXCESS_MIN = 0.05  # that came in beyond what went out
 HOPELESS_FACTOR = 50.0  # so many times the target is too long even if no more comes in than goes out
 LAG_WEIGHT = 0.3  # of the latest look at how late the process is
 TRIP_CALLS_MAX = 8  # a batch of no more shows how long a trip to the database takes by itself
 TRIP_WEIGHT = 0.05  # of the latest one
-TRIPS = 3.0  # the target is not less than so many of them: one to wait for, one of its own, and some slack
+TRIPS = 2.0  # the target is not less than so many of them: one to wait for, and one of its own
 RETRY_AFTER_S = 0.2  # at the least, and up to a second longer the more are refused
 
 
@@ -57,23 +55,17 @@ class Admission:
         self._offered = self._done = self._refused = 0
         self._delays_s, self._delays = 0.0, 0
         self._lag_s = self._trip_s = self._refused_share = 0.0
-        self._turnstile = Turnstile(TAKEN_PER_TURN)
         self._calm_since_s = 0.0  # nobody had to be refused since then
         self._ticks = collections.deque([Tick(-math.inf, 0, 0, 0, 0)])  # those of the window, and the one before
-
-    async def turn(self) -> None:
-        """Before a request is looked at. While much is refused, that must not hold up what was let in."""
-        if self.is_shedding:
-            await self._turnstile.turn()
 
     @property
     def is_shedding(self) -> bool:
         return self.limit < math.inf
 
-    def enter(self, name: str) -> None:
-        """A request of this method has come. Raises unavailable."""
+    def enter(self, name: str, *, is_late: bool = False) -> None:
+        """A request of this method has come. Raises unavailable. One that is late already would not be quick any more."""
         is_new = name in self._new
-        if (self.in_flight if is_new else self.in_hand) >= self.limit:
+        if (self.in_flight if is_new else self.in_hand) >= self.limit or (is_late and is_new and self.is_shedding):
             self._offered += 1
             self._refused += 1
             raise self._refusal()
@@ -100,8 +92,8 @@ class Admission:
         self._delays += 1
 
     def trip(self, calls: int, duration_s: float) -> None:
-        """So long a batch took. A database or a machine that is slow now is not made quicker by refusing."""
-        if calls <= TRIP_CALLS_MAX:
+        """So long a batch took. A database or a machine that is slow anyway is not made quicker by refusing."""
+        if calls <= TRIP_CALLS_MAX and not self.is_shedding:  # or the overload itself would raise the target
             self._trip_s += TRIP_WEIGHT * (duration_s - self._trip_s)
 
     @property
@@ -136,7 +128,7 @@ class Admission:
 
     def _look_back(self, now_s: float, lag_s: float) -> None:
         since_s = min(now_s - self._ticks[-1].at_s, WINDOW_S)
-        self._lag_s += LAG_WEIGHT * (lag_s + self._turnstile.wait_s - self._lag_s)
+        self._lag_s += LAG_WEIGHT * (lag_s - self._lag_s)
         if self._delays:
             self.delay_s = self._delays_s / self._delays + self._lag_s
         elif self.in_flight:

@@ -17,7 +17,7 @@ from msgspec import Meta
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
 from devmesh.core.ids import first_id_at
-from devmesh.core.names import Moment, PageCursor, PageLimit, decode_page_cursor
+from devmesh.core.names import Moment, Name, PageCursor, PageLimit, decode_page_cursor
 from devmesh.operations.registry import Call, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.statements import load
@@ -52,7 +52,7 @@ class ApiLogEntry(msgspec.Struct):
 class ListApiLog(Params, kw_only=True):
     """Without filters, everything that is kept. `since` is included, `until` is not."""
 
-    operation: Annotated[str, Meta(max_length=200)] | None = None
+    operation: Name | None = None
     outcome: Outcome | None = None
     key_id: uuid.UUID | None = None
     since: Moment | None = None

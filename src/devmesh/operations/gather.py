@@ -14,8 +14,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from devmesh.core import errors
 
-LATE_LOOK_INTERVAL_S = 1.0
-ANSWER_MARGIN_S = 2.0  # beyond the deadline, in which a batch tells its own outcome, which says more
+LATE_LOOK_INTERVAL_S = 0.5
+ANSWER_MARGIN_S = 1.5  # beyond the deadline, in which a batch tells its own outcome, which says more
 
 CallT = TypeVar("CallT")
 AnswerT = TypeVar("AnswerT")

@@ -22,7 +22,7 @@ SQL = load("issuers")
 ISSUERS_MAX = 20  # of a tenant
 
 Claim = Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00-\x20\x7f]+$(?!\n)")]
-Secret = Annotated[str, Meta(min_length=SECRET_BYTES_MIN, max_length=1024)]
+Secret = Annotated[str, Meta(min_length=SECRET_BYTES_MIN, max_length=1024, pattern=r"^[^\x00]*$")]
 _WORD = r"[0-9A-Fa-f]{1,4}"  # of an IPv6 address: eight of them, or fewer with a gap
 _IPV6 = rf"\[(({_WORD}:){{7}}{_WORD}|({_WORD}:){{1,6}}:{_WORD}|::{_WORD})\]"
 _HOST = rf"([A-Za-z0-9]([A-Za-z0-9.-]{{0,200}}[A-Za-z0-9])?|{_IPV6})"

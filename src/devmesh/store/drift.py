@@ -80,9 +80,9 @@ def compare(expected: Sequence[Piece], live: Sequence[Piece], *, is_later: bool 
             detail = _detail(piece.facts, found_there.facts)
             found.append(_finding(piece, Difference.DIFFERENT, mender.change(piece, found_there), detail))
     if not is_later:
-        months = _old_months(expected)
+        is_keepers = _keepers(expected)
         found += [
-            _finding(piece, Difference.EXTRA, mender.drop(piece)) for piece in there.values() if not months(piece)
+            _finding(piece, Difference.EXTRA, mender.drop(piece)) for piece in there.values() if not is_keepers(piece)
         ]
     return Drift(tuple(_without_what_hangs_on_them(found, [*expected, *live])))
 
@@ -107,11 +107,12 @@ def _word(fact: Fact | None) -> str:
     return {None: "none", True: "yes", False: "no"}[fact]
 
 
-def _old_months(expected: Iterable[Piece]) -> Callable[[Piece], bool]:
-    """Tells what is, or hangs on, a month of a partitioned table that was detached because it is kept no longer."""
+def _keepers(expected: Iterable[Piece]) -> Callable[[Piece], bool]:
+    """Tells what is, or hangs on, a table that the keeper of partitions is at work with: a month that was detached because it
+    is kept no longer, or the stand-in of a default partition that is being drained."""
     partitioned = [piece.name for piece in expected if piece.kind == "table" and piece.text("partition key")]
-    month = re.compile(rf"({'|'.join(map(re.escape, partitioned))})_\d{{4}}_\d{{2}}")
-    return lambda piece: bool(partitioned) and month.fullmatch(piece.owner or piece.name) is not None
+    name = re.compile(rf"({'|'.join(map(re.escape, partitioned))})_(\d{{4}}_\d{{2}}|default|drain)(_default|_gone)?")
+    return lambda piece: bool(partitioned) and name.fullmatch(piece.owner or piece.name) is not None
 
 
 def _without_what_hangs_on_them(found: list[Finding], pieces: Iterable[Piece]) -> list[Finding]:

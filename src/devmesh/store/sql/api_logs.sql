@@ -23,8 +23,8 @@ where ($5::text is null or l.operation = $5) and ($6::text is null or l.outcome 
 order by l.id desc limit $10;
 
 -- name: reached
--- The last entry that a page has looked at, if there may be more after it. $1 tenant, $2 ids below this one or null, $3 ids from this
--- one on or null, $4 how many were looked at, less one.
+-- The last entry that a page has looked at, if there may be more after it. $1 tenant, $2 ids below this one or null, $3 ids from
+-- this one on or null, $4 how many were looked at, less one.
 select a.api_log_id from mcp.api_logs a
 where a.tenant_id = $1 and a.api_log_id < coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   and a.api_log_id >= coalesce($3::uuid, '00000000-0000-0000-0000-000000000000')
