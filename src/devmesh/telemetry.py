@@ -29,10 +29,14 @@ REQUESTS_REFUSED = Counter(
 )
 REQUESTS_ADMITTED = Counter("devmesh_requests_admitted_total", "Requests that were let in", registry=REGISTRY)
 ADMISSION_LIMIT = Gauge(
-    "devmesh_admission_limit", "New requests that may be in flight at once; +Inf while all are let in", registry=REGISTRY
+    "devmesh_admission_limit",
+    "New requests that may be in flight at once; +Inf while all are let in",
+    registry=REGISTRY,
 )
 ADMISSION_DELAY_SECONDS = Gauge(
-    "devmesh_admission_delay_seconds", "How long requests took of late, with their wait for this process", registry=REGISTRY
+    "devmesh_admission_delay_seconds",
+    "How long requests took of late, with their wait for this process",
+    registry=REGISTRY,
 )
 RATE_DRAWS = Counter(
     "devmesh_rate_draws_total",
@@ -89,7 +93,10 @@ DATA_KEYS_REWRAPPED = Counter(
     registry=REGISTRY,
 )
 PARTITION_MONTHS_AHEAD = Gauge(
-    "devmesh_partition_months_ahead", "Months after this one that a table has partitions for", ["table"], registry=REGISTRY
+    "devmesh_partition_months_ahead",
+    "Months after this one that a table has partitions for",
+    ["table"],
+    registry=REGISTRY,
 )
 PARTITION_ROWS_IN_DEFAULT = Gauge(
     "devmesh_partition_rows_in_default",

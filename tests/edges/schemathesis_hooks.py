@@ -12,29 +12,35 @@ import httpx
 import schemathesis
 
 CLAIM_WAIT_MS_MAX = 50
+ABOUT_KEYS = ("key.revoke", "key.confirm", "key.limit")
+ABOUT_TENANTS = ("tenant.suspend", "tenant.limit")
 
 
 @schemathesis.hook
 def before_call(_: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    operation_id = case.operation.definition.raw.get("operationId")
     for name, value in case.path_parameters.items():
         if value in (None, "None"):  # it makes a link of a null, such as the agent of a key that is bound to none
             case.path_parameters[name] = str(uuid.uuid4())
-    operation_id = case.operation.definition.raw.get("operationId")
-    if operation_id in ("key.revoke", "key.confirm") and case.path_parameters.get("key_id") in own_keys(case, kwargs):
-        case.path_parameters["key_id"] = str(uuid.uuid4())  # the run would go on without a key
+    own_name = {"key_id": ABOUT_KEYS, "tenant_id": ABOUT_TENANTS}
+    for name, about in own_name.items():
+        if operation_id in about and case.path_parameters.get(name) in own(case, kwargs):
+            case.path_parameters[name] = str(uuid.uuid4())  # the run would go on without a key, or without a breath
     if operation_id == "task.claim" and isinstance(case.body, dict):
         wait_ms = case.body.get("wait_ms")
         if isinstance(wait_ms, int | float) and CLAIM_WAIT_MS_MAX < wait_ms <= 60_000:
             case.body["wait_ms"] = CLAIM_WAIT_MS_MAX
 
 
-def own_keys(case: schemathesis.Case, kwargs: dict[str, Any]) -> set[str]:
-    """The run's own key and those that replace it."""
+def own(case: schemathesis.Case, kwargs: dict[str, Any]) -> set[str]:
+    """The run's own key, those that replace it, and, when it is the operator's, its tenant."""
     headers = {**(case.headers or {}), **(kwargs.get("headers") or {})}
-    given = {name.lower(): value for name, value in headers.items()}
-    secret = given.get("x-api-key") or str(given.get("authorization", "")).removeprefix("Bearer ")
-    url = f"{case.operation.schema.get_base_url().rstrip('/')}/api/v1/keys?limit=200"
-    answer = httpx.get(url, headers={"X-API-Key": str(secret)}, trust_env=False)
-    keys = answer.json().get("keys", [])
-    own = {key["id"] for key in keys if key["prefix"] == str(secret)[: len(key["prefix"])]}
-    return own | {key["id"] for key in keys if key["replaces_key_id"] in own}
+    given = {name.lower(): str(value) for name, value in headers.items()}
+    secret = given.get("x-api-key") or given.get("authorization", "").removeprefix("Bearer ")
+    base_url = case.operation.schema.get_base_url().rstrip("/")
+    with httpx.Client(base_url=base_url, headers={"X-API-Key": secret}, trust_env=False) as http:
+        keys = http.get("/api/v1/keys?limit=200").json().get("keys", [])
+        tenants = http.get("/api/v1/tenants?limit=200").json().get("tenants", [])
+    found = {key["id"] for key in keys if key["prefix"] == secret[: len(key["prefix"])]}
+    found |= {key["id"] for key in keys if key["replaces_key_id"] in found}
+    return found | {tenant["id"] for tenant in tenants if tenant["name"] == "default"}

@@ -28,6 +28,12 @@ class Load:
         for _ in range(10):
             self.tick(int(offered_per_s * TICK_S), name)
 
+    def stall(self, duration_s: float) -> None:
+        """Nothing is done for a while, and so nobody who waits asks again."""
+        for _ in range(round(duration_s / TICK_S)):
+            self._now_s += TICK_S
+            self.admission.tick(self._now_s, 0.0)
+
     def tick(self, offered: int, name: str = "task.create") -> None:
         """A tenth of a second in a hundred steps."""
         for step in range(100):
@@ -71,6 +77,17 @@ def test_callers_who_wait_for_their_answers_are_let_in_however_many() -> None:
     load = Load()
     load.tick(1_000)  # from now on as many come as go
     for _ in range(10):
+        load.second(CAPACITY_PER_S)
+    assert load.refused == 0
+
+
+def test_callers_who_wait_are_let_in_when_something_stalls() -> None:
+    load = Load()
+    load.tick(500)
+    for _ in range(5):
+        for offered in (CAPACITY_PER_S * TICK_S * 0.8, CAPACITY_PER_S * TICK_S, CAPACITY_PER_S * TICK_S * 1.2):
+            load.tick(int(offered))
+        load.stall(0.5)
         load.second(CAPACITY_PER_S)
     assert load.refused == 0
 

@@ -167,7 +167,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.soak] if name == "stalled" else []) for name in FAULTS]
+)
 async def test_s10_services_outlive_what_becomes_of_the_database_and_say_what_it_is(parts: Broken, name: str) -> None:
     fault = FAULTS[name]
     pids = [child.process.pid for child in parts.mesh.children if child.process]
@@ -352,6 +354,7 @@ async def test_s10_postgresql_restarted_under_load_loses_nothing_and_the_client_
     assert sorted(tuple(row) for row in rows) == sorted(acknowledged.items())
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own is made by root alone")
 async def test_s10_a_full_disk_is_named_and_writing_goes_on_when_there_is_room(
     broken: Postgres, mesh_on: MakeMesh, tmp_path: Path

@@ -178,9 +178,10 @@ async def test_t13_a_deadline_ends_a_task_that_waits_and_one_that_runs(mesh: Mes
             assert ended["status"] == "timed_out"
             assert "deadline" in ended["error"]["message"]
         assert (await refusal(agent.wire, "task.retry", task_id=waiting["id"])).reason == "task.deadline"
-        for wrong in ("2020-01-01T00:00:00Z", "2999-01-01T00:00:00"):
-            refused = await refusal(agent.wire, "task.create", title="late", deadline=wrong)
-            assert (refused.kind, refused.data["field"]) == ("invalid_params", "deadline")
+        wrong = {"2020-01-01T00:00:00Z": "conflict", "2999-01-01T00:00:00": "invalid_params"}  # past; of no zone
+        for deadline, kind in wrong.items():
+            refused = await refusal(agent.wire, "task.create", title="late", deadline=deadline)
+            assert (refused.kind, refused.data["field"]) == (kind, "deadline")
 
 
 URGENCIES = [("a", 1), ("b", 3), ("c", 5), ("d", 3), ("e", 5), ("f", 3)]

@@ -112,7 +112,7 @@ async def test_w02_what_is_no_request_gets_an_error_without_an_id(
         ("task.create", {"title": 7}, "invalid_params", "title"),
         ("task.create", {"title": ""}, "invalid_params", "title"),
         ("task.create", {"title": "a\u0000b"}, "invalid_params", "title"),
-        ("task.create", {"title": "x", "description": "a\u0000b"}, "invalid_params", None),
+        ("task.create", {"title": "x", "description": "a\u0000b"}, "invalid_params", "description"),
         ("task.create", {"title": "x" * 201}, "invalid_params", "title"),
         ("task.create", {"title": "x", "colour": "red"}, "invalid_params", "colour"),
         ("task.create", {"title": "x", "priority": 6}, "invalid_params", "priority"),

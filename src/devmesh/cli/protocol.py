@@ -35,7 +35,8 @@ CLOSE_CODES = {
 }
 LIMITS = (
     "message_bytes_max", "request_batch_max", "payload_depth_max", "subscriptions_per_connection_max",
-    "outbox_bytes_max", "requests_in_flight_max", "initialize_timeout_s", "ping_interval_s", "transaction_deadline_s",
+    "outbox_bytes_max", "requests_in_flight_max", "rate_per_key_per_s", "rate_per_tenant_per_s",
+    "connections_per_tenant_max", "initialize_timeout_s", "ping_interval_s", "transaction_deadline_s",
     "auth_failures_per_minute_max", "auth_lockout_s",
 )  # fmt: skip
 

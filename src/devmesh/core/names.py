@@ -13,7 +13,8 @@ from devmesh.core import errors
 # The end is `$(?!\n)`, because Python's `$` alone lets a line break follow.
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)")]
-Text = Annotated[str, Meta(max_length=20_000, pattern=r"^[^\x00]*$")]  # PostgreSQL stores any character but NUL
+WITHOUT_NUL = r"^[^\x00]*$"  # PostgreSQL stores any other character
+Text = Annotated[str, Meta(max_length=20_000, pattern=WITHOUT_NUL)]
 Labels = Annotated[list[Label], Meta(max_length=64)]
 PageLimit = Annotated[int, Meta(ge=1, le=200)]
 WaitMs = Annotated[int, Meta(ge=0, le=60_000)]

@@ -97,10 +97,10 @@ class ApiLog(Loop):
         return len(self._waiting) >= BATCH_MAX
 
     async def stop(self, limit_s: float = 5.0) -> None:
-        """Writes what waits, within the limit."""
+        """Writes what waits, within the limit, unless a write had to be cut off: then another would be as well."""
         await super().stop(limit_s)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(0 if self.is_cut_off else limit_s):
                 while self._waiting:
                     await self.run_once()
         except (MeshError, TimeoutError):

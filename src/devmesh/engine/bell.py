@@ -129,7 +129,8 @@ class Bell(Loop):
 
     def state(self, pass_s_max: float) -> Component:
         found = super().state(pass_s_max)
-        if found.status != "healthy" or any(carrier.is_up for carrier in self._carriers):
+        states = {carrier.name: carrier.state(pass_s_max) for carrier in self._carriers}
+        if found.status != "healthy" or any(state.status == "healthy" for state in states.values()):
             return found
-        reasons = "; ".join(f"{carrier.name}: {carrier.state(pass_s_max).message}" for carrier in self._carriers)
+        reasons = "; ".join(f"{name}: {state.message}" for name, state in states.items())
         return degraded(f"it does not reach other processes, whose news comes by polling: {reasons}")

@@ -33,6 +33,8 @@ class LimitsKeeper(Loop):
     async def stop(self, limit_s: float = 5.0) -> None:
         """Tells the others at once that this node's connections have ended, so that they may come to them."""
         await super().stop(limit_s)
+        if self.is_cut_off:  # the database answers nobody, and has its own limit for those who are silent
+            return
         with contextlib.suppress(MeshError, TimeoutError):
             async with asyncio.timeout(LAST_REPORT_LIMIT_S):
                 await self._connections.report()

@@ -35,6 +35,7 @@ class Loop(ABC):
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self.is_cut_off = False  # its last pass did not end by itself
         self._failures = 0
         self._failure = ""  # what the last pass failed of
         self._pass_began_at: float | None = None  # of the pass under way
@@ -76,6 +77,7 @@ class Loop(ABC):
         self.wake()
         if self._task is not None:
             _, late = await asyncio.wait([self._task], timeout=limit_s)
+            self.is_cut_off = bool(late)
             for task in late:
                 task.cancel()
                 await asyncio.wait([task], timeout=1.0)

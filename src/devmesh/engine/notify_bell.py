@@ -53,7 +53,7 @@ class NotifyBell(Carrier):
 
     def state(self, pass_s_max: float) -> Component:
         found = super().state(pass_s_max)
-        if found.status == "healthy" and not self.is_up:
+        if found.status == "healthy" and self.passed.is_set() and not self.is_up:
             return degraded("it does not hear other processes; their news comes by polling")
         return found
 

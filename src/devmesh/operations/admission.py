@@ -24,7 +24,7 @@ from devmesh.operations.registry import REGISTRY
 TICK_S = 0.1  # between looks at what was done, if this process is not late
 WINDOW_S = 1.0  # looked back upon: an overload lasts longer than a burst, and calm longer than a pause
 LIMIT_MIN = 128  # or batches would be too small to be worth their transactions
-EXCESS_MIN = 0.05  # that came in beyond what went out
+GROWTH_MIN = 1.05  # times as many in flight at each third of the window: more comes in than goes out
 HOPELESS_FACTOR = 50.0  # so many times the target is too long even if no more comes in than goes out
 LAG_WEIGHT = 0.3  # of the latest look at how late the process is
 TRIP_CALLS_MAX = 8  # a batch of no more shows how long a trip to the database takes by itself
@@ -151,8 +151,13 @@ class Admission:
             return False
         if min(tick.in_flight for tick in self._ticks) <= LIMIT_MIN:
             return False
-        is_growing = self._sum("offered") > self._sum("done") * (1 + EXCESS_MIN)
-        return is_growing or self.delay_s > HOPELESS_FACTOR * self.target_s
+        return self._is_growing() or self.delay_s > HOPELESS_FACTOR * self.target_s
+
+    def _is_growing(self) -> bool:
+        """All the time: callers who each wait for an answer are many when something stalls, but then no more."""
+        last = len(self._ticks) - 1
+        seen = [self._ticks[place].in_flight for place in sorted({0, last // 3, 2 * last // 3, last})]
+        return all(after > before * GROWTH_MIN for before, after in itertools.pairwise(seen))
 
     def _sustainable(self) -> float:
         """How many are in flight when they take as long as the target, at the pace of late (Little's law)."""

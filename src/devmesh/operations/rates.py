@@ -158,9 +158,10 @@ class Rates:
             now_s = time.monotonic()
             for bucket, asked, row in zip(buckets, wanted, rows, strict=True):
                 bucket.share.drawn(now_s, row["rate_per_s"], self._burst_s, asked, row["drawn"], row["left_over"])
+        finally:
+            for bucket in buckets:
+                bucket.drawing = None
         telemetry.RATE_DRAWS.inc(len(buckets))
-        for bucket in buckets:
-            bucket.drawing = None
         return [None] * len(buckets)
 
     def _not_drawn(self, buckets: Sequence[Bucket], error: Exception) -> None:

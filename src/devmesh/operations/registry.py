@@ -17,7 +17,7 @@ import msgspec
 
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
-from devmesh.core.names import IdempotencyKey, Version
+from devmesh.core.names import WITHOUT_NUL, IdempotencyKey, Version
 from devmesh.operations.work import Work
 
 ParamsT = TypeVar("ParamsT", bound=msgspec.Struct)
@@ -175,6 +175,8 @@ REGISTRY: dict[str, Operation] = {}
 def refusal(problem: msgspec.ValidationError) -> errors.MeshError:
     """msgspec's complaint in the caller's terms: `... - at `$.priority`` becomes the field `priority`."""
     message, _, place = str(problem).partition(" - at `$")
+    if message.endswith(f"matching regex {WITHOUT_NUL!r}"):
+        message = "a text holds a character that cannot be stored, NUL (\\u0000): remove it"
     unknown = re.search(r"unknown field `(\w+)`|missing required field `(\w+)`", message)
     field = place.rstrip("`").lstrip(".") or (next(filter(None, unknown.groups())) if unknown else None)
     return errors.invalid(f"{field}: {message}" if place and field else message, field)

@@ -155,8 +155,9 @@ class Database:
         """Does work in one READ COMMITTED transaction and answers with its result.
 
         Work is run again from its start when it lost a deadlock or a serialisation conflict, and once when it lost its
-        connection, so it must have no effect outside of the transaction. The deadline covers everything, waiting for a connection included. A commit whose
-        outcome is unknown is never repeated here: only the caller's idempotency key makes that safe.
+        connection, so it must have no effect outside of the transaction. The deadline covers everything, waiting for a
+        connection included. A commit whose outcome is unknown is never repeated here: only the caller's idempotency key
+        makes that safe.
         """
         limit_s = self._transaction_deadline_s if deadline_s is None else deadline_s
         begin = _begin(None if deadline_s is None else connections.time_limits(limit_s))

@@ -236,13 +236,13 @@ class EmbeddedPostgres:
         return None
 
     def _launch(self) -> Postmaster:
-        self._end_orphans()
         account = self._account()
         owner = (account.pw_uid, account.pw_gid) if account else (os.geteuid(), os.getegid())
         try:
             socket_directory = files.socket_directory(self.data, owner)
         except PermissionError as error:
             raise EmbeddedError(str(error)) from error
+        self._end_orphans([self.data / "postmaster.pid", socket_directory / f"{files.SOCKET_NAME}.lock"])
         files.write_configuration(self.data, socket_directory, owner)
         files.rotate(self.log)
         log_bytes = self.log.stat().st_size if self.log.exists() else 0
@@ -261,11 +261,12 @@ class EmbeddedPostgres:
             raise EmbeddedError(f"PostgreSQL ended right after it started: {self._last_line()}")
         return postmaster
 
-    def _end_orphans(self) -> None:
-        """Clears what a killed server left: its children, and a process file that now names a stranger's process.
+    def _end_orphans(self, locks: list[Path]) -> None:
+        """Clears what a killed server left: its children, and lock files that now name a stranger's process.
 
-        PostgreSQL refuses to start while either is there. The file is removed only once no process of the cluster is
-        left, because it is also what keeps two servers off the same data.
+        PostgreSQL refuses to start while any is there. It takes a killed server that its parent has not buried yet for a
+        living one as well. The files are removed only once no process of the cluster is left, because they are also what
+        keeps two servers off the same data.
         """
         ends_at = time.monotonic() + ORPHANS_LIMIT_S  # by themselves; they are given as long again to be killed
         while orphans := [process for process in psutil.process_iter() if self._is_ours(process)]:
@@ -277,10 +278,10 @@ class EmbeddedPostgres:
                     with suppress(psutil.Error):
                         orphan.kill()
             time.sleep(POLL_INTERVAL_S)
-        with suppress(FileNotFoundError, IndexError, ValueError):
-            pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
-            if psutil.pid_exists(pid):
-                (self.data / "postmaster.pid").unlink()
+        for lock in locks:
+            with suppress(FileNotFoundError, IndexError, ValueError):
+                if psutil.pid_exists(int(lock.read_text().splitlines()[0])):
+                    lock.unlink()
 
     def _stop(self, mode: str) -> None:
         arguments = ("stop", "-w", "-t", str(STOP_LIMIT_S), "-D", str(self.data))
