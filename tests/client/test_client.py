@@ -134,7 +134,7 @@ async def _agent(client: Client) -> uuid.UUID:
     return (await client.agents.register("claimer")).id
 
 
-@pytest.mark.parametrize(("key", "why"), [(UNKNOWN_KEY, "not known"), ("nonsense", "not a DevMesh key")])
+@pytest.mark.parametrize(("key", "why"), [(UNKNOWN_KEY, "not known"), ("nonsense", "neither a key")])
 async def test_a_wrong_key_is_an_error_at_once(mesh: Mesh, key: str, why: str) -> None:
     began = time.monotonic()
     with pytest.raises(MeshError, match=why) as raised:

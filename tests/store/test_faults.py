@@ -61,7 +61,7 @@ async def failure_of(database: Database, statement: Statement, *args: Any) -> Me
         ("select $1::int", "secret", Kind.INTERNAL, "error id", True),
         ("select 1 / $1::int", 0, Kind.INTERNAL, "error id", True),
         ("insert into things values ('secret', $1)", None, Kind.INTERNAL, "error id", True),
-        ("select secret from things where name = $1", "secret", Kind.INTERNAL, "error id", False),
+        ("select secret from things where name = $1", "secret", Kind.UNAVAILABLE, "schema", False),
     ],
 )
 async def test_failures_become_answers_without_the_inside(
