@@ -24,7 +24,6 @@ from devmesh.edges.session import Parts
 from devmesh.edges.sse import EventStreams
 from devmesh.edges.websocket import Gateway
 from devmesh.engine import outbox
-from devmesh.engine.admission_watch import AdmissionWatch
 from devmesh.engine.api_log import ApiLog
 from devmesh.engine.assigner import Assigner
 from devmesh.engine.bell import Bell
@@ -236,7 +235,33 @@ class Service:
             log.warning("partitions are not made yet; a worker will", reason=str(error) or "it takes too long")
 
     def _compose(self, database: Database) -> ASGIApp:
-        """Builds what this service consists of."""
+        """Builds what this service consists of: what all have, then what is its own."""
+        settings = self._settings
+        bell = self._compose_bell(database)
+        vault = Vault(envelope.master_keys(settings.master_keys))
+        runner = WorkRunner(database, bell, vault)
+        depths = QueueDepths(database, settings.queue_depths_interval_s)
+        key_sets, event_loop = KeySets(settings), EventLoop()
+        self._loops += [event_loop, depths, key_sets]
+        self._health.add_details("pool", lambda: database.stats._asdict())
+        self._health.add_details("tasks", lambda: depths.tasks)
+        self._health.add("partitions", self._check_partitions, PARTITIONS_INTERVAL_S)
+        self._health.add_details("partitions", lambda: self._partitions)
+        self._health.add("encryption", functools.partial(vault.check, database))
+        tokens = Tokens(database, vault, key_sets, settings)
+        self._health.authenticator = authenticator = Authenticator(database, settings, tokens)
+        if self.name == "worker":
+            return self._compose_worker(runner, bell, vault)
+        operations.load_all()
+        if settings.jwks_url is not None:
+            self._health.add("jwks", key_sets.check_operators)
+        corridor = self._corridor = Corridor(runner, settings)
+        event_loop.listen(corridor.admission.tick)
+        self._health.add("admission", self._check_admission)
+        self._health.add_details("calls", corridor.depths)
+        return self._compose_edge(runner, bell, corridor, authenticator)
+
+    def _compose_bell(self, database: Database) -> Bell:
         settings = self._settings
         carriers: list[Carrier] = [NotifyBell(database)]
         if settings.redis_url is not None:
@@ -245,47 +270,36 @@ class Service:
             breaker = watched("redis", settings.breaker_failures_max, settings.breaker_open_s)
             carriers.insert(0, RedisBell(settings.redis_url, settings.redis_timeout_s, breaker))
         bell = Bell(carriers, settings.bell_coalesce_ms)
-        vault = Vault(envelope.master_keys(settings.master_keys))
-        runner = WorkRunner(database, bell, vault)
-        depths = QueueDepths(database, settings.queue_depths_interval_s)
-        self._loops = [*carriers, bell, EventLoop(), depths]
-        self._health.add_details("pool", lambda: database.stats._asdict())
-        self._health.add_details("tasks", lambda: depths.tasks)
-        self._health.add("partitions", self._check_partitions, PARTITIONS_INTERVAL_S)
-        self._health.add_details("partitions", lambda: self._partitions)
-        self._health.add("encryption", functools.partial(vault.check, database))
-        key_sets = KeySets(settings)
-        self._loops.append(key_sets)
-        tokens = Tokens(database, vault, key_sets, settings)
-        self._health.authenticator = authenticator = Authenticator(database, settings, tokens)
-        if self.name == "worker":
-            assigner = Assigner(runner, settings.assigner_interval_s)
-            bell.listen(assigner.heard)
-            reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
-            reencryption = Reencryption(
-                database, vault, settings.reencryption_interval_s,
-                data_key_days_max=settings.data_key_days_max, data_key_kept_s=settings.data_key_kept_s,
-            )  # fmt: skip
-            self._health.add_details("encryption", reencryption.details)
-            keeper = PartitionKeeper(
-                database, Policy.of(settings), settings.partition_cron, settings.partition_check_interval_s
-            )
-            self._loops += [assigner, reaper, Presence(runner, settings.presence_interval_s), reencryption, keeper]
-            return boundary.application([])
-        operations.load_all()
-        if settings.jwks_url is not None:
-            self._health.add("jwks", key_sets.check_operators)
-        self._corridor = Corridor(runner, settings)
+        self._loops += [*carriers, bell]
+        return bell
+
+    def _compose_worker(self, runner: WorkRunner, bell: Bell, vault: Vault) -> ASGIApp:
+        """What moves when nobody asks."""
+        settings, database = self._settings, runner.database
+        assigner = Assigner(runner, settings.assigner_interval_s)
+        bell.listen(assigner.heard)
+        reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
+        reencryption = Reencryption(
+            database, vault, settings.reencryption_interval_s,
+            data_key_days_max=settings.data_key_days_max, data_key_kept_s=settings.data_key_kept_s,
+        )  # fmt: skip
+        self._health.add_details("encryption", reencryption.details)
+        keeper = PartitionKeeper(
+            database, Policy.of(settings), settings.partition_cron, settings.partition_check_interval_s
+        )
+        self._loops += [assigner, reaper, Presence(runner, settings.presence_interval_s), reencryption, keeper]
+        return boundary.application([])
+
+    def _compose_edge(
+        self, runner: WorkRunner, bell: Bell, corridor: Corridor, authenticator: Authenticator
+    ) -> ASGIApp:
+        """What answers callers, by REST or by WebSocket, and tells them of events."""
+        settings, database = self._settings, runner.database
         if settings.api_log != "off":
             api_log = ApiLog(database, "rest" if self.name == "rest-api" else "websocket", settings.api_log)
-            self._corridor.answered = api_log.note
+            corridor.answered = api_log.note
             self._loops.append(api_log)
-        self._health.add_details("calls", self._corridor.depths)
         connections = Connections(database, settings.connections_per_tenant_max, settings.presence_interval_s)
-        self._loops += [
-            AdmissionWatch(self._corridor.admission),
-            LimitsKeeper(connections, self._corridor.rates, settings.presence_interval_s),
-        ]
         fanout = Fanout(
             database,
             interval_s=settings.fanout_poll_interval_s,
@@ -293,25 +307,28 @@ class Service:
             ring_bytes_max=settings.fanout_ring_bytes_max,
         )
         bell.listen(fanout.heard)
-        self._loops.append(fanout)
+        self._loops += [LimitsKeeper(connections, corridor.rates, settings.presence_interval_s), fanout]
         if self.name == "rest-api":
             streams = self._streams = EventStreams(fanout, connections, settings)
-            self._loops.append(KeyWatch(authenticator, [streams, self._corridor.waits], settings.key_check_interval_s))
+            self._loops.append(KeyWatch(authenticator, [streams, corridor.waits], settings.key_check_interval_s))
             self._health.add_details(
                 "event_streams", lambda: outbox.depths(stream.outbox for stream in streams.streams)
             )
-            return boundary.application(rest.routes(self._corridor, authenticator, streams, settings))
-        self._sessions = Sessions(runner, new_id(), settings)
-        self._gateway = Gateway(Parts(self._corridor, authenticator, self._sessions, connections, fanout, settings))
+            return boundary.application(rest.routes(corridor, authenticator, streams, settings))
+        sessions = self._sessions = Sessions(runner, new_id(), settings)
+        gateway = self._gateway = Gateway(Parts(corridor, authenticator, sessions, connections, fanout, settings))
         self._loops += [
-            SessionKeeper(self._sessions, settings.presence_interval_s),
-            KeyWatch(authenticator, [self._gateway, self._corridor.waits], settings.key_check_interval_s),
+            SessionKeeper(sessions, settings.presence_interval_s),
+            KeyWatch(authenticator, [gateway, corridor.waits], settings.key_check_interval_s),
         ]
-        gateway = self._gateway
         self._health.add_details("connections", lambda: outbox.depths(each.outbox for each in gateway.connections))
         return gateway.application(boundary.application([]))
 
     # Health
+
+    async def _check_admission(self) -> Component:
+        assert self._corridor is not None
+        return self._corridor.admission.component()
 
     async def _check_partitions(self) -> Component:
         assert self._database is not None

@@ -1,16 +1,20 @@
-"""How late this process comes to what is due: a loop that is held up holds up everything, heartbeats and health included."""
+"""How late this process comes to what is due: a loop that is held up holds up everything, heartbeats and health included.
+
+A request that waits in a socket because the process is busy is seen by nobody else, so that admission listens here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import collections
 import time
+from collections.abc import Callable
 
 from devmesh import telemetry
 from devmesh.core.components import Component, degraded
 from devmesh.engine.loop import Loop
+from devmesh.operations.admission import TICK_S
 
-TICK_S = 0.1
 TICKS_REMEMBERED = 50
 LAG_S_MAX = 1.0
 
@@ -21,13 +25,21 @@ class EventLoop(Loop):
     def __init__(self) -> None:
         super().__init__(interval_s=TICK_S)
         self._lags_s: collections.deque[float] = collections.deque([0.0], TICKS_REMEMBERED)
+        self._listeners: list[Callable[[float, float], None]] = []
+
+    def listen(self, heard: Callable[[float, float], None]) -> None:
+        """Tells the time and how late it is, in seconds, at each tick."""
+        self._listeners.append(heard)
 
     async def run_once(self) -> bool:
         due_at = time.monotonic() + TICK_S
         await asyncio.sleep(TICK_S)
-        lag_s = max(0.0, time.monotonic() - due_at)
+        now_s = time.monotonic()
+        lag_s = max(0.0, now_s - due_at)
         self._lags_s.append(lag_s)
         telemetry.EVENT_LOOP_LAG_SECONDS.observe(lag_s)
+        for heard in self._listeners:
+            heard(now_s, lag_s)
         return True
 
     @property
