@@ -11,8 +11,8 @@ import collections
 import datetime
 import itertools
 import uuid
-from typing import NamedTuple
 
+import msgspec
 import structlog
 
 from devmesh import telemetry
@@ -20,7 +20,7 @@ from devmesh.core.access import Caller
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.ids import new_id
 from devmesh.engine.loop import Loop
-from devmesh.operations.api_logs import OK, SQL, UNKNOWN_OPERATION
+from devmesh.operations.api_logs import OK, SQL, UNKNOWN_OPERATION, ApiLogEntry
 from devmesh.operations.registry import REGISTRY
 from devmesh.store.database import Database
 
@@ -31,23 +31,6 @@ ENTRIES_MAX = 20_000  # that wait to be written
 BATCH_MAX = 1_000
 
 
-class Entry(NamedTuple):
-    """In the order of the statement that writes it."""
-
-    tenant_id: uuid.UUID
-    api_log_id: uuid.UUID
-    at: datetime.datetime
-    operation: str
-    wire: str
-    outcome: str
-    reason: str | None
-    duration_ms: float
-    key_id: uuid.UUID
-    agent_id: uuid.UUID | None
-    address: str
-    request_id: str | None
-
-
 class ApiLog(Loop):
     name = "api-log"
 
@@ -55,7 +38,7 @@ class ApiLog(Loop):
         """`which` calls of this process's wire are logged: errors, or all."""
         super().__init__(INTERVAL_S)
         self._database, self._wire, self._is_everything = database, wire, which == "all"
-        self._waiting: collections.deque[Entry] = collections.deque()
+        self._waiting: collections.deque[tuple[uuid.UUID, ApiLogEntry]] = collections.deque()
 
     def note(self, operation: str, caller: Caller, error: MeshError | None, seconds: float) -> None:
         """A call was answered. Takes microseconds and cannot fail."""
@@ -64,9 +47,8 @@ class ApiLog(Loop):
         if len(self._waiting) >= ENTRIES_MAX:
             telemetry.API_LOG_DROPPED.inc()
             return
-        entry = Entry(
-            tenant_id=caller.tenant_id,
-            api_log_id=new_id(),
+        entry = ApiLogEntry(
+            id=new_id(),
             at=datetime.datetime.now(datetime.UTC),
             operation=operation if operation in REGISTRY else UNKNOWN_OPERATION,
             wire=self._wire,
@@ -78,7 +60,7 @@ class ApiLog(Loop):
             address=caller.address,
             request_id=structlog.contextvars.get_contextvars().get("request_id"),
         )
-        self._waiting.append(entry)
+        self._waiting.append((caller.tenant_id, entry))
         if len(self._waiting) == BATCH_MAX:
             self.wake()
 
@@ -87,13 +69,14 @@ class ApiLog(Loop):
         if not batch:
             return False
         try:
-            await self._database.run(lambda tx: tx.execute(SQL.insert_many, *zip(*batch, strict=True)))
+            rows = [(tenant_id, *msgspec.structs.astuple(entry)) for tenant_id, entry in batch]
+            await self._database.run(lambda tx: tx.execute(SQL.insert_many, *zip(*rows, strict=True)))
         except MeshError as error:
             if error.kind not in (Kind.UNAVAILABLE, Kind.TIMEOUT):  # it would fail again
                 telemetry.API_LOG_DROPPED.inc(len(batch))
-                self._forget(batch)
+                self._forget(len(batch))
             raise
-        self._forget(batch)
+        self._forget(len(batch))
         return len(self._waiting) >= BATCH_MAX
 
     async def stop(self, limit_s: float = 5.0) -> None:
@@ -107,6 +90,6 @@ class ApiLog(Loop):
             telemetry.API_LOG_DROPPED.inc(len(self._waiting))
             log.warning("answered calls could not be logged before the end", entries=len(self._waiting))
 
-    def _forget(self, batch: list[Entry]) -> None:
-        for _ in batch:
+    def _forget(self, entries: int) -> None:
+        for _ in range(entries):
             self._waiting.popleft()

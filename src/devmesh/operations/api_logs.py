@@ -36,6 +36,8 @@ Answered = Callable[[str, Caller, errors.MeshError | None, float], None]
 class ApiLogEntry(msgspec.Struct):
     """`outcome` is ok or the kind of the error, `reason` its finer name. HTTP requests have a `request_id`."""
 
+    # In the order of the columns, in which they are also written.
+
     id: uuid.UUID
     at: datetime.datetime
     operation: str
