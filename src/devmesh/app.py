@@ -45,9 +45,9 @@ def run_service(name: str, settings: Settings) -> int:
     telemetry.configure_logs(name, settings.log_level)
     _raise_file_limit()
     try:
-        listener = _listen(settings.host, _port(name, settings))
+        listener = _listen(settings.host, settings.port_of(name))
     except OSError as error:
-        print(f"devmesh {name}: {_why_taken(settings.host, _port(name, settings), error)}", file=sys.stderr)  # noqa: T201
+        print(f"devmesh {name}: {_why_taken(settings.host, settings.port_of(name), error)}", file=sys.stderr)  # noqa: T201
         return 1
     for warning in settings.warnings:
         log.warning(warning)
@@ -187,10 +187,6 @@ def _raise_file_limit() -> None:
     """Takes all the open files that the system allows: a connection is one, and the usual limit is 1,024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _port(name: str, settings: Settings) -> int:
-    return {"rest-api": settings.rest_port, "mcp-server": settings.ws_port, "worker": settings.worker_port}[name]
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -223,6 +223,9 @@ class Settings(Group):
 
     api_log: str = setting("errors", "Which answered calls are logged in the database.", pattern=API_LOG)
 
+    def port_of(self, service: str) -> int:
+        return {"rest-api": self.rest_port, "mcp-server": self.ws_port, "worker": self.worker_port}[service]
+
     @property
     def months_kept_by_table(self) -> dict[str, int]:
         pairs = [pair.split("=") for pair in self.partition_months_kept_by_table.split(",") if pair]

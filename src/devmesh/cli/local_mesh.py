@@ -21,13 +21,13 @@ from devmesh.cli.instance import Instance
 from devmesh.cli.logs import MergedLog
 from devmesh.cli.own_key import keep_master_key
 from devmesh.cli.own_postgres import own_postgres
+from devmesh.cli.ports import in_address
 from devmesh.core.errors import Kind, MeshError
 from devmesh.settings import Settings
 from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
 
 DATABASE_PAUSES_S = (1.0, 1.0)  # between tries to reach a given database; who waits longer is a service, not a person
 KEY_RETRY_INTERVAL_S = 1.0
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
 
 
 class Ready(NamedTuple):
@@ -136,8 +136,7 @@ class LocalMesh:
 
     @property
     def _host(self) -> str:
-        host = ANYWHERE.get(self._settings.host, self._settings.host)
-        return f"[{host}]" if ":" in host else host
+        return in_address(self._settings.host)
 
     @asynccontextmanager
     async def _database(self) -> AsyncIterator[str]:

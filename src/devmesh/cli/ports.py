@@ -8,6 +8,19 @@ from collections.abc import Mapping
 
 from devmesh.cli.console import Exit, Failure
 
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
+
+
+def reachable(host: str) -> str:
+    """Where somebody on this machine reaches what listens there."""
+    return ANYWHERE.get(host, host)
+
+
+def in_address(host: str) -> str:
+    """The same as it stands in an address."""
+    found = reachable(host)
+    return f"[{found}]" if ":" in found else found
+
 
 def require_free(host: str, ports: Mapping[str, int]) -> None:
     """Raises `Failure` that names the first port that a service cannot have, and who holds it if that can be known."""

@@ -11,16 +11,17 @@ import sys
 
 import typer
 
+from devmesh.cli.ports import reachable
+
 ANSWER_LIMIT_S = 5.0
 ANSWER_BYTES_MAX = 100_000
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
 def exit_code(name: str, host: str, port: int) -> int:
     """0 when the service there says that it is ready. What it says is printed."""
     if port == 0:
         return _failed(f"{name} would listen on any free port: say which with --port")
-    connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=ANSWER_LIMIT_S)
+    connection = http.client.HTTPConnection(reachable(host), port, timeout=ANSWER_LIMIT_S)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

@@ -49,8 +49,7 @@ def _run(
     except Failure as failure:
         raise Failure(failure.message, Exit.FAILED if health_check else failure.code, failure.hint) from None
     if health_check:
-        port = {"rest-api": settings.rest_port, "mcp-server": settings.ws_port, "worker": settings.worker_port}[name]
-        raise typer.Exit(readiness.exit_code(name, settings.host, port))
+        raise typer.Exit(readiness.exit_code(name, settings.host, settings.port_of(name)))
     require_dsn(settings)
     from devmesh import app
 

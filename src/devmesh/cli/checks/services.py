@@ -12,11 +12,10 @@ import httpx
 from devmesh import __version__
 from devmesh.cli.checks.case import Case
 from devmesh.cli.checks.finding import Finding, State, note, ok, problem, warning
-from devmesh.cli.ports import holder, why_not
+from devmesh.cli.ports import holder, in_address, why_not
 
 ANSWER_LIMIT_S = 1.5
 REASON_CHARACTERS_MAX = 160  # a reason may hold the SQL that mends it, which the checks of the schema show anyway
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach what listens everywhere
 
 
 class Place(NamedTuple):
@@ -29,8 +28,7 @@ class Place(NamedTuple):
 
     @property
     def url(self) -> str:
-        host = ANYWHERE.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{in_address(self.host)}:{self.port}"
 
 
 def _places(case: Case) -> dict[str, Place]:
