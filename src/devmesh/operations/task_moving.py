@@ -124,7 +124,7 @@ def _own_agent(call: Call[Any], owners: dict[uuid.UUID, uuid.UUID]) -> uuid.UUID
     agent_id = acting_agent(call.caller, call.params.agent_id)
     if agent_id is None:
         message = "name the agent that you act as in agent_id, or initialize the session with it"
-        raise errors.conflict("session.no_agent", message)
+        raise errors.conflict("session.no_agent", message, "agent_id")
     if not is_vouched(call.caller, agent_id):
         if agent_id not in owners:
             raise errors.not_found("agent", agent_id)
