@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from devmesh.store.embedded import MAJOR_VERSION, EmbeddedPostgres, find_binaries
@@ -18,6 +20,9 @@ from tests.harness import Mesh, running_mesh
 
 PSQL = find_binaries(MAJOR_VERSION) / "psql"
 QUICK = {"DEVMESH_REAPER_INTERVAL_S": "0.1", "DEVMESH_PRESENCE_INTERVAL_S": "0.5"}  # so that tests need not wait long
+
+# Each client would read all certificate authorities again: 20 ms that waiting for a service would spend over and over.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,8 +6,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,7 @@ from devmesh.operations.work import Work
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import load
 from devmesh.store.vault import Vault
+from tests import forking
 
 PORT_MIN, PORT_MAX = 20_000, 32_000  # below the system's own ephemeral ports
 READY_LIMIT_S = 30.0
@@ -72,17 +71,12 @@ class Child:
 
     def __init__(self, service: str, port: int, environment: dict[str, str], log: Path) -> None:
         self.service, self.port, self._environment, self.log = service, port, environment, log
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forking.Forked | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "devmesh", self.service],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.log.parent,
+            self.process = forking.start(
+                ["devmesh", self.service], cwd=self.log.parent, env=self._environment, stdout=output
             )
 
     def wait_ready(self, within_s: float = READY_LIMIT_S) -> None:

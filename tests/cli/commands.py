@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from devmesh.environment import read_variables
+from tests import forking
 from tests.harness import free_port, wait_until
 
 READY_LIMIT_S = 40.0
@@ -34,10 +34,9 @@ def devmesh(
     directory: Path, *arguments: str, stdin: str = "", settings: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "devmesh", *arguments], cwd=directory, env=environment(settings), input=stdin,
-        capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False,
-    )  # fmt: skip
+    return forking.run(
+        ["devmesh", *arguments], cwd=directory, env=environment(settings), stdin=stdin, timeout=COMMAND_LIMIT_S
+    )
 
 
 def answer(directory: Path, *arguments: str, **options: Any) -> Any:
@@ -61,7 +60,7 @@ class Up:
     def __init__(self, directory: Path) -> None:
         self.directory, self.port = directory, three_free_ports()
         self.data, self.dev_env_path = directory / ".devmesh", directory / ".devmesh" / "dev.env"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forking.Forked | None = None
 
     def start(self, settings: dict[str, str] | None = None) -> None:
         """Returns when the mesh is ready."""
@@ -70,9 +69,9 @@ class Up:
 
     def launch(self, settings: dict[str, str] | None = None) -> None:
         with (self.directory / "out").open("wb") as out, (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "devmesh", "up", "--json", "--port", str(self.port)],
-                cwd=self.directory, env=environment(settings), stdin=subprocess.DEVNULL, stdout=out, stderr=log,
+            self.process = forking.start(
+                ["devmesh", "up", "--json", "--port", str(self.port)],
+                cwd=self.directory, env=environment(settings), stdout=out, stderr=log,
             )  # fmt: skip
 
     def _is_ready(self) -> bool:

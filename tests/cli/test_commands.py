@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests import forking
 from tests.cli.commands import Up, answer, devmesh, environment
 from tests.harness import free_port, wait_until
 
@@ -160,10 +159,9 @@ class Watch:
         name = f"watch-{next(_numbers)}"
         self._out, self._err = up.directory / f"{name}.out", up.directory / f"{name}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "devmesh", "watch", *arguments],
-                cwd=up.directory, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            )  # fmt: skip
+            self._process = forking.start(
+                ["devmesh", "watch", *arguments], cwd=up.directory, env=environment(), stdout=out, stderr=err
+            )
 
     def shown(self) -> str:
         return self._out.read_text()

@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests import forking
 from tests.cli.commands import Up, answer, devmesh, environment
 from tests.harness import wait_until
 
@@ -29,9 +29,9 @@ class Demo:
     def __init__(self, directory: Path, *arguments: str, settings: dict[str, str] | None = None) -> None:
         self._out, self._result = directory / "demo.out", directory / "demo.json"
         with self._out.open("wb") as out, self._result.open("wb") as result:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "devmesh", "demo", *arguments], cwd=directory, env=environment(settings),
-                stdin=subprocess.DEVNULL, stdout=result if "--json" in arguments else out, stderr=out,
+            self.process = forking.start(
+                ["devmesh", "demo", *arguments], cwd=directory, env=environment(settings),
+                stdout=result if "--json" in arguments else out, stderr=out,
             )  # fmt: skip
 
     @property

@@ -9,8 +9,8 @@ import asyncio
 import json
 import os
 import re
-import sys
 import uuid
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -19,6 +19,7 @@ import pytest
 
 from devmesh import operations
 from devmesh.operations.registry import REGISTRY, Operation
+from tests import forking
 from tests.harness import Mesh
 from tests.wire import Wire
 
@@ -96,15 +97,12 @@ async def over_rest(mesh: Mesh, key: str, operation: Operation, params: dict[str
 
 async def over_cli(mesh: Mesh, key: str, operation: Operation, params: dict[str, Any]) -> Answer:
     environment = {**os.environ, "DEVMESH_URL": mesh.rest_url, "DEVMESH_API_KEY": key, "NO_COLOR": "1"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "devmesh", "call", operation.name, "--params", json.dumps(params),
-        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    if process.returncode == 0:
-        return Answer(json.loads(out))
-    told = re.match(r"error: ([a-z_]+)", err.decode())
-    assert told is not None, err
+    command = ["devmesh", "call", operation.name, "--params", json.dumps(params)]
+    done = await asyncio.to_thread(forking.run, command, cwd=Path.cwd(), env=environment, timeout=30)
+    if done.returncode == 0:
+        return Answer(json.loads(done.stdout))
+    told = re.match(r"error: ([a-z_]+)", done.stderr)
+    assert told is not None, done.stderr
     return Answer(None, told[1])
 
 

@@ -9,8 +9,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import httpx
 import pytest
 from websockets.exceptions import WebSocketException
 
+from tests import forking
 from tests.fleet import Agent, create, get, refusal, wait
 from tests.harness import Mesh, eventually
 from tests.wire import Wire, WireError
@@ -30,7 +29,7 @@ LEASE_S = 0.5
 class Holder:
     """An agent process: see tests/agents/holder.py."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: forking.Forked, log: Path) -> None:
         self.process, self._log = process, log
 
     def lines(self) -> list[dict[str, Any]]:
@@ -47,11 +46,9 @@ class Holder:
 @contextlib.contextmanager
 def holder(mesh: Mesh, key: str, directory: Path) -> Iterator[Holder]:
     log = directory / "holder.log"
-    command = [sys.executable, "-m", "tests.agents.holder", mesh.ws_url, "holder", "hold"]
+    command = ["tests.agents.holder", mesh.ws_url, "holder", "hold"]
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "AGENT_KEY": key}, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = forking.start(command, cwd=ROOT, env={**os.environ, "AGENT_KEY": key}, stdout=output)
     try:
         yield Holder(process, log)
     finally:
