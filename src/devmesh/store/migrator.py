@@ -29,6 +29,7 @@ LOCK_NUMBER = int.from_bytes(b"devmesh")
 LOCK_WAIT_S = 1800.0  # for another instance to finish migrating
 LOCK_POLL_INTERVAL_S = 0.2
 LOCK_LOG_INTERVAL_S = 10.0
+FIRST_PAUSE_S = 0.1  # between looks for what another instance migrates
 
 BOOTSTRAP = """
 do $$ begin
@@ -131,10 +132,11 @@ class Migrator:
     async def wait_for_schema(self, deadline_s: float, interval_s: float, on_wait: Callable[[str], None]) -> None:
         """Waits until another process has migrated. `on_wait` is told what is missing at every look.
 
+        The first looks come sooner than at intervals: what starts together with the migration is ready soon after it.
         A dirty migration that has not failed is waited for too, for it may be under way. Raises `MigrationError` when the
         time is up, and at once for what waiting cannot mend.
         """
-        ends_at = time.monotonic() + deadline_s
+        ends_at, pause_s = time.monotonic() + deadline_s, min(FIRST_PAUSE_S, interval_s)
         while True:
             try:
                 statuses = await self.status()
@@ -149,10 +151,11 @@ class Migrator:
                 if not lacking:
                     return
                 missing = "the schema is not complete: " + "; ".join(lacking)
-            if time.monotonic() + interval_s > ends_at:
+            if time.monotonic() + pause_s > ends_at:
                 raise MigrationError(f"gave up waiting after {deadline_s:g} s: {missing}")
             on_wait(missing)
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, interval_s)
 
     async def repair_plan(self) -> list[Repair]:
         """What `repair` would do. Changes nothing."""
