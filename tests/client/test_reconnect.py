@@ -9,10 +9,12 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 
 from devmesh.client import Client, Event, EventsMissed, EventStream, MeshError, TaskContext
 from devmesh.client import Mesh as Agents
+from devmesh.client import events as client_events
 from devmesh.client.session import BACKOFF_BASE_S, BACKOFF_MAX_S, Backoff
 from devmesh.core.errors import Kind
 from devmesh.core.events import Cursor, decode_cursor
@@ -189,16 +191,27 @@ async def test_a_server_that_goes_away_in_good_order_is_not_noticed(own_mesh: Ow
         assert len(await titles_created(client)) == 500
 
 
+def waits_at(mesh: Mesh, service: str) -> int:
+    """The bytes that wait for consumers."""
+    [child] = mesh.of(service)
+    health = httpx.get(f"http://127.0.0.1:{child.port}/health?details=true", trust_env=False).json()
+    waiting: int = health["details"]["connections"]["outbox_bytes"]
+    return waiting
+
+
 async def test_a_reader_too_slow_is_sent_away_and_resumes_whole(
-    own_mesh: OwnMesh, caplog: pytest.LogCaptureFixture
+    own_mesh: OwnMesh, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mesh = own_mesh("rest-api", "mcp-server", DEVMESH_OUTBOX_BYTES_MAX="20000")
     caplog.set_level(logging.INFO, "devmesh.client")
-    total, at_once = 6_000, 500
+    monkeypatch.setattr(client_events, "WAITING_EVENTS_MAX", 50)
+    total, at_once = 1_500, 50  # much more than fits into the buffers of the sockets in between
     async with Client(mesh.ws_url, mesh.admin_key) as client, client.events("tenant") as events:
         for begin in range(0, total, at_once):
-            specs = [{"title": str(begin + place), "description": "x" * 2_000} for place in range(at_once)]
+            specs = [{"title": str(begin + place), "description": "x" * 15_000} for place in range(at_once)]
             await client.call("task.create_many", tasks=specs)
+        await eventually(lambda: waits_at(mesh, "mcp-server") > 0, "the socket takes no more")
+        await eventually(lambda: waits_at(mesh, "mcp-server") == 0, "it is given up", 15.0)
         found = await take(events, total)
         assert [event.data["task"]["title"] for event in found] == [str(number) for number in range(total)]
     assert "(4008 resume)" in caplog.text

@@ -172,6 +172,23 @@ async def test_e04_who_does_not_read_is_disconnected_and_resumes_whole(mesh: Mes
             assert titles(again) == titles(well)
 
 
+async def test_e04_who_reads_is_not_sent_away_by_more_than_waits_for_a_consumer(mesh: Mesh, tenant: str) -> None:
+    readers = [await Wire.connect(mesh.ws_url, tenant) for _ in range(3)]
+    for reader in readers:
+        await reader.call("subscribe", topics=["tenant"])
+    async with await Wire.connect(mesh.ws_url, tenant) as writer:
+        for number in range(3):
+            specs = [{"title": f"{number}.{part}", "assign": "pull", "description": "x" * 4_500} for part in range(200)]
+            calls = [writer.call("task.create_many", tasks=specs) for _ in range(4)]
+            await asyncio.gather(*calls)
+        for reader in readers:
+            await reader.until_events(2_400)
+            assert titles(reader) == titles(readers[0])
+            assert len(set(titles(reader))) == 600
+            assert reader.connection.close_code is None
+            await reader.close()
+
+
 async def test_e05_a_snapshot_and_the_events_after_its_cursor_miss_nothing(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as writer:
         stop = asyncio.Event()

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+
+STALL_LIMIT_S = 5.0  # a consumer that takes nothing for so long while it is waited for is given up
 
 
 class Outbox:
-    __slots__ = ("_drained", "_frames", "_wake", "bytes_max", "held_bytes", "is_overflowed")
+    __slots__ = ("_drained", "_frames", "_wake", "bytes_max", "held_bytes", "is_overflowed", "taken")
 
     def __init__(self, bytes_max: int, wake: Callable[[], None]) -> None:
         """`wake` is called whenever there is something new to send, or the outbox has overflowed."""
         self.bytes_max, self._wake = bytes_max, wake
         self._frames: collections.deque[bytes] | None = None  # none while empty: most connections wait most of the time
         self._drained: asyncio.Future[None] | None = None
-        self.held_bytes = 0
+        self.held_bytes = self.taken = 0  # the frames that were taken are counted
         self.is_overflowed = False
 
+    def has_room(self, frames: Sequence[bytes]) -> bool:
+        """Whether these could be put. A frame finds room in an empty outbox however long it is: it was allowed in."""
+        if not self._frames and len(frames) == 1:
+            return True
+        return self.held_bytes + sum(map(len, frames)) <= self.bytes_max
+
     def put(self, frame: bytes) -> None:
-        """Never waits. A frame finds room in an empty outbox however long it is: it was allowed in, so it must get out."""
+        """Never waits."""
         if self.is_overflowed:
             return
-        if self._frames and self.held_bytes + len(frame) > self.bytes_max:
+        if not self.has_room((frame,)):
             self.overflow()
             return
         if self._frames is None:
@@ -51,16 +59,23 @@ class Outbox:
         if not self._frames:
             self._frames = None
         self.held_bytes -= len(frame)
+        self.taken += 1
         if self.held_bytes <= self.bytes_max // 2:
             self._settle()
         return frame
 
     async def drained(self) -> None:
-        """Until the outbox is at most half full or has overflowed: how a replay keeps pace with its reader."""
+        """Until the outbox is at most half full or has overflowed: how a replay keeps pace with its reader.
+
+        It overflows when nothing is taken from it for too long.
+        """
         while self.held_bytes > self.bytes_max // 2:
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._drained)
+            taken = self.taken
+            await asyncio.wait([self._drained], timeout=STALL_LIMIT_S)
+            if self.taken == taken:
+                self.overflow()
 
     def _settle(self) -> None:
         if self._drained is not None:

@@ -117,15 +117,15 @@ class Stream:
             for subscriber in self._concerned(recent.event):
                 if subscriber.is_live:
                     wanted.setdefault(subscriber, []).append(recent)
+        delivered = 0
         frames: dict[tuple[str, tuple[int, ...]], list[bytes]] = {}
         for subscriber, events in wanted.items():
             key = (subscriber.codec.name, tuple(recent.event.sequence for recent in events))
             made = frames.get(key)
             if made is None:
                 made = frames[key] = frames_of(subscriber.codec, events)
-            for frame in made:
-                subscriber.outbox.put(frame)
-        return sum(len(events) for events in wanted.values())
+            delivered += len(events) if subscriber.send(made, fresh[0].event.sequence - 1) else 0
+        return delivered
 
     def _concerned(self, event: Event) -> Iterable[Subscriber]:
         found = [heard for topic in (*event.topics, EVERYTHING) if (heard := self.listeners.get(topic))]

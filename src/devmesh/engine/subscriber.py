@@ -1,7 +1,8 @@
 """One connection's place in its tenant's stream: what it listens to, and how it catches up with what it missed.
 
 Within a connection each event comes exactly once and, after the point where a replay has begun, in order. While it catches
-up it is not live: the fan-out passes it by and the replay brings it what came meanwhile.
+up it is not live: the fan-out passes it by and the replay brings it what came meanwhile. It also catches up, at the pace of
+its reader, when more comes at once than waits for a consumer: that is no reason to send a quick one away.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ class Subscriber:
             if start < stop and not self.is_closed:
                 self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(start, stop, before))
             return Subscribed(Cursor(self._stream.epoch, start).encode(), recovered)
+
+    def send(self, frames: Sequence[bytes], begins_after: int) -> bool:
+        """Takes what the fan-out has for it, all that is new to it after a sequence. False when it will read that itself."""
+        if self.outbox.held_bytes or self.outbox.has_room(frames):
+            for frame in frames:
+                self.outbox.put(frame)
+            return True
+        catching_up = self._catch_up(begins_after, begins_after, {})
+        self._catching_up = asyncio.get_running_loop().create_task(catching_up)
+        return False
 
     def unsubscribe(self, topics: Sequence[str]) -> list[str]:
         """Stops listening; answers with those that were listened to."""
