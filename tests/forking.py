@@ -2,7 +2,8 @@
 
 Half of what a short command costs is the loading of its modules, and the suite starts several hundred. What is forked is a
 process of its own like any other: it is given its arguments, its directory, its environment and its files, it may be
-stopped, killed and waited for, and it ends by itself. The children of `devmesh up`, and the tests of help, start Python anew.
+stopped, killed and waited for, and it ends by itself. What is to be run from another place, or with a library before all
+others, is started anew; so are `devmesh up`, its children and the demo, whose command lines are looked at.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+START_VARIABLES = ("PYTHONPATH", "LD_PRELOAD")  # decide what is loaded, before anything of ours is
 _LENGTH = struct.Struct("!I")
 _STATUS = struct.Struct("!i")
 _lock = threading.Lock()
@@ -66,6 +68,9 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+Process = Forked | subprocess.Popen[bytes]
+
+
 def start(
     arguments: Sequence[str],
     *,
@@ -74,8 +79,10 @@ def start(
     stdin: IO[Any] | None = None,
     stdout: IO[Any],
     stderr: IO[Any] | None = None,
-) -> Forked:
+) -> Process:
     """Starts `python -m ARGUMENTS` in this environment alone. Errors go where the output does, or to their own place."""
+    if any(env.get(name) != os.environ.get(name) for name in START_VARIABLES):
+        return start_anew(arguments, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
     reading, writing = os.pipe()
     request = json.dumps({"arguments": list(arguments), "cwd": str(cwd), "env": dict(env)}).encode()
     with contextlib.ExitStack() as stack:
@@ -88,6 +95,22 @@ def start(
             channel.sendall(request)
     [pid] = _STATUS.unpack(os.read(reading, _STATUS.size))
     return Forked(pid, reading)
+
+
+def start_anew(
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: IO[Any] | None = None,
+    stdout: IO[Any],
+    stderr: IO[Any] | None = None,
+) -> subprocess.Popen[bytes]:
+    """The same by a Python of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd, env=env, stdin=stdin or subprocess.DEVNULL, stdout=stdout, stderr=stderr or subprocess.STDOUT,
+    )  # fmt: skip
 
 
 def run(

@@ -71,7 +71,7 @@ class Child:
 
     def __init__(self, service: str, port: int, environment: dict[str, str], log: Path) -> None:
         self.service, self.port, self._environment, self.log = service, port, environment, log
-        self.process: forking.Forked | None = None
+        self.process: forking.Process | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as output:

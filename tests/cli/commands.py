@@ -60,7 +60,7 @@ class Up:
     def __init__(self, directory: Path) -> None:
         self.directory, self.port = directory, three_free_ports()
         self.data, self.dev_env_path = directory / ".devmesh", directory / ".devmesh" / "dev.env"
-        self.process: forking.Forked | None = None
+        self.process: forking.Process | None = None
 
     def start(self, settings: dict[str, str] | None = None) -> None:
         """Returns when the mesh is ready."""
@@ -69,7 +69,7 @@ class Up:
 
     def launch(self, settings: dict[str, str] | None = None) -> None:
         with (self.directory / "out").open("wb") as out, (self.directory / "log").open("ab") as log:
-            self.process = forking.start(
+            self.process = forking.start_anew(
                 ["devmesh", "up", "--json", "--port", str(self.port)],
                 cwd=self.directory, env=environment(settings), stdout=out, stderr=log,
             )  # fmt: skip

@@ -29,7 +29,7 @@ class Demo:
     def __init__(self, directory: Path, *arguments: str, settings: dict[str, str] | None = None) -> None:
         self._out, self._result = directory / "demo.out", directory / "demo.json"
         with self._out.open("wb") as out, self._result.open("wb") as result:
-            self.process = forking.start(
+            self.process = forking.start_anew(
                 ["devmesh", "demo", *arguments], cwd=directory, env=environment(settings),
                 stdout=result if "--json" in arguments else out, stderr=out,
             )  # fmt: skip

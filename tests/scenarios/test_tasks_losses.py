@@ -29,7 +29,7 @@ LEASE_S = 0.5
 class Holder:
     """An agent process: see tests/agents/holder.py."""
 
-    def __init__(self, process: forking.Forked, log: Path) -> None:
+    def __init__(self, process: forking.Process, log: Path) -> None:
         self.process, self._log = process, log
 
     def lines(self) -> list[dict[str, Any]]:
