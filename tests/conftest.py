@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from devmesh.store.embedded import MAJOR_VERSION, EmbeddedPostgres, find_binaries
+from devmesh.store.migrator import Migrator
 from tests.harness import Mesh, running_mesh
 
 PSQL = find_binaries(MAJOR_VERSION) / "psql"
@@ -59,14 +62,25 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def create_database(postgres: str) -> Iterator[Callable[[], str]]:
-    """Makes empty databases that are dropped when the run ends; for fixtures of wider scope than a test."""
+def create_database(postgres: str) -> Iterator[Callable[..., str]]:
+    """Makes databases that are dropped when the run ends; for fixtures of wider scope than a test.
+
+    Empty ones, or copies of one that was migrated: to migrate each anew takes as long as all else that a service does to start.
+    """
     names = (f"test_{os.getpid()}_{number}" for number in itertools.count(1))
     created = []
 
-    def create() -> str:
+    @functools.cache
+    def migrated() -> str:
+        """The name of the one that others are copied from."""
+        dsn = create(is_empty=True)
+        with ThreadPoolExecutor(1) as aside:  # the caller may run in a loop already
+            aside.submit(asyncio.run, Migrator(dsn).up()).result()
+        return urlsplit(dsn).path[1:]
+
+    def create(*, is_empty: bool = False) -> str:
         name = next(names)
-        run_sql(postgres, f"CREATE DATABASE {name}")
+        run_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {'template1' if is_empty else migrated()}")
         created.append(name)
         return urlsplit(postgres)._replace(path=f"/{name}").geturl()
 
@@ -77,15 +91,23 @@ def create_database(postgres: str) -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture
-def fresh_database(postgres: str, create_database: Callable[[], str]) -> Iterator[str]:
+def empty_database(postgres: str, create_database: Callable[..., str]) -> Iterator[str]:
     """The DSN of an empty database that only this test uses."""
+    dsn = create_database(is_empty=True)
+    yield dsn
+    run_sql(postgres, f"DROP DATABASE {urlsplit(dsn).path[1:]} WITH (FORCE)")
+
+
+@pytest.fixture
+def fresh_database(postgres: str, create_database: Callable[..., str]) -> Iterator[str]:
+    """The DSN of a database that only this test uses, with the complete schema and nothing in it."""
     dsn = create_database()
     yield dsn
     run_sql(postgres, f"DROP DATABASE {urlsplit(dsn).path[1:]} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
-def mesh(create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+def mesh(create_database: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """One mesh for the run: each test works in a tenant of its own."""
     services = ("rest-api", "mcp-server", "worker")
     with running_mesh(create_database(), tmp_path_factory.mktemp("mesh"), *services, settings=QUICK) as running:

@@ -10,7 +10,6 @@ from devmesh.core import envelope
 from devmesh.core.envelope import EnvelopeError, MasterKey, Place
 from devmesh.core.ids import new_id
 from devmesh.store.database import Database, Transaction
-from devmesh.store.migrator import Migrator
 from devmesh.store.statements import Statement, load
 from devmesh.store.vault import Vault
 
@@ -32,15 +31,8 @@ def new_master_key() -> MasterKey:
 
 
 @asynccontextmanager
-async def migrated(dsn: str) -> AsyncIterator[Database]:
-    """A pool on a database with the whole schema."""
-    await Migrator(dsn).up()
-    async with opened(dsn) as database:
-        yield database
-
-
-@asynccontextmanager
 async def opened(dsn: str) -> AsyncIterator[Database]:
+    """A pool on a database."""
     database = await Database.open(dsn, service="tests", pool_size_min=1, pool_size_max=8, transaction_deadline_s=10.0)
     try:
         yield database

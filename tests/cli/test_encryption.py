@@ -18,7 +18,7 @@ from devmesh.settings import Settings
 from devmesh.store.vault import Vault
 from tests.cli.commands import Up, answer, devmesh
 from tests.conftest import run_sql
-from tests.sealed import migrated, new_tenant, put
+from tests.sealed import new_tenant, opened, put
 
 KEY, OTHER_KEY = envelope.new_master_key(), envelope.new_master_key()
 ID, OTHER_ID = (MasterKey.parse(key).id for key in (KEY, OTHER_KEY))
@@ -28,7 +28,7 @@ def store(dsn: str, key: str, secrets: Sequence[bytes]) -> None:
     """Puts secrets into a database, as a service with this key does."""
 
     async def run() -> None:
-        async with migrated(dsn) as database:
+        async with opened(dsn) as database:
             await put(database, Vault([MasterKey.parse(key)]), await new_tenant(database), secrets)
 
     asyncio.run(run())

@@ -24,9 +24,9 @@ def test_help_loads_neither_the_driver_nor_the_server() -> None:
     assert not {"asyncpg", "starlette", "uvicorn", "httpx", "rich.console"} & set(loaded.split())
 
 
-def test_migrations_go_up_and_down_and_say_how_they_are(tmp_path: Path, fresh_database: str) -> None:
+def test_migrations_go_up_and_down_and_say_how_they_are(tmp_path: Path, empty_database: str) -> None:
     def migrate(*arguments: str) -> object:
-        return answer(tmp_path, "migrate", *arguments, "--json", settings={"DATABASE_DSN": fresh_database})
+        return answer(tmp_path, "migrate", *arguments, "--json", settings={"DATABASE_DSN": empty_database})
 
     pending = migrate("status")
     assert isinstance(pending, list)
@@ -34,14 +34,14 @@ def test_migrations_go_up_and_down_and_say_how_they_are(tmp_path: Path, fresh_da
     names = [f"{status['version']:06d}_{status['name']}" for status in pending]
     assert migrate("up") == {"applied": names}
     assert migrate("up") == {"applied": []}
-    assert "applied" in devmesh(tmp_path, "migrate", "status", settings={"DATABASE_DSN": fresh_database}).stdout
+    assert "applied" in devmesh(tmp_path, "migrate", "status", settings={"DATABASE_DSN": empty_database}).stdout
     assert migrate("down", str(len(names))) == {"taken_back": names[::-1]}
-    again = devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": fresh_database})
+    again = devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": empty_database})
     assert again.stdout.splitlines() == [f"applied {name}" for name in names]
 
 
-def test_migrations_say_what_is_wrong_with_their_exit_code(tmp_path: Path, fresh_database: str) -> None:
-    assert devmesh(tmp_path, "migrate", "down", "0", settings={"DATABASE_DSN": fresh_database}).returncode == 2
+def test_migrations_say_what_is_wrong_with_their_exit_code(tmp_path: Path, empty_database: str) -> None:
+    assert devmesh(tmp_path, "migrate", "down", "0", settings={"DATABASE_DSN": empty_database}).returncode == 2
     assert devmesh(tmp_path, "migrate", "status").returncode == 2
     nowhere = devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": "postgresql://nobody@127.0.0.1:1/none"})
     assert nowhere.returncode == 3

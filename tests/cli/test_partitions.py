@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from devmesh.store.migrator import Migrator
 from tests.cli.commands import devmesh
 from tests.conftest import run_sql
 
@@ -27,7 +25,6 @@ INSERT = (
 def command(tmp_path: Path, fresh_database: str) -> Command:
     """Runs `devmesh partitions` on a migrated database."""
     settings = {"DATABASE_DSN": fresh_database}
-    asyncio.run(Migrator(fresh_database).up())
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return devmesh(tmp_path, "partitions", *arguments, settings={**settings, **more})
@@ -100,12 +97,12 @@ def test_help_says_what_is_lost(command: Command) -> None:
     assert "recovered: false" in said
 
 
-def test_what_keeps_it_from_working_is_said_with_its_exit_code(tmp_path: Path, fresh_database: str) -> None:
+def test_what_keeps_it_from_working_is_said_with_its_exit_code(tmp_path: Path, empty_database: str) -> None:
     assert devmesh(tmp_path, "partitions", "status").returncode == 2
     nowhere = {"DATABASE_DSN": "postgresql://nobody@127.0.0.1:1/none"}
     assert devmesh(tmp_path, "partitions", "status", settings=nowhere).returncode == 3
-    empty = devmesh(tmp_path, "partitions", "ensure", settings={"DATABASE_DSN": fresh_database})
+    empty = devmesh(tmp_path, "partitions", "ensure", settings={"DATABASE_DSN": empty_database})
     assert empty.returncode == 1
     assert "devmesh migrate" in empty.stderr
-    wrong = {"DATABASE_DSN": fresh_database, "DEVMESH_PARTITION_CRON": "often"}
+    wrong = {"DATABASE_DSN": empty_database, "DEVMESH_PARTITION_CRON": "often"}
     assert devmesh(tmp_path, "partitions", "status", settings=wrong).returncode == 2

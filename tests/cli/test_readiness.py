@@ -27,9 +27,9 @@ def test_of_a_service_that_is_ready(mesh: Mesh, tmp_path: Path, service: str) ->
     assert check(tmp_path, service, mesh.of(service)[0].port, DEVMESH_HOST="0.0.0.0")[0] == 0
 
 
-def test_of_a_service_that_is_not(fresh_database: str, tmp_path: Path) -> None:
+def test_of_a_service_that_is_not(empty_database: str, tmp_path: Path) -> None:
     """Nobody migrates here."""
-    mesh = Mesh(fresh_database, tmp_path, {"SKIP_MIGRATIONS": "true"})
+    mesh = Mesh(empty_database, tmp_path, {"SKIP_MIGRATIONS": "true"})
     child = mesh.add("worker")
     child.start()
     try:

@@ -130,14 +130,14 @@ def test_it_stops_while_it_is_still_starting(own_up: Up) -> None:
 
 
 def test_a_new_database_gets_a_new_key_and_a_service_that_does_not_stop_is_ended(
-    own_up: Up, fresh_database: str
+    own_up: Up, empty_database: str
 ) -> None:
     own_up.start()
     first = own_up.dev_env()["DEVMESH_API_KEY"]
     assert own_up.end(signal.SIGTERM) == 0
 
-    own_up.start(settings={"DATABASE_DSN": fresh_database})
-    assert own_up.dev_env()["DATABASE_DSN"] == fresh_database
+    own_up.start(settings={"DATABASE_DSN": empty_database})
+    assert own_up.dev_env()["DATABASE_DSN"] == empty_database
     assert own_up.dev_env()["DEVMESH_API_KEY"] != first
     assert answer(own_up.directory, "call", "task.list")["tasks"] == []
 

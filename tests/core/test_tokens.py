@@ -18,7 +18,7 @@ from devmesh.core.tokens import Claims
 
 EC, RSA, EDWARDS = (new_key(algorithm).as_dict(private=False) for algorithm in ("ES256", "RS256", "EdDSA"))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )

@@ -77,9 +77,9 @@ async def test_the_migration_status_is_for_administrators(rest: Rest, mesh: Mesh
     assert (answer.status_code, answer.json()["completed"]) == (200, True)
 
 
-def test_a_service_that_waits_is_alive_and_says_what_for(fresh_database: str, tmp_path: Path) -> None:
+def test_a_service_that_waits_is_alive_and_says_what_for(empty_database: str, tmp_path: Path) -> None:
     """Nobody migrates here."""
-    mesh = Mesh(fresh_database, tmp_path, {"SKIP_MIGRATIONS": "true"})
+    mesh = Mesh(empty_database, tmp_path, {"SKIP_MIGRATIONS": "true"})
     child = mesh.add("rest-api")
     child.start()
     try:

@@ -19,15 +19,15 @@ from devmesh.store.database import Database, Transaction
 from devmesh.store.vault import NOWHERE, SEALED, SQL, Vault, report, verify
 from tests.conftest import run_sql
 from tests.harness import eventually
-from tests.sealed import INSERT, PURPOSE, migrated, new_master_key, new_tenant, put, read
+from tests.sealed import INSERT, PURPOSE, new_master_key, new_tenant, opened, put, read
 
 VALUES = [b"secret %d" % number for number in range(50)]
 
 
 @pytest_asyncio.fixture
 async def database(fresh_database: str) -> AsyncIterator[Database]:
-    async with migrated(fresh_database) as opened:
-        yield opened
+    async with opened(fresh_database) as pool:
+        yield pool
 
 
 @pytest.fixture(autouse=True)

@@ -152,3 +152,34 @@ def test_a_slow_database_is_not_made_quicker_by_refusing() -> None:
     for _ in range(200):
         admission.trip(1, 0.1)
     assert admission.target_s == pytest.approx(0.1 * TRIPS, rel=0.1)
+
+
+def told_ms(admission: Admission) -> int:
+    """The longest that somebody is told to wait, of 500 who are refused."""
+    let_in, told = 0, []
+    while len(told) < 500:
+        try:
+            admission.enter("task.create")
+            let_in += 1
+        except MeshError as refused:
+            told.append(refused.data.retry_after_ms or 0)
+    for _ in range(let_in):
+        admission.leave("task.create")
+    return max(told)
+
+
+def test_those_who_are_refused_come_back_over_a_longer_time_the_more_they_are() -> None:
+    load = Load()
+    for _ in range(3):
+        load.second(1.5 * CAPACITY_PER_S)
+    few_ms = told_ms(load.admission)
+    for _ in range(5):
+        load.second(20 * CAPACITY_PER_S)
+    assert few_ms < 1_500
+    assert 5_000 < told_ms(load.admission) < 16_000
+    for _ in range(3):
+        load.second(CAPACITY_PER_S / 4)
+    assert not load.admission.is_shedding
+    for _ in range(3):
+        load.second(1.5 * CAPACITY_PER_S)
+    assert told_ms(load.admission) < 1_500

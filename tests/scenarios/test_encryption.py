@@ -24,7 +24,7 @@ from devmesh.store.database import Database
 from devmesh.store.vault import Vault, report, verify
 from tests.conftest import PSQL, run_sql
 from tests.harness import Child, Mesh, eventually
-from tests.sealed import migrated, new_tenant, opened, put, read
+from tests.sealed import new_tenant, opened, put, read
 
 SERVICES = ("rest-api", "mcp-server", "worker")
 PG_DUMP = PSQL.with_name("pg_dump")
@@ -101,15 +101,15 @@ def without_issuer(found: dict[Any, Any]) -> dict[Any, Any]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_in_production_no_service_starts_without_a_key(fresh_database: str, tmp_path: Path, service: str) -> None:
-    child = Mesh(fresh_database, tmp_path, {"DEVMESH_ENVIRONMENT": "production"}).add(service)
+def test_in_production_no_service_starts_without_a_key(empty_database: str, tmp_path: Path, service: str) -> None:
+    child = Mesh(empty_database, tmp_path, {"DEVMESH_ENVIRONMENT": "production"}).add(service)
     child.start()
     assert child.wait() == 1
     [line] = [line for line in child.tail().splitlines() if line.startswith("devmesh ")]
     assert "no master key is set" in line
     assert "devmesh keys generate" in line
     assert "ENCRYPTION_MASTER_KEY" in line
-    assert run_sql(fresh_database, "select to_regnamespace('mcp') is null") == "t"  # it did not even migrate
+    assert run_sql(empty_database, "select to_regnamespace('mcp') is null") == "t"  # it did not even migrate
 
 
 @pytest.mark.parametrize("environment", ["production", "development"])
@@ -140,7 +140,7 @@ async def test_a_service_with_the_wrong_key_is_not_ready_and_names_the_keys(
     fresh_database: str, tmp_path: Path
 ) -> None:
     right, wrong = Keys(envelope.new_master_key()), Keys(envelope.new_master_key())
-    async with migrated(fresh_database) as database:
+    async with opened(fresh_database) as database:
         stored = await put(database, right.vault, await new_tenant(database), [b"s3cret"])
         mesh = Mesh(fresh_database, tmp_path, wrong.settings)
         children = [mesh.add(service) for service in SERVICES]

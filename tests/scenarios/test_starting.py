@@ -51,9 +51,9 @@ def says(child: Child, what: str) -> bool:
 
 
 def test_s1_seven_services_started_at_one_instant_on_nothing_migrate_once(
-    fresh_database: str, mesh_on: MakeMesh
+    empty_database: str, mesh_on: MakeMesh
 ) -> None:
-    mesh = mesh_on(fresh_database)
+    mesh = mesh_on(empty_database)
     names = ["rest-api"] * 3 + ["mcp-server"] * 2 + ["worker"] * 2
     children = [mesh.add(name) for name in names]
     for child in children:
@@ -63,14 +63,14 @@ def test_s1_seven_services_started_at_one_instant_on_nothing_migrate_once(
     lines = [json.loads(line) for child in children for line in child.log.read_text().splitlines()]
     migrated = [line["script"] for line in lines if line["event"] == "migrated"]
     assert migrated == [migration.up.file_name for migration in read_migrations()]
-    states = run_sql(fresh_database, "select distinct state, count(*) from mcp.schema_migrations group by 1")
+    states = run_sql(empty_database, "select distinct state, count(*) from mcp.schema_migrations group by 1")
     assert states == f"applied|{len(migrated)}"
 
 
 def test_s2_those_who_come_before_the_schema_say_what_is_missing_and_are_ready_5_s_after_it(
-    fresh_database: str, mesh_on: MakeMesh
+    empty_database: str, mesh_on: MakeMesh
 ) -> None:
-    mesh = mesh_on(fresh_database)
+    mesh = mesh_on(empty_database)
     early = [mesh.add("mcp-server"), mesh.add("worker")]
     for child in early:
         child.start()
@@ -81,8 +81,8 @@ def test_s2_those_who_come_before_the_schema_say_what_is_missing_and_are_ready_5
     rest.start()
     newest = read_migrations()[-1].version
     is_done = f"select count(*) from mcp.schema_migrations where version = {newest} and state = 'applied'"
-    wait_until(lambda: run_sql(fresh_database, "select to_regclass('mcp.schema_migrations')"), "it migrates")
-    wait_until(lambda: run_sql(fresh_database, is_done) == "1", "it has migrated")
+    wait_until(lambda: run_sql(empty_database, "select to_regclass('mcp.schema_migrations')"), "it migrates")
+    wait_until(lambda: run_sql(empty_database, is_done) == "1", "it has migrated")
     migrated_at = time.monotonic()
     for child in early:
         child.wait_ready(5.0 - (time.monotonic() - migrated_at))

@@ -78,12 +78,12 @@ HALF_WAY = {
 
 @pytest.mark.parametrize("sort", HALF_WAY)
 def test_s4_a_migration_that_fails_half_way_is_told_everywhere_until_it_is_repaired(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh, sort: str
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh, sort: str
 ) -> None:
     up, down = HALF_WAY[sort]
     tree, label = tree_with(tmp_path, up, down)
-    settings = {**tree.settings, "DATABASE_DSN": fresh_database}
-    mesh = mesh_on(fresh_database, **tree.settings)
+    settings = {**tree.settings, "DATABASE_DSN": empty_database}
+    mesh = mesh_on(empty_database, **tree.settings)
     children = [mesh.add(service) for service in ("rest-api", "mcp-server")]
     for child in children:
         child.start()
@@ -104,7 +104,7 @@ def test_s4_a_migration_that_fails_half_way_is_told_everywhere_until_it_is_repai
     assert shown.returncode == 1
     assert label in shown.stdout
     assert "nothing was repaired" in shown.stderr
-    assert run_sql(fresh_database, "select count(*) from mcp.schema_migrations where state = 'dirty'") == "1"
+    assert run_sql(empty_database, "select count(*) from mcp.schema_migrations where state = 'dirty'") == "1"
     tree.write(tree.newest, "wrong", up.replace("1 / 0", "1"), down)
     repaired = answer(tmp_path, "migrate", "repair", "--yes", "--json", settings=settings)
     assert repaired["repaired"] == [label]
@@ -112,12 +112,12 @@ def test_s4_a_migration_that_fails_half_way_is_told_everywhere_until_it_is_repai
         child.start()
     for child in children:
         child.wait_ready()
-    assert run_sql(fresh_database, "select count(*) from pg_class where relname = 'half'") == "1"
+    assert run_sql(empty_database, "select count(*) from pg_class where relname = 'half'") == "1"
 
 
-def test_s4_migrations_fail_fast_ends_every_service(fresh_database: str, tmp_path: Path, mesh_on: MakeMesh) -> None:
+def test_s4_migrations_fail_fast_ends_every_service(empty_database: str, tmp_path: Path, mesh_on: MakeMesh) -> None:
     tree, label = tree_with(tmp_path, *HALF_WAY["in a transaction"])
-    mesh = mesh_on(fresh_database, **tree.settings, MIGRATIONS_FAIL_FAST="true")
+    mesh = mesh_on(empty_database, **tree.settings, MIGRATIONS_FAIL_FAST="true")
     for service in ("rest-api", "mcp-server"):
         child = mesh.add(service)
         child.start()
@@ -125,24 +125,24 @@ def test_s4_migrations_fail_fast_ends_every_service(fresh_database: str, tmp_pat
         assert f"{label} is dirty" in child.tail() or f"{label}.up.sql failed" in child.tail()
 
 
-def test_skip_migrations_leaves_them_to_somebody_else(fresh_database: str, tmp_path: Path, mesh_on: MakeMesh) -> None:
-    mesh = mesh_on(fresh_database, SKIP_MIGRATIONS="true")
+def test_skip_migrations_leaves_them_to_somebody_else(empty_database: str, tmp_path: Path, mesh_on: MakeMesh) -> None:
+    mesh = mesh_on(empty_database, SKIP_MIGRATIONS="true")
     child = mesh.add("rest-api")
     child.start()
     wait_for_reason(child, "000001_foundation is pending")
-    assert run_sql(fresh_database, "select to_regnamespace('mcp') is null") == "t"
-    assert devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": fresh_database}).returncode == 0
+    assert run_sql(empty_database, "select to_regnamespace('mcp') is null") == "t"
+    assert devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": empty_database}).returncode == 0
     child.wait_ready()
 
 
 async def test_s5_a_piece_that_is_dropped_is_named_with_its_sql_and_comes_back_without_a_restart(
-    fresh_database: str, mesh_on: MakeMesh
+    empty_database: str, mesh_on: MakeMesh
 ) -> None:
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS)
+    mesh = mesh_on(empty_database, **QUICK_LOOKS)
     mesh.start("rest-api", "mcp-server", "worker")
     async with await Agent.join(mesh, mesh.admin_key, "one", concurrency=10) as agent:
         await agent.wire.call("task.create", title="before", assign="pull")
-        run_sql(fresh_database, "alter table mcp.tasks drop column lane; drop table mcp.task_delegations")
+        run_sql(empty_database, "alter table mcp.tasks drop column lane; drop table mcp.task_delegations")
         with pytest.raises(WireError) as caught:
             await agent.wire.call("task.claim")
         assert (caught.value.kind, caught.value.data["retryable"]) == ("unavailable", True)
@@ -160,7 +160,7 @@ async def test_s5_a_piece_that_is_dropped_is_named_with_its_sql_and_comes_back_w
             "mcp.tasks_waiting",
             "mcp.task_delegations",
         }
-        run_sql(fresh_database, "\n".join(piece["sql"] for piece in found))
+        run_sql(empty_database, "\n".join(piece["sql"] for piece in found))
         for child in mesh.children:
             await eventually(child.is_ready, "the service recovers by itself")
         created = await agent.wire.call("task.create", title="after", assign="pull")
@@ -173,41 +173,41 @@ async def test_s5_a_piece_that_is_dropped_is_named_with_its_sql_and_comes_back_w
 
 
 def test_s5_a_service_that_starts_on_a_broken_schema_waits_for_it_to_be_mended(
-    fresh_database: str, mesh_on: MakeMesh
+    empty_database: str, mesh_on: MakeMesh
 ) -> None:
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS)
+    mesh = mesh_on(empty_database, **QUICK_LOOKS)
     mesh.start("rest-api")
-    run_sql(fresh_database, "alter table mcp.tasks alter column priority drop default")
+    run_sql(empty_database, "alter table mcp.tasks alter column priority drop default")
     wait_for_reason(mesh.children[0], "column mcp.tasks.priority is different: default is none, not `3`")
     child = mesh.add("mcp-server")
     child.start()
     wait_for_reason(child, "alter table mcp.tasks alter column priority set default 3;")
-    run_sql(fresh_database, "alter table mcp.tasks alter column priority set default 3")
+    run_sql(empty_database, "alter table mcp.tasks alter column priority set default 3")
     for each in mesh.children:
         each.wait_ready()
 
 
-def test_s5_what_is_there_besides_warns_and_no_more(fresh_database: str, mesh_on: MakeMesh) -> None:
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS)
+def test_s5_what_is_there_besides_warns_and_no_more(empty_database: str, mesh_on: MakeMesh) -> None:
+    mesh = mesh_on(empty_database, **QUICK_LOOKS)
     mesh.start("rest-api")
-    run_sql(fresh_database, "create table mcp.notes (id bigint)")
+    run_sql(empty_database, "create table mcp.notes (id bigint)")
     [child] = mesh.children
     wait_until(lambda: ask(child, "/health")["components"]["schema"]["status"] == "degraded", "the warning")
     health = ask(child, "/health")
     assert (health["ready"], health["status"]) == (True, "degraded")
     assert "table mcp.notes is of no migration" in health["components"]["schema"]["message"]
-    run_sql(fresh_database, "drop table mcp.notes")
+    run_sql(empty_database, "drop table mcp.notes")
     wait_until(lambda: ask(child, "/health")["status"] == "healthy", "the warning's end")
 
 
-def test_a_migration_that_becomes_dirty_while_services_run_is_told(fresh_database: str, mesh_on: MakeMesh) -> None:
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS)
+def test_a_migration_that_becomes_dirty_while_services_run_is_told(empty_database: str, mesh_on: MakeMesh) -> None:
+    mesh = mesh_on(empty_database, **QUICK_LOOKS)
     mesh.start("rest-api")
     [child] = mesh.children
-    run_sql(fresh_database, "update mcp.schema_migrations set state = 'dirty' where version = 1")
+    run_sql(empty_database, "update mcp.schema_migrations set state = 'dirty' where version = 1")
     wait_for_reason(child, "migrations: 000001_foundation is dirty, it was begun and not finished")
     wait_until(lambda: "000001_foundation" in str(ask(child, "/health")["migrations"]["problems"]), "it is listed")
-    run_sql(fresh_database, "update mcp.schema_migrations set state = 'applied' where version = 1")
+    run_sql(empty_database, "update mcp.schema_migrations set state = 'applied' where version = 1")
     child.wait_ready()
 
 
@@ -218,14 +218,14 @@ values (999999, 'far_ahead', 'applied', '', now(), '7.0')
 
 
 def test_s6_a_database_newer_than_the_program_is_refused_with_both_versions(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh
 ) -> None:
-    settings = {"DATABASE_DSN": fresh_database}
+    settings = {"DATABASE_DSN": empty_database}
     assert devmesh(tmp_path, "migrate", settings=settings).returncode == 0
     newest = Tree(tmp_path).newest
-    run_sql(fresh_database, NEWER)
+    run_sql(empty_database, NEWER)
     said = ("version 999999 (999999_far_ahead, made by devmesh 7.0)", f"which knows versions up to {newest}")
-    mesh = mesh_on(fresh_database)
+    mesh = mesh_on(empty_database)
     children = [mesh.add(service) for service in ("rest-api", "mcp-server", "worker")]
     for child in children:
         child.start()
@@ -238,31 +238,31 @@ def test_s6_a_database_newer_than_the_program_is_refused_with_both_versions(
 
 
 def test_s7_an_applied_migration_whose_file_was_edited_is_refused(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh
 ) -> None:
-    assert devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": fresh_database}).returncode == 0
+    assert devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": empty_database}).returncode == 0
     tree = Tree(tmp_path)
     edited = next(tree.migrations.glob("000001_*.up.sql"))
     edited.write_text(edited.read_text() + "create table mcp.sneaked_in (id bigint);\n")
-    mesh = mesh_on(fresh_database, **tree.settings)
+    mesh = mesh_on(empty_database, **tree.settings)
     for service in ("rest-api", "mcp-server"):
         child = mesh.add(service)
         child.start()
         wait_for_reason(child, "000001_foundation was edited after it was applied")
-    refused = devmesh(tmp_path, "migrate", settings={**tree.settings, "DATABASE_DSN": fresh_database})
+    refused = devmesh(tmp_path, "migrate", settings={**tree.settings, "DATABASE_DSN": empty_database})
     assert (refused.returncode, "put it back and write a new migration" in refused.stderr) == (1, True)
-    assert run_sql(fresh_database, "select to_regclass('mcp.sneaked_in') is null") == "t"
+    assert run_sql(empty_database, "select to_regclass('mcp.sneaked_in') is null") == "t"
 
 
-def test_s8_up_down_up_gives_the_same_catalogue(fresh_database: str, tmp_path: Path) -> None:
-    settings = {"DATABASE_DSN": fresh_database}
+def test_s8_up_down_up_gives_the_same_catalogue(empty_database: str, tmp_path: Path) -> None:
+    settings = {"DATABASE_DSN": empty_database}
     count = len(answer(tmp_path, "migrate", "up", "--json", settings=settings)["applied"])
-    whole = run_sql(fresh_database, PIECES)
+    whole = run_sql(empty_database, PIECES)
     for steps in (1, count):
         taken_back = answer(tmp_path, "migrate", "down", str(steps), "--json", settings=settings)["taken_back"]
         assert len(taken_back) == steps
         assert len(answer(tmp_path, "migrate", "up", "--json", settings=settings)["applied"]) == steps
-        assert run_sql(fresh_database, PIECES) == whole
+        assert run_sql(empty_database, PIECES) == whole
 
 
 GATED = {
@@ -290,29 +290,29 @@ where application_name = 'devmesh migrate' and wait_event_type = 'Lock' and datn
 
 @pytest.mark.parametrize("sort", GATED)
 def test_s9_a_service_killed_while_it_migrates_leaves_what_the_next_start_brings_to_ready(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh, sort: str
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh, sort: str
 ) -> None:
     up, down, is_there = GATED[sort]
-    assert devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": fresh_database}).returncode == 0
+    assert devmesh(tmp_path, "migrate", settings={"DATABASE_DSN": empty_database}).returncode == 0
     tree, label = tree_with(tmp_path, up, down)
-    mesh = mesh_on(fresh_database, **tree.settings)
+    mesh = mesh_on(empty_database, **tree.settings)
     killed = mesh.add("rest-api")
-    with holding(fresh_database, "lock table mcp.tenants in share update exclusive mode"):
+    with holding(empty_database, "lock table mcp.tenants in share update exclusive mode"):
         killed.start()
-        wait_until(lambda: run_sql(fresh_database, IS_WAITING) == "1", "the migration waits in its midst", 20.0)
+        wait_until(lambda: run_sql(empty_database, IS_WAITING) == "1", "the migration waits in its midst", 20.0)
         wait_until(lambda: ask(killed, "/health")["migrations"]["in_progress"], "health says that it migrates")
         killed.signal(signal.SIGKILL)
         killed.wait()
     again = mesh.add("rest-api")
     again.start()
     again.wait_ready()
-    assert run_sql(fresh_database, is_there) == "1"
-    assert run_sql(fresh_database, f"select state from mcp.schema_migrations where name = '{label[7:]}'") == "applied"
+    assert run_sql(empty_database, is_there) == "1"
+    assert run_sql(empty_database, f"select state from mcp.schema_migrations where name = '{label[7:]}'") == "applied"
     assert ask(again, "/health")["migrations"]["in_progress"] is False
 
 
-async def test_s14_a_search_path_without_mcp_works(fresh_database: str, mesh_on: MakeMesh) -> None:
-    mesh = mesh_on(fresh_database, DATABASE_SEARCH_PATH="public")
+async def test_s14_a_search_path_without_mcp_works(empty_database: str, mesh_on: MakeMesh) -> None:
+    mesh = mesh_on(empty_database, DATABASE_SEARCH_PATH="public")
     mesh.start("rest-api", "mcp-server", "worker")
     async with await Agent.join(mesh, mesh.admin_key, "one", "sums") as agent:
         await agent.wire.call("task.create", title="a sum", required_capabilities=["sums"])

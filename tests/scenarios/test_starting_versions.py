@@ -125,13 +125,13 @@ def sees(child: Child, newer: list[str]) -> bool:
 
 
 async def test_services_work_while_the_next_release_migrates_under_them_and_start_anew_on_it(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh
 ) -> None:
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS)
+    mesh = mesh_on(empty_database, **QUICK_LOOKS)
     await asyncio.to_thread(mesh.start, *SERVICES)
-    tree = next_release(tmp_path, fresh_database)
+    tree = next_release(tmp_path, empty_database)
     async with loaded(mesh, "before"):
-        assert len(await migrate(tmp_path, fresh_database, tree.settings)) == 2
+        assert len(await migrate(tmp_path, empty_database, tree.settings)) == 2
         newer = [f"{tree.newest - 1:06d}_moods", f"{tree.newest:06d}_moods_index"]
         for child in mesh.children:
             await eventually(functools.partial(sees, child, newer), "it sees the newer ones")
@@ -144,7 +144,7 @@ async def test_services_work_while_the_next_release_migrates_under_them_and_star
         assert "made by devmesh" in ask(child, "/health")["components"]["migrations"]["message"]
     async with loaded(mesh, "after"):
         pass
-    settings = {"DATABASE_DSN": fresh_database}
+    settings = {"DATABASE_DSN": empty_database}
     states = [each["state"] for each in answer(tmp_path, "migrate", "status", "--json", settings=settings)]
     assert states[-3:] == ["applied", "newer", "newer"]
     refused = devmesh(tmp_path, "migrate", "down", "1", settings=settings)
@@ -152,21 +152,21 @@ async def test_services_work_while_the_next_release_migrates_under_them_and_star
 
 
 async def test_a_migration_that_takes_away_what_services_need_is_told_by_them(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh
 ) -> None:
     """Contracting before the last of the older programs is gone: they must not go on as if nothing were."""
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS)
+    mesh = mesh_on(empty_database, **QUICK_LOOKS)
     await asyncio.to_thread(mesh.start, "rest-api")
     tree = Tree(tmp_path)
     tree.write(tree.newest + 1, "contract", "alter table mcp.tasks drop column progress cascade;\n")
-    await migrate(tmp_path, fresh_database, tree.settings)
+    await migrate(tmp_path, empty_database, tree.settings)
     await asyncio.to_thread(
         wait_for_reason, mesh.children[0], f"{tree.newest:06d}_contract", f"knows versions up to {tree.newest - 1}"
     )
 
 
 async def test_the_program_before_the_newest_migration_works_on_the_schema_with_it(
-    fresh_database: str, tmp_path: Path, mesh_on: MakeMesh
+    empty_database: str, tmp_path: Path, mesh_on: MakeMesh
 ) -> None:
     commit = commit_before_newest_migration()
     if not commit:
@@ -174,12 +174,12 @@ async def test_the_program_before_the_newest_migration_works_on_the_schema_with_
             "the commit before the newest migration is not here: no full clone, or the migration is not committed"
         )
     previous = check_out(commit, tmp_path / "previous")
-    assert await migrate(tmp_path, fresh_database, previous.settings)
-    mesh = mesh_on(fresh_database, **QUICK_LOOKS, **previous.settings)
-    mesh.admin_key = key_in(fresh_database)
+    assert await migrate(tmp_path, empty_database, previous.settings)
+    mesh = mesh_on(empty_database, **QUICK_LOOKS, **previous.settings)
+    mesh.admin_key = key_in(empty_database)
     await asyncio.to_thread(mesh.start, *SERVICES)
     async with loaded(mesh, "before"):
-        assert await migrate(tmp_path, fresh_database, {})
+        assert await migrate(tmp_path, empty_database, {})
     for child in mesh.children:
         child.kill()
         child.start()

@@ -209,9 +209,9 @@ class Migrated(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def migrated(create_database: Callable[[], str]) -> Migrated:
+def migrated(create_database: Callable[..., str]) -> Migrated:
     """With a few rows. Each test leaves it as it has found it."""
-    dsn = create_database()
+    dsn = create_database(is_empty=True)
     expected = asyncio.run(make_catalogue(dsn))
     run_sql(dsn, ROWS)
     return Migrated(dsn, expected)
@@ -245,10 +245,10 @@ async def test_months_that_were_detached_are_nothing_to_warn_of(migrated: Migrat
     run_sql(migrated.dsn, "drop table mcp.events_2001_01")
 
 
-async def test_the_committed_catalogue_is_what_the_migrations_make(fresh_database: str) -> None:
-    made = catalogue.encode(await make_catalogue(fresh_database))
+async def test_the_committed_catalogue_is_what_the_migrations_make(empty_database: str) -> None:
+    made = catalogue.encode(await make_catalogue(empty_database))
     assert catalogue.CATALOGUE_FILE.read_bytes() == made, "run `devmesh migrate catalogue --write`"
-    async with opened(fresh_database) as database:
+    async with opened(empty_database) as database:
         look = await Inspector.of_this_program().look(database)
     assert (look.drift, look.migration_problems, look.newer) == (Drift(), [], [])
 
@@ -263,8 +263,8 @@ def test_postgres_16_and_18_have_the_same_catalogue(tmp_path: Path, postgres: st
     assert made == migrated.expected
 
 
-async def test_a_look_at_an_empty_database_speaks_of_its_migrations_first(fresh_database: str) -> None:
-    async with opened(fresh_database) as database:
+async def test_a_look_at_an_empty_database_speaks_of_its_migrations_first(empty_database: str) -> None:
+    async with opened(empty_database) as database:
         look = await Inspector.of_this_program().look(database)
     assert look.drift is None
     assert look.migration_problems[0] == "000001_foundation is pending"

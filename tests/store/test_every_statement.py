@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import asyncpg
 import pytest
 
-from devmesh.store.migrator import Migrator
 from devmesh.store.statements import SQL_DIRECTORY, Statement, all_statements
 
 
@@ -28,7 +27,6 @@ async def failures_to_prepare(dsn: str, statements: Iterable[Statement]) -> list
 
 @pytest.mark.asyncio
 async def test_every_statement_prepares(fresh_database: str) -> None:
-    await Migrator(fresh_database).up()
     statements = all_statements()
     assert not await failures_to_prepare(fresh_database, statements)
     assert bool(statements) == any(SQL_DIRECTORY.glob("*.sql"))

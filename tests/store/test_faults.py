@@ -18,9 +18,9 @@ from devmesh.store.statements import Statement
 
 
 @pytest_asyncio.fixture
-async def database(fresh_database: str) -> AsyncIterator[Database]:
+async def database(empty_database: str) -> AsyncIterator[Database]:
     opened = await Database.open(
-        fresh_database, service="test", pool_size_min=1, pool_size_max=2, transaction_deadline_s=5.0
+        empty_database, service="test", pool_size_min=1, pool_size_max=2, transaction_deadline_s=5.0
     )
     await opened.read(sql("create table things (name text primary key, amount integer not null check (amount < 1000))"))
     try:

@@ -52,8 +52,8 @@ async def catalogue(dsn: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.asyncio
-async def test_up_applies_in_order_and_records(fresh_database: str, directory: Path) -> None:
-    migrator = Migrator(fresh_database, directory=directory, program_version="9.9")
+async def test_up_applies_in_order_and_records(empty_database: str, directory: Path) -> None:
+    migrator = Migrator(empty_database, directory=directory, program_version="9.9")
     assert await states(migrator) == ["1 pending", "2 pending", "3 pending"]
     assert [migration.label for migration in await migrator.up()] == ["000001_things", "000002_more", "000003_index"]
     assert await migrator.up() == []
@@ -68,65 +68,65 @@ async def test_up_applies_in_order_and_records(fresh_database: str, directory: P
         assert record.duration_ms is not None
         assert record.duration_ms > 0
         assert (record.checksum, record.program_version, record.error) == (migration.checksum, "9.9", None)
-    assert await rows(fresh_database, "select * from mcp.things") == [(1, "a;b", "x")]
+    assert await rows(empty_database, "select * from mcp.things") == [(1, "a;b", "x")]
 
 
 @pytest.mark.asyncio
-async def test_of_five_at_once_one_migrates(fresh_database: str, directory: Path) -> None:
-    migrators = [Migrator(fresh_database, directory=directory) for _ in range(5)]
+async def test_of_five_at_once_one_migrates(empty_database: str, directory: Path) -> None:
+    migrators = [Migrator(empty_database, directory=directory) for _ in range(5)]
     applied = await asyncio.gather(*(migrator.up() for migrator in migrators))
     assert sorted(len(migrations) for migrations in applied) == [0, 0, 0, 0, 3]
     await migrators[0].verify()
-    assert await rows(fresh_database, "select count(*) from mcp.things") == [(1,)]
+    assert await rows(empty_database, "select count(*) from mcp.things") == [(1,)]
 
 
 @pytest.mark.asyncio
-async def test_the_wait_for_another_instance_ends(fresh_database: str, directory: Path) -> None:
-    async with connected(fresh_database) as connection:
+async def test_the_wait_for_another_instance_ends(empty_database: str, directory: Path) -> None:
+    async with connected(empty_database) as connection:
         await connection.execute("select pg_advisory_lock($1)", migrator_module.LOCK_NUMBER)
-        message = await refusal(Migrator(fresh_database, directory=directory, lock_wait_s=0.3).up)
+        message = await refusal(Migrator(empty_database, directory=directory, lock_wait_s=0.3).up)
     assert "another instance has been migrating" in message
 
 
 @pytest.mark.asyncio
-async def test_down_and_up_again_give_the_same_catalogue(fresh_database: str, directory: Path) -> None:
-    migrator = Migrator(fresh_database, directory=directory)
+async def test_down_and_up_again_give_the_same_catalogue(empty_database: str, directory: Path) -> None:
+    migrator = Migrator(empty_database, directory=directory)
     await migrator.up()
-    before = await catalogue(fresh_database)
+    before = await catalogue(empty_database)
     assert [migration.version for migration in await migrator.down(2)] == [3, 2]
     assert await states(migrator) == ["1 applied", "2 pending", "3 pending"]
     await migrator.up()
-    assert await catalogue(fresh_database) == before
+    assert await catalogue(empty_database) == before
     assert [migration.version for migration in await migrator.down(99)] == [3, 2, 1]
-    assert await rows(fresh_database, "select to_regclass('mcp.things')::text") == [(None,)]
+    assert await rows(empty_database, "select to_regclass('mcp.things')::text") == [(None,)]
     await migrator.up()
-    assert await catalogue(fresh_database) == before
+    assert await catalogue(empty_database) == before
 
 
 @pytest.mark.asyncio
-async def test_the_packaged_migrations_go_up_down_and_up(fresh_database: str) -> None:
-    migrator = Migrator(fresh_database)
+async def test_the_packaged_migrations_go_up_down_and_up(empty_database: str) -> None:
+    migrator = Migrator(empty_database)
     await migrator.up()
-    before = await catalogue(fresh_database)
+    before = await catalogue(empty_database)
     assert len(await migrator.down(len(migrator.migrations))) == len(read_migrations(MIGRATIONS_DIRECTORY))
-    left = await rows(fresh_database, "select relname::text from pg_class where relnamespace = 'mcp'::regnamespace")
+    left = await rows(empty_database, "select relname::text from pg_class where relnamespace = 'mcp'::regnamespace")
     assert sorted(left) == [("schema_migrations",), ("schema_migrations_pkey",)]
     await migrator.up()
-    assert await catalogue(fresh_database) == before
+    assert await catalogue(empty_database) == before
 
 
 @pytest.mark.asyncio
-async def test_a_failure_is_undone_recorded_named_and_repaired(fresh_database: str, directory: Path) -> None:
+async def test_a_failure_is_undone_recorded_named_and_repaired(empty_database: str, directory: Path) -> None:
     write(directory, 4, "wrong", "create table mcp.half (id bigint);\nselect 1 / 0;\n")
-    migrator = Migrator(fresh_database, directory=directory)
+    migrator = Migrator(empty_database, directory=directory)
     assert "000004_wrong.up.sql failed, 000004_wrong is dirty: division by zero" in await refusal(migrator.up)
     assert await states(migrator) == ["1 applied", "2 applied", "3 applied", "4 dirty"]
-    assert await rows(fresh_database, "select to_regclass('mcp.half')::text") == [(None,)]
+    assert await rows(empty_database, "select to_regclass('mcp.half')::text") == [(None,)]
     for action in (migrator.up, migrator.verify):
         assert "000004_wrong is dirty, it failed: division by zero" in await refusal(action)
 
     write(directory, 4, "wrong", "create table mcp.half (id bigint);\n", "drop table mcp.half;\n")
-    mended = Migrator(fresh_database, directory=directory)
+    mended = Migrator(empty_database, directory=directory)
     plan = [repair.sentence for repair in await mended.repair_plan()]
     assert "000004_wrong: forget the failure" in plan[0]
     assert await states(mended) == ["1 applied", "2 applied", "3 applied", "4 dirty"]
@@ -136,63 +136,63 @@ async def test_a_failure_is_undone_recorded_named_and_repaired(fresh_database: s
 
 
 @pytest.mark.asyncio
-async def test_the_line_of_a_mistake_is_told(fresh_database: str, directory: Path) -> None:
+async def test_the_line_of_a_mistake_is_told(empty_database: str, directory: Path) -> None:
     write(directory, 4, "wrong", "-- Nothing.\nselect 1;\nselect gone\nfrom mcp.things;\n")
-    message = await refusal(Migrator(fresh_database, directory=directory).up)
+    message = await refusal(Migrator(empty_database, directory=directory).up)
     assert 'column "gone" does not exist (line 3)' in message
 
 
 @pytest.mark.asyncio
 async def test_half_of_a_migration_without_transaction_is_dirty_until_repaired(
-    fresh_database: str, directory: Path
+    empty_database: str, directory: Path
 ) -> None:
     wrong = THIRD_UP.replace("(name, id)", "(name, gone)")
     write(directory, 3, "index", wrong, THIRD_DOWN)
-    migrator = Migrator(fresh_database, directory=directory)
+    migrator = Migrator(empty_database, directory=directory)
     assert '000003_index is dirty: column "gone" does not exist' in await refusal(migrator.up)
     assert "3 dirty" in await states(migrator)
-    assert await rows(fresh_database, "select to_regclass('mcp.things_name')::text") == [("mcp.things_name",)]
+    assert await rows(empty_database, "select to_regclass('mcp.things_name')::text") == [("mcp.things_name",)]
 
     write(directory, 3, "index", THIRD_UP, THIRD_DOWN)
-    mended = Migrator(fresh_database, directory=directory)
+    mended = Migrator(empty_database, directory=directory)
     plan = [repair.sentence for repair in await mended.repair_plan()]
     assert "run 000003_index.down.sql" in plan[0]
     assert [repair.sentence for repair in await mended.repair()] == plan
-    assert await rows(fresh_database, "select to_regclass('mcp.things_name')::text") == [(None,)]
+    assert await rows(empty_database, "select to_regclass('mcp.things_name')::text") == [(None,)]
     assert [migration.version for migration in await mended.up()] == [3]
     await mended.verify()
 
 
 @pytest.mark.asyncio
-async def test_a_connection_killed_in_a_migration_leaves_no_half(fresh_database: str, directory: Path) -> None:
+async def test_a_connection_killed_in_a_migration_leaves_no_half(empty_database: str, directory: Path) -> None:
     write(directory, 4, "slow", "create table mcp.slow (id bigint);\nselect pg_sleep(30);\n")
-    migrator = Migrator(fresh_database, directory=directory)
+    migrator = Migrator(empty_database, directory=directory)
     task = asyncio.create_task(migrator.up())
     killed: list[tuple[Any, ...]] = []
     while not killed:
         await asyncio.sleep(0.1)
         killed = await rows(
-            fresh_database,
+            empty_database,
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'devmesh migrate'"
             " and datname = current_database() and query like '%pg_sleep%' and wait_event = 'PgSleep'",
         )
     with pytest.raises(DatabaseUnreachable, match=r"went away during 000004_slow\.up\.sql, it was undone"):
         await task
     assert (await states(migrator))[-1] == "4 pending"
-    assert await rows(fresh_database, "select to_regclass('mcp.slow')::text") == [(None,)]
+    assert await rows(empty_database, "select to_regclass('mcp.slow')::text") == [(None,)]
 
 
 @pytest.mark.asyncio
 async def test_a_table_that_stays_locked_is_tried_again_and_is_not_dirty(
-    fresh_database: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+    empty_database: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(migration_runs.SETTINGS, "lock_timeout", "200ms")
     monkeypatch.setattr(migration_runs, "TABLE_LOCK_PAUSE_S", 0.05)
-    migrator = Migrator(fresh_database, directory=directory)
+    migrator = Migrator(empty_database, directory=directory)
     await migrator.up()
     write(directory, 4, "column", "alter table mcp.things add column late text;\n")
-    migrator = Migrator(fresh_database, directory=directory)
-    async with connected(fresh_database) as connection:
+    migrator = Migrator(empty_database, directory=directory)
+    async with connected(empty_database) as connection:
         async with connection.transaction():
             await connection.execute("lock table mcp.things in access share mode")
             assert "failed and changed nothing" in await refusal(migrator.up)
@@ -207,19 +207,19 @@ async def test_a_table_that_stays_locked_is_tried_again_and_is_not_dirty(
 
 
 @pytest.mark.asyncio
-async def test_an_edited_file_is_refused(fresh_database: str, directory: Path) -> None:
-    await Migrator(fresh_database, directory=directory).up()
+async def test_an_edited_file_is_refused(empty_database: str, directory: Path) -> None:
+    await Migrator(empty_database, directory=directory).up()
     write(directory, 2, "more", SECOND_UP + "-- Edited.\n", SECOND_DOWN + "-- May be edited.\n")
     write(directory, 1, "things", FIRST_UP.replace("\n", "\r\n"), FIRST_DOWN + "-- May be edited.\n")
-    migrator = Migrator(fresh_database, directory=directory)
+    migrator = Migrator(empty_database, directory=directory)
     assert await states(migrator) == ["1 applied", "2 edited", "3 applied"]
     for action in (migrator.up, migrator.verify, lambda: migrator.down(1)):
         assert "000002_more was edited after it was applied" in await refusal(action)
 
 
 @pytest.mark.asyncio
-async def test_waiting_for_the_schema_names_what_is_missing(fresh_database: str, directory: Path) -> None:
-    migrator = Migrator(fresh_database, directory=directory)
+async def test_waiting_for_the_schema_names_what_is_missing(empty_database: str, directory: Path) -> None:
+    migrator = Migrator(empty_database, directory=directory)
     told: list[str] = []
     message = await refusal(lambda: migrator.wait_for_schema(0.2, 0.1, told.append))
     assert "gave up waiting" in message
@@ -231,7 +231,7 @@ async def test_waiting_for_the_schema_names_what_is_missing(fresh_database: str,
 
 
 @pytest.mark.asyncio
-async def test_a_database_that_is_not_there_is_waited_for(fresh_database: str, tmp_path: Path) -> None:
+async def test_a_database_that_is_not_there_is_waited_for(empty_database: str, tmp_path: Path) -> None:
     told: list[str] = []
     missing = f"postgresql://postgres:secret@/postgres?host={tmp_path}"
     with pytest.raises(DatabaseUnreachable, match="cannot reach the database"):
@@ -241,14 +241,14 @@ async def test_a_database_that_is_not_there_is_waited_for(fresh_database: str, t
     assert "secret" not in str(told)
     with pytest.raises(MigrationError, match="cannot reach the database"):
         await Migrator(missing, directory=tmp_path).wait_for_schema(0.2, 0.1, told.append)
-    connection = await connect_with_backoff(fresh_database, told.append)
+    connection = await connect_with_backoff(empty_database, told.append)
     await connection.close()
 
 
 @pytest.mark.asyncio
-async def test_a_database_that_waiting_does_not_make_is_told_at_once(fresh_database: str) -> None:
+async def test_a_database_that_waiting_does_not_make_is_told_at_once(empty_database: str) -> None:
     told: list[str] = []
-    head, _, tail = fresh_database.partition("?")
+    head, _, tail = empty_database.partition("?")
     missing = f"{head.rpartition('/')[0]}/gone?{tail}"
     with pytest.raises(DatabaseUnreachable, match='database "gone" does not exist'):
         await connect_with_backoff(missing, told.append)

@@ -20,7 +20,6 @@ from devmesh.engine.stream import Stream
 from devmesh.settings import Settings
 from devmesh.store import partitions
 from devmesh.store.database import Database
-from devmesh.store.migrator import Migrator
 from devmesh.store.partitions import Policy, TableReport, plus_months
 from devmesh.store.statements import load
 
@@ -30,7 +29,6 @@ OTHER_TIMES = "'1999-12-31 23:59:59Z'", "'2001-02-03Z'", "'2001-02-28 23:59:59Z'
 
 @pytest.fixture
 async def database(fresh_database: str) -> AsyncIterator[Database]:
-    await Migrator(fresh_database).up()
     opened = await Database.open(
         fresh_database, service="tests", pool_size_min=1, pool_size_max=4, transaction_deadline_s=10.0
     )

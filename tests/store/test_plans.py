@@ -14,7 +14,6 @@ import pytest
 from tests.conftest import run_sql
 
 from devmesh.store.connections import session_settings
-from devmesh.store.migrator import Migrator
 from devmesh.store.statements import Statement, all_statements
 
 # What is meant to look at all the rows of a tenant that an index holds, each with why that is right.
@@ -86,7 +85,6 @@ def whole_scans(dsn: str, statement: Statement) -> list[str]:
 async def test_no_statement_looks_through_a_whole_tenant_but_those_that_mean_to(fresh_database: str) -> None:
     if int(run_sql(fresh_database, "show server_version_num")) < 170_000:
         pytest.skip("PostgreSQL 16 filters by an array while a table is empty; its first ANALYZE mends such a plan")
-    await Migrator(fresh_database).up()
     found = {statement.name: whole_scans(fresh_database, statement) for statement in all_statements()}
     guilty = {name: wide for name, wide in found.items() if wide and name not in WHOLE_TENANT}
     assert not guilty, json.dumps(guilty, indent=2)

@@ -9,7 +9,6 @@ import uuid
 import asyncpg
 import pytest
 
-from devmesh.store.migrator import Migrator
 from devmesh.store.statements import load
 
 SQL = load("rates")
@@ -26,7 +25,6 @@ async def draw(pool: asyncpg.Pool, buckets: list[uuid.UUID], wanted: int, rate_p
 async def test_draws_side_by_side_never_exceed_rate_and_burst(
     fresh_database: str, rate_per_s: float, wanted: int
 ) -> None:
-    await Migrator(fresh_database).up()
     buckets = [uuid.uuid4() for _ in range(5)]
     async with asyncpg.create_pool(fresh_database, min_size=8, max_size=8) as pool:
         began = time.monotonic()
@@ -48,7 +46,6 @@ async def test_draws_side_by_side_never_exceed_rate_and_burst(
 
 
 async def test_a_draw_tells_whose_rate_applies(fresh_database: str) -> None:
-    await Migrator(fresh_database).up()
     tenant, key, other = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
     async with asyncpg.create_pool(fresh_database, min_size=1, max_size=1) as pool:
         await pool.execute("insert into mcp.tenants (tenant_id, name, rate_per_s) values ($1, 'one', 70)", tenant)

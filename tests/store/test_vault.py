@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from structlog.testing import capture_logs
 from tests.conftest import run_sql
-from tests.sealed import PURPOSE, STORED, migrated, new_master_key, new_tenant, put, read
+from tests.sealed import PURPOSE, STORED, new_master_key, new_tenant, opened, put, read
 
 from devmesh.core.errors import Kind, MeshError
 from devmesh.store import vault as vault_module
@@ -28,8 +28,8 @@ NOT_SECRET = {
 
 @pytest_asyncio.fixture
 async def database(fresh_database: str) -> AsyncIterator[Database]:
-    async with migrated(fresh_database) as opened:
-        yield opened
+    async with opened(fresh_database) as pool:
+        yield pool
 
 
 async def refusal(vault: Vault, database: Database, tenant_id: uuid.UUID) -> MeshError:

@@ -10,6 +10,8 @@ import asyncio
 import collections
 from collections.abc import Callable, Iterable, Sequence
 
+from devmesh import telemetry
+
 STALL_LIMIT_S = 5.0  # a consumer that takes nothing for so long while it is waited for is given up
 
 
@@ -45,6 +47,7 @@ class Outbox:
 
     def overflow(self) -> None:
         """Gives the consumer up: it has to reconnect and resume."""
+        telemetry.CONSUMERS_GIVEN_UP.inc(not self.is_overflowed)
         self.is_overflowed = True
         self._frames = None
         self.held_bytes = 0

@@ -30,7 +30,9 @@ LAG_WEIGHT = 0.3  # of the latest look at how late the process is
 TRIP_CALLS_MAX = 8  # a batch of no more shows how long a trip to the database takes by itself
 TRIP_WEIGHT = 0.05  # of the latest one
 TRIPS = 2.0  # the target is not less than so many of them: one to wait for, and one of its own
-RETRY_AFTER_S = 0.2  # at the least, and up to a second longer the more are refused
+RETRY_AFTER_S = 0.2  # at the least
+SPREAD_S_MIN, SPREAD_S_MAX = 1.0, 15.0  # those who are refused come back spread over so long
+SPREAD_GROWTH = 0.1  # a look: the spread doubles in a second while nearly all are refused, and shrinks when few are
 
 
 class Tick(NamedTuple):
@@ -55,6 +57,7 @@ class Admission:
         self._offered = self._done = self._refused = 0
         self._delays_s, self._delays = 0.0, 0
         self._lag_s = self._trip_s = self._refused_share = 0.0
+        self._spread_s = SPREAD_S_MIN
         self._calm_since_s = 0.0  # nobody had to be refused since then
         self._ticks = collections.deque([Tick(-math.inf, 0, 0, 0, 0)])  # those of the window, and the one before
 
@@ -107,7 +110,7 @@ class Admission:
             if self._is_overloaded():
                 self.limit, self._calm_since_s = self._sustainable(), now_s
         elif now_s - self._calm_since_s >= WINDOW_S:
-            self.limit = math.inf
+            self.limit, self._spread_s = math.inf, SPREAD_S_MIN
         elif self.in_flight <= self.limit + self.in_hand:
             factor = min(max(self.target_s / max(self.delay_s, 1e-6), 0.8), 1.1)
             self.limit = max(self.limit * factor, LIMIT_MIN)
@@ -139,6 +142,9 @@ class Admission:
         if self._refused or self.in_flight >= self.limit:
             self._calm_since_s = now_s
         self._refused_share = self._sum("refused") / max(self._sum("offered"), 1)
+        # When most of what comes is refused, it is those who were refused before: they have to come less often.
+        spread_s = self._spread_s * (1 + SPREAD_GROWTH * (2 * self._refused_share - 1))
+        self._spread_s = min(max(spread_s, SPREAD_S_MIN), SPREAD_S_MAX)
         telemetry.REQUESTS_ADMITTED.inc(self._offered - self._refused)
         telemetry.REQUESTS_REFUSED.labels("overload").inc(self._refused)
         telemetry.ADMISSION_DELAY_SECONDS.set(self.delay_s)
@@ -169,7 +175,7 @@ class Admission:
         return sum(getattr(tick, field) for tick in itertools.islice(self._ticks, 1, None))
 
     def _refusal(self) -> MeshError:
-        again_s = RETRY_AFTER_S + random.random() * self._refused_share  # noqa: S311  jitter is no secret
+        again_s = RETRY_AFTER_S + random.random() * self._refused_share * self._spread_s  # noqa: S311  no secret
         return MeshError(
             Kind.UNAVAILABLE,
             "the server is asked for more than it can do; try again a little later",
