@@ -156,7 +156,7 @@ def test_a_slow_database_is_not_made_quicker_by_refusing() -> None:
 
 def told_ms(admission: Admission) -> int:
     """The longest that somebody is told to wait, of 500 who are refused."""
-    let_in, told = 0, []
+    let_in, told = 0, list[int]()
     while len(told) < 500:
         try:
             admission.enter("task.create")
