@@ -23,7 +23,7 @@ from devmesh.operations.registry import REGISTRY
 
 TICK_S = 0.1  # between looks at what was done, if this process is not late
 WINDOW_S = 1.0  # looked back upon: an overload lasts longer than a burst, and calm longer than a pause
-LIMIT_MIN = 128  # or batches would be too small to be worth their transactions
+LIMIT_MIN = 40  # or batches would be too small to be worth their transactions
 GROWTH_MIN = 1.05  # times as many in flight at each third of the window: more comes in than goes out
 HOPELESS_FACTOR = 50.0  # so many times the target is too long even if no more comes in than goes out
 LAG_WEIGHT = 0.3  # of the latest look at how late the process is
