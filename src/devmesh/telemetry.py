@@ -54,7 +54,9 @@ EVENTS_DELIVERED = Counter(
     "devmesh_events_delivered_total", "Events put into subscribers' outboxes, one each", registry=REGISTRY
 )
 CONSUMERS_GIVEN_UP = Counter(
-    "devmesh_consumers_given_up_total", "Subscribers too slow for what waits for them, told to resume", registry=REGISTRY
+    "devmesh_consumers_given_up_total",
+    "Subscribers too slow for what waits for them, told to resume",
+    registry=REGISTRY,
 )
 FANOUT_LAG_SECONDS = Histogram(
     "devmesh_fanout_lag_seconds", "From an event's time to its hand-over to the outboxes", registry=REGISTRY,
