@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import signal
 import socket
@@ -85,10 +86,14 @@ class Child:
     def is_ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"{self.service} ended with {self.process.returncode}: {self.tail()}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2.0)
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=2.0, trust_env=False).status_code == 200
-        except httpx.HTTPError:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
