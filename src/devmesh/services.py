@@ -31,6 +31,7 @@ from devmesh.engine.breaker import watched
 from devmesh.engine.carrier import Carrier
 from devmesh.engine.event_loop import EventLoop
 from devmesh.engine.fanout import Fanout
+from devmesh.engine.job_reaper import JobReaper
 from devmesh.engine.key_sets import KeySets
 from devmesh.engine.key_watch import KeyWatch
 from devmesh.engine.limits_keeper import LimitsKeeper
@@ -279,6 +280,7 @@ class Service:
         assigner = Assigner(runner, settings.assigner_interval_s)
         bell.listen(assigner.heard)
         reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
+        job_reaper = JobReaper(runner, settings.reaper_interval_s)
         reencryption = Reencryption(
             database, vault, settings.reencryption_interval_s,
             data_key_days_max=settings.data_key_days_max, data_key_kept_s=settings.data_key_kept_s,
@@ -287,7 +289,14 @@ class Service:
         keeper = PartitionKeeper(
             database, Policy.of(settings), settings.partition_cron, settings.partition_check_interval_s
         )
-        self._loops += [assigner, reaper, Presence(runner, settings.presence_interval_s), reencryption, keeper]
+        self._loops += [
+            assigner,
+            reaper,
+            job_reaper,
+            Presence(runner, settings.presence_interval_s),
+            reencryption,
+            keeper,
+        ]
         return boundary.application([])
 
     def _compose_edge(

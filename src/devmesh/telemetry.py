@@ -66,6 +66,9 @@ TASKS_ASSIGNED = Counter("devmesh_tasks_assigned_total", "Tasks that the assigne
 TASKS_REAPED = Counter(
     "devmesh_tasks_reaped_total", "Tasks taken back or ended by the reaper", ["event"], registry=REGISTRY
 )
+JOBS_REAPED = Counter(
+    "devmesh_jobs_reaped_total", "Attempts at jobs that the reaper has ended", ["outcome"], registry=REGISTRY
+)
 LOOP_FAILURES = Counter(
     "devmesh_loop_failures_total", "Passes of engine loops that failed", ["loop"], registry=REGISTRY
 )

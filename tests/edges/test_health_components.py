@@ -42,6 +42,7 @@ SETTINGS = {
 TABLES = {
     ("worker", "assigner"): "tasks",
     ("worker", "reaper"): "tasks",
+    ("worker", "job-reaper"): "jobs_leased",
     ("worker", "presence"): "agent_sessions",
     ("mcp-server", "session-keeper"): "agent_sessions",
     ("mcp-server", "key-watch"): "api_keys",

@@ -30,18 +30,23 @@ SAMPLES: dict[str, Any] = {
     "attempt": 1,
     "capabilities": ["sum"],
     "issuer": "https://issuer.example",
+    "jobs": [],
     "kind": "user",
     "name": "sample",
     "progress": 0.5,
+    "queue": "sample",
     "rate_per_s": 100_000,
     "subtasks": [{"title": "part"}],
     "tasks": [{"title": "part"}],
     "timeout_ms": 0,
     "title": "sample",
+    "type": "sample",
 }
+REPORTED: dict[str, dict[str, Any]] = {"job.fail": {"error": "broken"}, "job.snooze": {"delay_ms": 1}}
 ID_FIELDS = {
     "task_id": "task", "parent_id": "task", "agent_id": "agent", "to_agent": "agent", "agent": "agent", "assigned_to": "agent",
     "created_by": "agent", "key_id": "key", "tenant_id": "tenant", "issuer_id": "issuer",
+    "job_id": "job", "worker_id": "worker",
 }  # fmt: skip
 
 
@@ -57,12 +62,22 @@ def required(operation: Operation, ids: dict[str, str]) -> dict[str, Any]:
     """The least that an operation can be called with, about these things."""
     params: dict[str, Any] = {}
     for field in msgspec.structs.fields(operation.params):
-        is_needed = field.required or field.name in operation.path_fields or field.name == "timeout_ms"
+        is_needed = (
+            field.required
+            or field.name in operation.path_fields
+            or (operation.name == "task.wait" and field.name == "timeout_ms")
+        )
         if is_needed:
             noun = ID_FIELDS.get(field.name)
             params[field.name] = ids[noun] if noun else SAMPLES[field.name]
     if operation.name == "task.delegate":
         params["capabilities"] = ["sum"]
+    if operation.name == "job.enqueue_many":
+        params["jobs"] = [{"type": "part"}]
+    elif "jobs" in params:
+        params["jobs"] = [{"job_id": ids["job"], "attempt": 1, **REPORTED.get(operation.name, {})}]
+    if operation.name in ("dead_letter.replay", "dead_letter.discard"):
+        params["job_ids"] = [ids["job"]]
     if operation.name == "issuer.create":
         params["jwks_url"] = "https://issuer.example/keys"
     return params
@@ -117,8 +132,11 @@ async def things_of(wire: Wire) -> dict[str, str]:
             "issuer.create", name="theirs", issuer="https://i.example", algorithm="JWKS", jwks_url="https://i.example/k"
         )
     )["issuer"]
+    job = (await wire.call("job.enqueue", type="theirs", queue="theirs"))["job"]
+    worker = (await wire.call("worker.register", name=f"w{uuid.uuid4().hex}"))["worker"]
     return {
-        "agent": agent["id"], "task": task["id"], "key": key["id"], "issuer": issuer["id"],
+        "agent": agent["id"], "task": task["id"], "key": key["id"], "issuer": issuer["id"], "job": job["id"],
+        "worker": worker["id"],
         "tenant": wire.initialized["tenant_id"],
     }  # fmt: skip
 
@@ -224,7 +242,7 @@ async def test_w05_only_the_operator_looks_after_tenants(mesh: Mesh, tenant: str
 async def test_every_operation_asks_for_its_scope(mesh: Mesh, tenant: str, scope: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         key = await admin.call("key.create", kind="user", scopes=[scope])
-        ids = dict.fromkeys(("agent", "task", "key", "tenant", "issuer"), str(uuid.uuid4()))
+        ids = dict.fromkeys(("agent", "task", "key", "tenant", "issuer", "job", "worker"), str(uuid.uuid4()))
         async with await Wire.connect(mesh.ws_url, key["secret"]) as wire:
             for operation in REGISTRY.values():
                 answer = await over_websocket(wire, operation, required(operation, ids))
@@ -241,7 +259,8 @@ async def test_w06_every_wire_gives_the_same_answer_and_the_same_error(mesh: Mes
                 continue
             wrong = {**required(operation, ids), "no_such_parameter": True}
             absent = required(operation, unknown)
-            for params in (wrong, absent) if operation.path_fields else (wrong,):
+            names_a_thing = any(field in ID_FIELDS for field in operation.path_fields)
+            for params in (wrong, absent) if names_a_thing else (wrong,):
                 answers = [
                     await over_websocket(wire, operation, params),
                     await over_rest(mesh, tenant, operation, params),
@@ -266,6 +285,9 @@ async def test_w06_every_wire_gives_the_same_answer_and_the_same_error(mesh: Mes
 
         endings = (
             "task.cancel",
+            "job.cancel",
+            "worker.evacuate",
+            "worker.deregister",
             "agent.register",
             "agent.deregister",
             "key.revoke",

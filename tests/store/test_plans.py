@@ -46,6 +46,12 @@ WHOLE_TENANT = {
     "vault.page": "every sealed value, a page at a time from a place on",
     "vault.usage": "counts all sealed values for an operator",
     "tenants.with_overdue": "all that is held, in all tenants",
+    "jobs.overdue_ids": "all that is held: there is no cheaper way to find the late",
+    "jobs.held_by_queue": "counts all that is held",
+    "jobs.takers": "explain counts all workers",
+    "queues.list": "a tenant has said something about a handful",
+    "workers.page": "a list may ask for any workers",
+    "tenants.with_overdue_jobs": "all that is held, in all tenants",
     "tenants.with_unannounced": "presence is of all agents",
 }
 

@@ -37,6 +37,20 @@ TYPES: dict[str, str] = {
     "task.reassigned": "the task was taken from the agent that had it or was meant to; by hand, or because that one left",
     "task.retried": "a finished task was put back by hand",
     "task.unblocked": "what the task waited for has ended; it may run now",
+    "job.enqueued": "jobs came into a queue",
+    "job.claimed": "a worker was given jobs under leases",
+    "job.progress": "a worker reported how far jobs are",
+    "job.completed": "jobs ended well",
+    "job.retrying": "attempts failed, ran out of time or lost their lease; others follow after a back-off",
+    "job.released": "a worker gave jobs back, or put them off",
+    "job.failed": "jobs failed for good; they are dead letters",
+    "job.cancelled": "jobs were cancelled",
+    "job.cancel_requested": "workers are asked to stop working on jobs",
+    "job.replayed": "dead letters were put back into their queue",
+    "queue.paused": "nothing is given out of a queue any more",
+    "queue.resumed": "jobs of a queue are given out again",
+    "worker.registered": "a worker came, or registered again under its name",
+    "worker.status": "a worker's status changed",
 }
 
 
@@ -85,8 +99,26 @@ def task_topic(task_id: uuid.UUID) -> str:
     return f"task:{task_id}"
 
 
+JOBS = "jobs"  # among the topics of an event that concerns the jobs in its data: their own topics are not written out
+
+
+class _JobId(msgspec.Struct):
+    id: str
+
+
+class _Jobs(msgspec.Struct):
+    jobs: list[_JobId]
+
+
+def topics_heard(event: Event) -> tuple[str, ...]:
+    """Whom an event concerns: its topics, and those of the jobs in it, which may be a thousand."""
+    if JOBS not in event.topics:
+        return event.topics
+    return (*event.topics, *(f"job:{job.id}" for job in msgspec.json.decode(event.data, type=_Jobs).jobs))
+
+
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
-NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job")
+NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker")
 _QUEUE = r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,199}"  # no comma, which stands between topics in a URL
 _TOPIC = f"^(tenant|inbox|queue:{_QUEUE}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
 Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]

@@ -17,7 +17,7 @@ import structlog
 
 from devmesh import telemetry
 from devmesh.core.errors import unavailable
-from devmesh.core.events import Cursor, Event
+from devmesh.core.events import JOBS, Cursor, Event
 from devmesh.engine.loop import Loop
 from devmesh.engine.outbox import Outbox
 from devmesh.engine.stream import EVERYTHING, Codec, Recent, Stream
@@ -154,7 +154,7 @@ class Fanout(Loop):
             await asyncio.sleep(0)  # a long replay lets others have their turn
             return recents, recents[-1].event.sequence if recents else sequence
         end = stream.position
-        wanted = None if EVERYTHING in topics else list(topics)
+        wanted = None if EVERYTHING in topics else [*topics, *{JOBS for topic in topics if topic.startswith("job:")}]
         rows = await self._database.read(
             SQL.page_of_topics, stream.tenant_id, sequence, end, wanted, self._page_events_max
         )

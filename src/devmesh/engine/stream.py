@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from devmesh.core.events import Cursor, Event
+from devmesh.core.events import Cursor, Event, topics_heard
 
 if TYPE_CHECKING:
     from devmesh.engine.subscriber import Subscriber
@@ -61,6 +61,7 @@ class Stream:
         self.tenant_id, self.epoch, self.position = tenant_id, epoch, position
         self.subscribers: set[Subscriber] = set()
         self.listeners: dict[str, set[Subscriber]] = {}  # by topic
+        self._job_topics = 0  # that somebody listens to
         self._ring: collections.deque[Recent] = collections.deque()
         self.ring_bytes = 0
         self.unused_passes = 0
@@ -98,7 +99,10 @@ class Stream:
         return list(itertools.islice(self._ring, start, start + limit))
 
     def listen(self, subscriber: Subscriber, topic: str) -> None:
-        self.listeners.setdefault(topic, set()).add(subscriber)
+        if topic not in self.listeners:
+            self.listeners[topic] = set()
+            self._job_topics += topic.startswith("job:")
+        self.listeners[topic].add(subscriber)
 
     def unlisten(self, subscriber: Subscriber, topic: str) -> None:
         found = self.listeners.get(topic)
@@ -106,6 +110,7 @@ class Stream:
             found.discard(subscriber)
             if not found:
                 del self.listeners[topic]
+                self._job_topics -= topic.startswith("job:")
 
     def dispatch(self, fresh: Sequence[Recent]) -> int:
         """Puts events into the outboxes of the live subscribers that they concern; the others read them later.
@@ -128,7 +133,8 @@ class Stream:
         return delivered
 
     def _concerned(self, event: Event) -> Iterable[Subscriber]:
-        found = [heard for topic in (*event.topics, EVERYTHING) if (heard := self.listeners.get(topic))]
+        topics = topics_heard(event) if self._job_topics else event.topics
+        found = [heard for topic in (*topics, EVERYTHING) if (heard := self.listeners.get(topic))]
         return found[0] if len(found) == 1 else set().union(*found)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from devmesh.core.errors import MeshError
-from devmesh.core.events import Cursor
+from devmesh.core.events import Cursor, topics_heard
 from devmesh.engine.outbox import Outbox
 from devmesh.engine.stream import EVERYTHING, Codec, Recent, Stream, frames_of
 
@@ -112,7 +112,7 @@ class Subscriber:
 
     def _is_wanted(self, recent: Recent, stop: int, before: dict[str, int]) -> bool:
         sequence = recent.event.sequence
-        heard = (*recent.event.topics, EVERYTHING)
+        heard = (*topics_heard(recent.event), EVERYTHING)
         if sequence <= stop and any(before.get(topic, sequence) < sequence for topic in heard):
             return False
         return any(self.topics.get(topic, sequence) < sequence for topic in heard)

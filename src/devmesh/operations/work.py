@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from devmesh.core import events
+from devmesh.store.claim_horizons import ClaimHorizons
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import load
 from devmesh.store.vault import Vault
@@ -35,9 +36,17 @@ class Bell(Protocol):
 class Work:
     """One transaction of one tenant. Events that are put here are appended at its end, and told after its commit."""
 
-    def __init__(self, tx: Transaction, tenant_id: uuid.UUID, now: datetime.datetime, vault: Vault) -> None:
+    def __init__(
+        self,
+        tx: Transaction,
+        tenant_id: uuid.UUID,
+        now: datetime.datetime,
+        vault: Vault,
+        horizons: ClaimHorizons | None = None,
+    ) -> None:
         """`now` is the transaction's time by the database's clock, the only clock that leases know."""
         self.tx, self.tenant_id, self.now, self.vault = tx, tenant_id, now, vault
+        self.horizons = horizons or ClaimHorizons()
         self.events: list[events.NewEvent] = []
 
     def emit(self, event_type: str, topics: tuple[str, ...], data: object) -> None:
@@ -61,12 +70,13 @@ class Work:
 class WorkRunner:
     def __init__(self, database: Database, bell: Bell, vault: Vault) -> None:
         self.database, self.bell, self.vault = database, bell, vault
+        self._horizons = ClaimHorizons()
 
     async def run(self, tenant_id: uuid.UUID, body: Callable[[Work], Awaitable[ResultT]]) -> ResultT:
         """Does a piece of work in one transaction of one tenant. Raises MeshError."""
 
         async def work_through(tx: Transaction) -> ResultT:
-            work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now), self.vault)
+            work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now), self.vault, self._horizons)
             result = await body(work)
             await work.append_events()
             if work.events:

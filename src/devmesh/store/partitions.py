@@ -34,6 +34,8 @@ TABLES = {
     "events": "the past of every tenant's stream: readers with older cursors are told so (recovered: false)",
     "audit_log": "what administrators did, and what was denied",
     "api_logs": "which calls were answered",
+    "jobs": "jobs that are over; a month with a job that is not over is kept",
+    "job_executions": "how attempts at jobs ended",
 }
 MONTHS_AHEAD_WANTED = 3  # fewer are a warning
 LOCK_NUMBER = int.from_bytes(b"devmesh partition"[-8:])

@@ -49,3 +49,7 @@ returning t.tenant_id as id, t.name, t.status, t.created_at, t.rate_per_s;
 select (select count(*) from (select from mcp.tasks k where k.status = 'pending' limit $1) waiting) as pending,
        (select count(*) from (select from mcp.tasks k where k.status in ('assigned', 'accepted', 'running') limit $1) held)
        as held;
+
+-- name: with_overdue_jobs
+-- Tenants that have jobs to take back. No parameters.
+select distinct l.tenant_id from mcp.jobs_leased l where least(l.lease_until, l.timeout_at) < now();

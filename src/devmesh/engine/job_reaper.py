@@ -1,0 +1,69 @@
+"""The reaper of jobs: ends the attempts whose lease has ended or whose time is over, by the database's clock."""
+
+from __future__ import annotations
+
+import uuid
+
+from devmesh import telemetry
+from devmesh.core import jobs
+from devmesh.core.jobs import Ending, Outcome
+from devmesh.engine.loop import Loop
+from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
+from devmesh.operations.work import Work, WorkRunner
+from devmesh.store.jobs import SQL, json_text
+from devmesh.store.statements import load
+
+TENANTS = load("tenants")
+REAPED_MAX = 500  # jobs that one transaction takes back
+
+
+class JobReaper(Loop):
+    name = "job-reaper"
+
+    def __init__(self, runner: WorkRunner, interval_s: float) -> None:
+        super().__init__(interval_s)
+        self._runner = runner
+        self._is_more = False
+
+    async def run_once(self) -> bool:
+        self._is_more = False
+        tenants = await self._runner.database.read(TENANTS.with_overdue_jobs)
+        await self.for_each([row["tenant_id"] for row in tenants], self._reap)
+        return self._is_more
+
+    async def _reap(self, tenant_id: uuid.UUID) -> None:
+        if await self._runner.run(tenant_id, reap) >= REAPED_MAX:
+            self._is_more = True
+
+
+async def reap(work: Work) -> int:
+    """One pass over a tenant: how many attempts were ended."""
+    rows = await work.tx.fetch(SQL.overdue_ids, work.tenant_id, REAPED_MAX)
+    if not rows:
+        return 0
+    locked = await lock_held(work, [row["job_id"] for row in rows])
+    endings: dict[uuid.UUID, Ending] = {}
+    errors: dict[uuid.UUID, str | None] = {}
+    for job_id, held in locked.items():
+        if (due := _due(work, held)) is None:
+            continue  # its worker was heard of in the last moment
+        outcome, message = due
+        ending = (
+            jobs.cancelled(held.held)
+            if held.row["cancel_requested_at"] is not None
+            else jobs.after_failure(held.held, outcome, is_retryable=True, now=work.now, jitter=jitter())
+        )
+        endings[job_id], errors[job_id] = ending, json_text({"message": message})
+        telemetry.JOBS_REAPED.labels(outcome.value).inc()
+    await write_endings(work, locked, endings, errors)
+    return len(endings)
+
+
+def _due(work: Work, held: HeldRow) -> tuple[Outcome, str] | None:
+    """How an attempt ends that is over by now, and why."""
+    if held.row["timeout_at"] <= work.now:
+        allowed = (held.row["timeout_at"] - held.row["started_at"]).total_seconds()
+        return Outcome.TIMED_OUT, f"timeout: it ran longer than the {allowed:g} s that it has"
+    if held.row["lease_until"] <= work.now:
+        return Outcome.LEASE_LOST, f"its worker {held.row['worker_id']} was not heard of within its lease"
+    return None

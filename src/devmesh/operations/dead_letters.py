@@ -1,0 +1,134 @@
+"""The verbs of dead letters: jobs that have failed for good, until they are replayed or discarded."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Raw
+
+from devmesh.core import errors
+from devmesh.core.access import Scope
+from devmesh.core.jobs import QueueName, Status
+from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.operations.job_events import tell
+from devmesh.operations.registry import Call, Mutation, Params, one_given, operation
+from devmesh.operations.task_views import LAST_ID
+from devmesh.operations.work import Work
+from devmesh.store.database import Record
+from devmesh.store.jobs import raw
+from devmesh.store.statements import load
+
+SQL = load("dead_letters")
+REPLAYED_MAX = 10_000
+
+
+class DeadLetter(msgspec.Struct):
+    """`error` is the last one; `job.executions` has those before."""
+
+    job_id: uuid.UUID
+    queue: str
+    type: str
+    priority: int
+    attempt: int
+    retry_count: int
+    error: Raw | None
+    failed_at: datetime.datetime
+    created_at: datetime.datetime
+
+
+class DeadLetterResult(msgspec.Struct):
+    dead_letter: DeadLetter
+
+
+class ById(Params, kw_only=True):
+    job_id: uuid.UUID
+
+
+@operation("dead_letter.get", scope=Scope.READ, http="GET /dead-letters/{job_id}", single=True)
+async def get(work: Work, call: Call[ById]) -> DeadLetterResult:
+    """Show the dead letter of a job."""
+    row = await work.tx.fetch_row(SQL.get, work.tenant_id, call.params.job_id)
+    if row is None:
+        raise errors.not_found("dead letter", call.params.job_id)
+    return DeadLetterResult(_from_row(row))
+
+
+class ListDeadLetters(Params, kw_only=True):
+    queue: QueueName | None = None
+    type: Label | None = None
+    limit: PageLimit = 50
+    cursor: PageCursor | None = None
+
+
+class DeadLettersResult(msgspec.Struct):
+    dead_letters: list[DeadLetter]
+    next_cursor: str | None = None
+
+
+@operation("dead_letter.list", scope=Scope.READ, http="GET /dead-letters", single=True)
+async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLettersResult:
+    """List dead letters, the latest failure first, filtered by queue and type."""
+    asked = call.params
+    after = decode_page_cursor(asked.cursor)
+    last = await work.tx.fetch_row(SQL.get, work.tenant_id, after) if after is not None else None
+    if after is not None and last is None:
+        raise errors.invalid("the dead letter where this page begins was replayed or discarded; list anew", "cursor")
+    before = last["failed_at"] if last is not None else work.now
+    filters = (asked.queue, asked.type, asked.limit)
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, before, after or LAST_ID, *filters)
+    found = [_from_row(row) for row in rows]
+    return DeadLettersResult(found, page_cursor([letter.job_id for letter in found], asked.limit))
+
+
+class Chosen(Mutation, kw_only=True):
+    """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first."""
+
+    together = (one_given({"job_ids": ...}, {"all": True}),)
+
+    job_ids: Annotated[list[uuid.UUID], Meta(min_length=1, max_length=REPLAYED_MAX)] | None = None
+    all: bool = False
+    queue: QueueName | None = None
+    type: Label | None = None
+    limit: Annotated[int, Meta(ge=1, le=REPLAYED_MAX)] = REPLAYED_MAX
+
+
+class ChosenResult(msgspec.Struct):
+    """The jobs that were dead letters and are not any more."""
+
+    job_ids: list[uuid.UUID]
+
+
+@operation("dead_letter.replay", scope=Scope.WRITE, http="POST /dead-letters/replay", single=True)
+async def replay(work: Work, call: Call[Chosen]) -> ChosenResult:
+    """Put dead letters back into their queues, to run at once with all their retries. Their history goes on."""
+    rows = await work.tx.fetch(SQL.replay, work.tenant_id, await _chosen(work, call.params))
+    tell(
+        work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
+    )
+    return ChosenResult([row["job_id"] for row in rows])
+
+
+@operation("dead_letter.discard", scope=Scope.WRITE, http="POST /dead-letters/discard", single=True)
+async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
+    """Forget dead letters. Their jobs stay FAILED, with their history."""
+    rows = await work.tx.fetch(SQL.discard, work.tenant_id, await _chosen(work, call.params))
+    return ChosenResult([row["job_id"] for row in rows])
+
+
+async def _chosen(work: Work, asked: Chosen) -> list[uuid.UUID]:
+    if (asked.job_ids is not None) == asked.all:
+        raise errors.invalid("give job_ids, or all with perhaps a queue and a type", "job_ids")
+    if asked.job_ids is not None:
+        return asked.job_ids
+    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit)
+    return [row["job_id"] for row in rows]
+
+
+def _from_row(row: Record) -> DeadLetter:
+    return DeadLetter(
+        row["job_id"], row["queue"], row["type"], row["priority"], row["attempt"], row["retries"], raw(row["error"]),
+        row["failed_at"], row["created_at"],
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""How jobs come into the hands of workers: a few statements for as many jobs as a worker has room for."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import uuid
+from collections.abc import Hashable, Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from devmesh.core import errors
+from devmesh.core.access import Scope
+from devmesh.core.jobs import ClaimedJob, QueueName, Status
+from devmesh.core.names import WaitMs
+from devmesh.operations.job_events import patch, tell
+from devmesh.operations.registry import Call, Mutation, NotYet, operation
+from devmesh.operations.work import Work
+from devmesh.operations.workers import SQL as WORKERS
+from devmesh.operations.workers import WorkerStatus, refusal
+from devmesh.store.claim_horizons import BEGINNING
+from devmesh.store.database import Record
+from devmesh.store.jobs import SQL, claimed_from_row
+
+CLAIMED_MAX = 1_000
+LEASE_S_DEFAULT = 60.0
+LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
+FOREVER = BEGINNING.replace(year=9000)  # nothing waits from then on
+
+
+class Claim(Mutation, kw_only=True):
+    worker_id: uuid.UUID
+    queues: Annotated[list[QueueName], Meta(min_length=1, max_length=100)] = msgspec.field(
+        default_factory=lambda: ["default"]
+    )
+    limit: Annotated[int, Meta(ge=1, le=CLAIMED_MAX)] = 1
+    lease_s: LeaseS = LEASE_S_DEFAULT
+    wait_ms: WaitMs = 0
+
+
+class ClaimedResult(msgspec.Struct):
+    jobs: list[ClaimedJob]
+
+
+def _worker(call: Call[Claim]) -> Hashable:
+    return call.params.worker_id
+
+
+@operation("job.claim", scope=Scope.WORKER, http="POST /jobs/claim", subject=_worker)
+async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedResult | NotYet | errors.MeshError]:
+    """Take jobs of some queues, highest priority first, then oldest; wait up to `wait_ms` for one.
+
+    A worker never holds more than its capacity, and gets nothing unless it is ACTIVE, nor from a queue that is paused. What it
+    gets is under a lease of `lease_s`; `attempt` must come back with each report.
+    """
+    answers: dict[uuid.UUID, ClaimedResult | NotYet | errors.MeshError] = {}
+    for call in sorted(calls, key=lambda call: call.params.worker_id):  # one order of locks for everybody
+        try:
+            answers[call.params.worker_id] = await _answer(work, call)
+        except errors.MeshError as refused:
+            answers[call.params.worker_id] = refused
+    return [answers[call.params.worker_id] for call in calls]
+
+
+async def _answer(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
+    rows = await _claim(work, call)
+    moved = [(row["queue"], patch(row["id"], row["attempt"], lease_until=row["lease_until"])) for row in rows]
+    tell(work, "job.claimed", moved, Status.PROCESSING, worker_id=call.params.worker_id)
+    claimed = ClaimedResult([claimed_from_row(row) for row in rows])
+    return claimed if rows else NotYet(claimed, call.params.wait_ms)
+
+
+async def _claim(work: Work, call: Call[Claim]) -> list[Record]:
+    asked = call.params
+    room = min(asked.limit, await _room(work, call))
+    queues = list(dict.fromkeys(asked.queues))
+    if room > 0:
+        paused = {row["queue"] for row in await work.tx.fetch(SQL.is_paused, work.tenant_id, queues)}
+        queues = [queue for queue in queues if queue not in paused]
+    if room <= 0 or not queues:
+        return []
+    since = {queue: work.horizons.since(work.tenant_id, queue, work.now) for queue in queues}
+    if len(queues) == 1:
+        return await _take(work, asked, queues[0], room, since[queues[0]])
+    flat = [moment for queue in queues for moment in since[queue]]
+    heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat)
+    rows: list[Record] = []
+    for (queue, priority), count in collections.Counter((row["queue"], row["priority"]) for row in heads).items():
+        only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(since[queue])]
+        rows += await _take(work, asked, queue, count, only)
+    rows.sort(key=lambda row: (-row["priority"], row["run_at"], row["id"]))
+    return rows
+
+
+async def _take(work: Work, asked: Claim, queue: str, count: int, since: Sequence[datetime.datetime]) -> list[Record]:
+    rows = await work.tx.fetch(SQL.claim, work.tenant_id, asked.worker_id, queue, count, asked.lease_s, since)
+    work.horizons.claimed(work.tenant_id, queue, rows)
+    return list(rows)
+
+
+async def _room(work: Work, call: Call[Claim]) -> int:
+    """How many more jobs a worker may hold. Raises what keeps it from holding any."""
+    worker_id = call.params.worker_id
+    await work.tx.execute(WORKERS.lock_claims, work.tenant_id, worker_id)
+    since = work.horizons.leases_since(work.tenant_id, worker_id, work.now)
+    row = await work.tx.fetch_row(WORKERS.for_claim, work.tenant_id, worker_id, since)
+    if (refused := refusal(call.caller, worker_id, {worker_id: row} if row is not None else {})) is not None:
+        raise refused
+    assert row is not None
+    if row["status"] != WorkerStatus.ACTIVE:
+        message = f"this worker is {row['status']}, and only an ACTIVE one is given jobs"
+        raise errors.conflict("worker.state", message)
+    work.horizons.oldest_lease(work.tenant_id, worker_id, row["oldest"] or work.now)
+    room: int = row["capacity"] - row["current_load"]
+    return room

@@ -1,0 +1,251 @@
+"""What workers say of the jobs that they hold, many at once, and what their owners may still wish.
+
+Every report carries the `attempt` that came with the job: a stale one is refused, so a worker that was given up for dead can
+never write over its successor. In a call about one job its refusal is the call's; in one about many it stands in `refused`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from devmesh.core import errors, jobs
+from devmesh.core.access import Scope
+from devmesh.core.jobs import Ending, Outcome, Status
+from devmesh.core.names import Text
+from devmesh.core.tasks import AttemptNumber, JsonValue
+from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
+from devmesh.operations.job_enqueuing import DELAY_MS_MAX
+from devmesh.operations.job_events import patch, tell
+from devmesh.operations.registry import Call, Mutation, operation
+from devmesh.operations.work import Work
+from devmesh.store.jobs import SQL, json_text
+
+REPORTS_PER_CALL_MAX = 1_000
+NO_RESULT = "null"
+
+
+class HeldJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    job_id: uuid.UUID
+    attempt: AttemptNumber
+
+
+ReportT = TypeVar("ReportT", bound=HeldJob)
+Reports = Annotated[list[ReportT], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+class Refused(msgspec.Struct):
+    """A job of a call about many that the call could do nothing about."""
+
+    id: uuid.UUID
+    kind: str
+    reason: str
+    message: str
+
+
+class Moved(msgspec.Struct):
+    """Where a job is now. `run_at` is when it goes on; null: it does not."""
+
+    id: uuid.UUID
+    attempt: int
+    status: Status
+    run_at: datetime.datetime | None = None
+
+
+class MovedResult(msgspec.Struct):
+    jobs: list[Moved]
+    refused: list[Refused]
+
+
+class CompletedJob(HeldJob, kw_only=True):
+    result: JsonValue | UnsetType = UNSET
+
+
+class Complete(Mutation, kw_only=True):
+    jobs: Annotated[list[CompletedJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+@operation("job.complete", scope=Scope.WORKER, http="POST /jobs/complete", in_hand=True)
+async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[MovedResult | errors.MeshError]:
+    """Say that jobs are done, each with a result if there is one."""
+    reports = [report for call in calls for report in call.params.jobs]
+    rows = await work.tx.fetch(
+        SQL.complete, work.tenant_id, [report.job_id for report in reports], [report.attempt for report in reports],
+        [bytes(report.result).decode() if isinstance(report.result, bytes | Raw) else None for report in reports],
+    )  # fmt: skip
+    done = {row["job_id"]: Moved(row["job_id"], row["attempt"], Status.COMPLETED) for row in rows}
+    tell(
+        work, "job.completed", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.COMPLETED
+    )
+    return await _answers(work, calls, done)
+
+
+class HeartbeatJob(HeldJob, kw_only=True):
+    progress: Annotated[float, Meta(ge=0, le=1)] | None = None
+    message: Text | None = None
+
+
+class Heartbeat(Mutation, kw_only=True):
+    jobs: Annotated[list[HeartbeatJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+class Lease(msgspec.Struct):
+    """How long the caller may rely on holding the job, and whether it has been asked to stop working on it."""
+
+    id: uuid.UUID
+    lease_until: datetime.datetime
+    is_cancel_requested: bool
+
+
+class LeasesResult(msgspec.Struct):
+    jobs: list[Lease]
+    refused: list[Refused]
+
+
+@operation("job.heartbeat", scope=Scope.WORKER, http="POST /jobs/heartbeat", in_hand=True)
+async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[LeasesResult | errors.MeshError]:
+    """Renew the leases of held jobs by what they were claimed for, and say how far they are, 0-1.
+
+    A refused one is lost: stop working on it.
+    """
+    reports = [report for call in calls for report in call.params.jobs]
+    rows = await work.tx.fetch(
+        SQL.renew, work.tenant_id, [report.job_id for report in reports], [report.attempt for report in reports]
+    )
+    renewed = {row["job_id"]: Lease(row["job_id"], row["lease_until"], row["is_cancelled"]) for row in rows}
+    queues = {row["job_id"]: row["queue"] for row in rows}
+    far = [report for report in reports if report.progress is not None and report.job_id in renewed]
+    if far:
+        await work.tx.execute(
+            SQL.note_progress, work.tenant_id, [report.job_id for report in far], [report.progress for report in far],
+            [report.message for report in far],
+        )  # fmt: skip
+        tell(work, "job.progress", [(queues[report.job_id], _progress(report)) for report in far], Status.PROCESSING)
+    return await _answers(work, calls, renewed)
+
+
+def _progress(report: HeartbeatJob) -> dict[str, Any]:
+    return patch(report.job_id, report.attempt, progress=report.progress, progress_message=report.message)
+
+
+class FailedJob(HeldJob, kw_only=True):
+    error: JsonValue
+    retryable: bool = True
+
+
+class Fail(Mutation, kw_only=True):
+    jobs: Annotated[list[FailedJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+@operation("job.fail", scope=Scope.WORKER, http="POST /jobs/fail", in_hand=True)
+async def fail(work: Work, calls: Sequence[Call[Fail]]) -> Sequence[MovedResult | errors.MeshError]:
+    """Say that attempts failed. While retries are left another follows after a back-off; then the job is a dead letter."""
+
+    def decide(report: Any, held: HeldRow) -> Ending:
+        return jobs.after_failure(
+            held.held, Outcome.FAILED, is_retryable=report.retryable, now=work.now, jitter=jitter()
+        )
+
+    return await _end_each(work, calls, decide, lambda report: bytes(report.error).decode())
+
+
+class SnoozedJob(HeldJob, kw_only=True):
+    delay_ms: Annotated[int, Meta(ge=0, le=DELAY_MS_MAX)]
+
+
+class Snooze(Mutation, kw_only=True):
+    jobs: Annotated[list[SnoozedJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+@operation("job.snooze", scope=Scope.WORKER, http="POST /jobs/snooze", in_hand=True)
+async def snooze(work: Work, calls: Sequence[Call[Snooze]]) -> Sequence[MovedResult | errors.MeshError]:
+    """Put held jobs off: each is given out again after its delay. It costs no retry."""
+
+    def decide(report: Any, held: HeldRow) -> Ending:
+        later = work.now + datetime.timedelta(milliseconds=report.delay_ms)
+        return jobs.handed_back(held.held, Outcome.SNOOZED, later)
+
+    return await _end_each(work, calls, decide, lambda _: None)
+
+
+class Release(Mutation, kw_only=True):
+    jobs: Annotated[list[HeldJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+@operation("job.release", scope=Scope.WORKER, http="POST /jobs/release", in_hand=True)
+async def release(work: Work, calls: Sequence[Call[Release]]) -> Sequence[MovedResult | errors.MeshError]:
+    """Give held jobs back unfinished: others get them at once. It costs no retry."""
+
+    def decide(_: Any, held: HeldRow) -> Ending:
+        return jobs.handed_back(held.held, Outcome.RELEASED, work.now)
+
+    return await _end_each(work, calls, decide, lambda _: None)
+
+
+async def _end_each(
+    work: Work,
+    calls: Sequence[Call[Any]],
+    decide: Callable[[Any, HeldRow], Ending],
+    error_of: Callable[[Any], str | None],
+) -> Sequence[MovedResult | errors.MeshError]:
+    """Ends the attempts that are reported and still held. One that has been asked to stop is over, whatever is said of it."""
+    reports = {report.job_id: report for call in calls for report in call.params.jobs}
+    locked = await lock_held(work, reports)
+    endings: dict[uuid.UUID, Ending] = {}
+    texts: dict[uuid.UUID, str | None] = {}
+    for job_id, held in locked.items():
+        if held.held.attempt != reports[job_id].attempt:
+            continue
+        if held.row["cancel_requested_at"] is not None:
+            endings[job_id] = jobs.cancelled(held.held)
+            texts[job_id] = json_text({"message": held.row["cancel_reason"] or "it was cancelled"})
+        else:
+            endings[job_id], texts[job_id] = decide(reports[job_id], held), error_of(reports[job_id])
+    ended = await write_endings(work, locked, endings, texts)
+    moved = {each.job_id: Moved(each.job_id, each.attempt, each.status, each.ending.next_run_at) for each in ended}
+    return await _answers(work, calls, moved)
+
+
+async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[uuid.UUID, Any]) -> list[Any]:
+    """Each call's own jobs, and why nothing could be done about some of them."""
+    missing = {report.job_id for call in calls for report in call.params.jobs} - done.keys()
+    stale = {
+        (report.job_id, report.attempt)
+        for call in calls
+        for report in call.params.jobs
+        if report.job_id in done and getattr(done[report.job_id], "attempt", report.attempt) != report.attempt
+    }
+    held: dict[uuid.UUID, Any] = {}
+    known: set[uuid.UUID] = set()
+    if missing:
+        held = {row["job_id"]: row for row in await work.tx.fetch(SQL.leases, work.tenant_id, list(missing))}
+        known = {row["job_id"] for row in await work.tx.fetch(SQL.known, work.tenant_id, list(missing))}
+    answers: list[Any] = []
+    for call in calls:
+        refused = [
+            _refusal(report, held.get(report.job_id), known)
+            for report in call.params.jobs
+            if report.job_id not in done or (report.job_id, report.attempt) in stale
+        ]
+        if refused and len(call.params.jobs) == 1:
+            answers.append(refused[0][1])
+            continue
+        shape = LeasesResult if isinstance(call.params, Heartbeat) else MovedResult
+        told = [Refused(job_id, error.kind, error.data.reason or "", error.message) for job_id, error in refused]
+        answers.append(shape([done[report.job_id] for report in call.params.jobs if report.job_id in done], told))
+    return answers
+
+
+def _refusal(report: HeldJob, held: Any, known: set[uuid.UUID]) -> tuple[uuid.UUID, errors.MeshError]:
+    if held is not None:
+        message = f"attempt {report.attempt} is over; the job is held in attempt {held['attempt']}"
+        return report.job_id, errors.conflict("job.stale_attempt", message, "attempt")
+    if report.job_id in known:
+        message = f"attempt {report.attempt} is over; the job is not held any more"
+        return report.job_id, errors.conflict("job.stale_attempt", message, "attempt")
+    return report.job_id, errors.not_found("job", report.job_id)

@@ -1,0 +1,205 @@
+"""The verbs of workers: they register, say that they are there, are emptied, and go."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import uuid
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from devmesh.core import errors, jobs
+from devmesh.core.access import Caller, Scope
+from devmesh.core.ids import new_id
+from devmesh.core.jobs import Outcome, QueueName
+from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
+from devmesh.operations.job_ending import end_held
+from devmesh.operations.registry import Call, Mutation, Params, operation, subject_of
+from devmesh.operations.work import Work
+from devmesh.store.database import Record
+from devmesh.store.statements import load
+
+SQL = load("workers")
+CAPACITY_DEFAULT = 5
+HEARTBEAT_INTERVAL_S_DEFAULT = 30.0
+
+
+class WorkerStatus(enum.StrEnum):
+    ACTIVE = "ACTIVE"
+    DEGRADED = "DEGRADED"
+    DRAINING = "DRAINING"
+    FAILED = "FAILED"
+    TERMINATED = "TERMINATED"
+
+
+class Worker(msgspec.Struct):
+    """`current_load` is how many jobs it holds. Only an ACTIVE one is given any."""
+
+    id: uuid.UUID
+    name: str
+    queues: list[str]
+    capacity: int
+    current_load: int
+    status: WorkerStatus
+    reason: str
+    heartbeat_interval_s: float
+    heartbeat_at: datetime.datetime
+    registered_at: datetime.datetime
+
+
+class WorkerResult(msgspec.Struct):
+    worker: Worker
+
+
+class Register(Mutation, kw_only=True):
+    name: Name
+    queues: Annotated[list[QueueName], Meta(min_length=1, max_length=100)] = msgspec.field(
+        default_factory=lambda: ["default"]
+    )
+    capacity: Annotated[int, Meta(ge=1, le=10_000)] = CAPACITY_DEFAULT
+    heartbeat_interval_s: Annotated[float, Meta(ge=0.1, le=3_600)] = HEARTBEAT_INTERVAL_S_DEFAULT
+
+
+@operation("worker.register", scope=Scope.WORKER, http="POST /workers", single=True)
+async def register(work: Work, call: Call[Register]) -> WorkerResult:
+    """Register a worker, or update the one that this key registered under the same name.
+
+    The answer's `worker.id` is what jobs are claimed with. Give the same name after a restart to be the same worker.
+    """
+    asked, caller = call.params, call.caller
+    row = await work.tx.fetch_row(
+        SQL.register, work.tenant_id, new_id(), caller.owner_id, asked.name, list(dict.fromkeys(asked.queues)), asked.capacity,
+        asked.heartbeat_interval_s, caller.is_admin,
+    )  # fmt: skip
+    if row is None:
+        raise errors.conflict("worker.name", "another key has registered a worker under this name")
+    worker = await _worker(work, row["worker_id"])
+    work.emit("worker.registered", (f"worker:{worker.id}",), {"worker": worker})
+    return WorkerResult(worker)
+
+
+class ById(Params, kw_only=True):
+    worker_id: uuid.UUID
+
+
+@operation("worker.get", scope=Scope.READ, http="GET /workers/{worker_id}", single=True)
+async def get(work: Work, call: Call[ById]) -> WorkerResult:
+    """Show a worker as it is now."""
+    return WorkerResult(await _worker(work, call.params.worker_id))
+
+
+class ListWorkers(Params, kw_only=True):
+    status: list[WorkerStatus] | None = None
+    limit: PageLimit = 50
+    cursor: PageCursor | None = None
+
+
+class WorkersResult(msgspec.Struct):
+    workers: list[Worker]
+    next_cursor: str | None = None
+
+
+@operation("worker.list", scope=Scope.READ, http="GET /workers", single=True)
+async def list_workers(work: Work, call: Call[ListWorkers]) -> WorkersResult:
+    """List workers, newest first, filtered by status."""
+    asked = call.params
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, decode_page_cursor(asked.cursor), asked.limit, asked.status)
+    found = [_from_row(row) for row in rows]
+    return WorkersResult(found, page_cursor([worker.id for worker in found], asked.limit))
+
+
+class OneWorker(Mutation, kw_only=True):
+    worker_id: uuid.UUID
+
+
+@operation("worker.heartbeat", scope=Scope.WORKER, http="POST /workers/{worker_id}/heartbeat",
+           subject=subject_of("worker_id"), in_hand=True)  # fmt: skip
+async def heartbeat(work: Work, calls: Sequence[Call[OneWorker]]) -> Sequence[WorkerResult | errors.MeshError]:
+    """Say that a worker is there. Its leases are renewed by `job.heartbeat`."""
+    ids = [call.params.worker_id for call in calls]
+    owners = await owners_of(work, ids)
+    allowed = [call for call in calls if refusal(call.caller, call.params.worker_id, owners) is None]
+    await work.tx.fetch(SQL.heartbeat, work.tenant_id, [call.params.worker_id for call in allowed])
+    found = {row["worker_id"]: row for row in await work.tx.fetch(SQL.get_many, work.tenant_id, ids)}
+    return [
+        refusal(call.caller, call.params.worker_id, owners) or WorkerResult(_from_row(found[call.params.worker_id]))
+        for call in calls
+    ]
+
+
+class Evacuate(OneWorker, kw_only=True):
+    reason: Text = ""
+
+
+class EvacuatedResult(msgspec.Struct):
+    """`released` counts the jobs that were taken from it and wait for others."""
+
+    worker: Worker
+    released: int
+
+
+@operation("worker.evacuate", scope=Scope.WORKER, http="POST /workers/{worker_id}/evacuate", single=True)
+async def evacuate(work: Work, call: Call[Evacuate]) -> EvacuatedResult:
+    """Give a worker no more jobs, and give those that it holds to others at once: it is DRAINING until it registers again."""
+    return await _leave(work, call, WorkerStatus.DRAINING, call.params.reason)
+
+
+@operation("worker.deregister", scope=Scope.WORKER, http="DELETE /workers/{worker_id}", single=True)
+async def deregister(work: Work, call: Call[OneWorker]) -> EvacuatedResult:
+    """End a worker for good. What it holds is given to others."""
+    return await _leave(work, call, WorkerStatus.TERMINATED, "it left")
+
+
+async def _leave(
+    work: Work, call: Call[Evacuate] | Call[OneWorker], status: WorkerStatus, reason: str
+) -> EvacuatedResult:
+    worker_id = call.params.worker_id
+    if (refused := refusal(call.caller, worker_id, await owners_of(work, [worker_id]))) is not None:
+        raise refused
+    await work.tx.execute(SQL.lock_claims, work.tenant_id, worker_id)
+    await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
+    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
+    released = await end_held(
+        work,
+        held,
+        lambda row: jobs.handed_back(row.held, Outcome.RELEASED, work.now),
+        {"message": f"evacuated: {reason}"},
+    )
+    worker = await _worker(work, worker_id)
+    work.emit(
+        "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
+    )
+    return EvacuatedResult(worker, len(released))
+
+
+async def owners_of(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Record]:
+    rows = await work.tx.fetch(SQL.owners, work.tenant_id, list(ids))
+    return {row["worker_id"]: row for row in rows}
+
+
+def refusal(caller: Caller, worker_id: uuid.UUID, owners: dict[uuid.UUID, Record]) -> errors.MeshError | None:
+    """Why a caller may not act as a worker: only who registered it may, and administrators."""
+    known = owners.get(worker_id)
+    if known is None or (known["owner_id"] != caller.owner_id and not caller.is_admin):
+        return errors.not_found("worker", worker_id)
+    if known["status"] == WorkerStatus.TERMINATED:
+        return errors.conflict("worker.terminated", "this worker has left for good; register it again")
+    return None
+
+
+async def _worker(work: Work, worker_id: uuid.UUID) -> Worker:
+    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [worker_id])
+    if row is None:
+        raise errors.not_found("worker", worker_id)
+    return _from_row(row)
+
+
+def _from_row(row: Record) -> Worker:
+    return Worker(
+        id=row["worker_id"], name=row["name"], queues=row["queues"], capacity=row["capacity"], current_load=row["current_load"],
+        status=WorkerStatus(row["status"]), reason=row["reason"], heartbeat_interval_s=row["heartbeat_interval_s"],
+        heartbeat_at=row["heartbeat_at"], registered_at=row["registered_at"],
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Where claims begin to look, so that they need not walk through what was taken before.
+
+A claimed row stays in its index until it is vacuumed, which an old transaction anywhere puts off: a queue claimed from its
+front then slows down by the minute. So a claim begins just behind the last one. That is a hint of this process and no truth:
+what it passes over (jobs whose transaction was committed late, or whose claim was undone) is found by looks from further back,
+at intervals. Times are the database's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterable
+
+from devmesh.store.database import Record
+
+BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+PRIORITIES = 5
+MARGIN = datetime.timedelta(seconds=0.2)  # in which a transaction is mostly committed after it has dated its jobs
+LATE = datetime.timedelta(seconds=15)  # in which it is committed or ended
+LATE_LOOK_INTERVAL = datetime.timedelta(seconds=1)
+FRONT_LOOK_INTERVAL = datetime.timedelta(seconds=10)
+PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
+
+
+class _Place:
+    __slots__ = ("front_look_at", "horizon", "late_look_at")
+
+    def __init__(self) -> None:
+        self.horizon = [BEGINNING] * PRIORITIES  # the latest time claimed at each priority
+        self.front_look_at = self.late_look_at = BEGINNING
+
+    def since(self, now: datetime.datetime) -> list[datetime.datetime]:
+        if (
+            not datetime.timedelta(0) <= now - self.front_look_at < FRONT_LOOK_INTERVAL
+        ):  # also when the clock was set back
+            self.front_look_at = self.late_look_at = now
+            self.horizon = [BEGINNING] * PRIORITIES
+            return self.horizon
+        margin = MARGIN
+        if now - self.late_look_at >= LATE_LOOK_INTERVAL:
+            self.late_look_at, margin = now, LATE
+        return [max(time, BEGINNING + LATE) - margin for time in self.horizon]
+
+
+class ClaimHorizons:
+    def __init__(self) -> None:
+        self._places: dict[tuple[uuid.UUID, str | uuid.UUID], _Place] = {}
+
+    def since(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime) -> list[datetime.datetime]:
+        """Where a claim of a queue begins, for each priority from 1 to 5."""
+        return self._place(tenant_id, queue).since(now)
+
+    def claimed(self, tenant_id: uuid.UUID, queue: str, rows: Iterable[Record]) -> None:
+        """These were given out: `priority` and `run_at`."""
+        horizon = self._place(tenant_id, queue).horizon
+        for row in rows:
+            place = row["priority"] - 1
+            horizon[place] = max(horizon[place], row["run_at"])
+
+    def leases_since(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> datetime.datetime:
+        """No lease of a worker that it still holds began before this time."""
+        return self._place(tenant_id, worker_id).since(now)[0]
+
+    def oldest_lease(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, began_at: datetime.datetime) -> None:
+        """When the oldest lease began of those that a worker holds now."""
+        self._place(tenant_id, worker_id).horizon[0] = began_at
+
+    def _place(self, tenant_id: uuid.UUID, what: str | uuid.UUID) -> _Place:
+        found = self._places.get((tenant_id, what))
+        if found is None:
+            if len(self._places) >= PLACES_MAX:
+                self._places.clear()
+            found = self._places[tenant_id, what] = _Place()
+        return found

@@ -1,0 +1,71 @@
+"""Jobs between their tables and the structs that every wire shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from devmesh.core.jobs import ENDED_AS, ClaimedJob, Execution, Job, Outcome, Status
+from devmesh.store.database import Record
+from devmesh.store.statements import load
+
+SQL = load("jobs")
+
+
+def raw(text: str | None) -> Raw | None:
+    return Raw(text) if text is not None else None
+
+
+def from_row(row: Record) -> Job:
+    """A row of `jobs.get_many`: where the job is says what state it is in."""
+    job: dict[str, Any] = {
+        "id": row["job_id"], "queue": row["queue"], "type": row["type"], "payload": Raw(row["payload"]),
+        "tags": row["tags"] or [],
+        "max_retries": row["max_retries"], "timeout_ms": row["timeout_ms"], "backoff_ms": row["backoff_ms"],
+        "created_at": row["created_at"], "created_by_key_id": row["created_by_key_id"],
+        "priority": row["priority"], "progress": None, "progress_message": None, "is_cancel_requested": False,
+        "result": None, "error": raw(row["error"]), "run_at": row["run_at"], "lease_until": None, "worker_id": None,
+        "started_at": None, "finished_at": None, "attempt": row["latest_attempt"] or 0, "retry_count": 0,
+    }  # fmt: skip
+    if row["held_by"] is not None:
+        job |= {
+            "status": Status.PROCESSING, "worker_id": row["held_by"], "attempt": row["held_attempt"],
+            "retry_count": row["held_retries"], "started_at": row["held_since"], "lease_until": row["lease_until"],
+            "progress": row["progress"], "progress_message": row["progress_message"],
+            "is_cancel_requested": row["cancel_requested_at"] is not None,
+        }  # fmt: skip
+    elif row["ready_at"] is not None:
+        job |= {
+            "status": Status.PENDING, "run_at": row["ready_at"], "priority": row["ready_priority"],
+            "attempt": row["ready_attempt"], "retry_count": row["ready_retries"],
+        }  # fmt: skip
+    else:
+        job |= {
+            "status": ENDED_AS.get(Outcome(row["outcome"]), Status.PENDING) if row["outcome"] else Status.PENDING,
+            "worker_id": row["latest_worker"], "result": raw(row["result"]), "started_at": row["latest_started_at"],
+            "finished_at": row["latest_finished_at"], "retry_count": row["latest_retries"] or 0,
+        }  # fmt: skip
+    return Job(**job)
+
+
+def claimed_from_row(row: Record) -> ClaimedJob:
+    return ClaimedJob(
+        id=row["id"], queue=row["queue"], type=row["type"], payload=Raw(row["payload"]), priority=row["priority"],
+        attempt=row["attempt"], retry_count=row["retry_count"], max_retries=row["max_retries"], timeout_ms=row["timeout_ms"],
+        tags=row["tags"] or [], created_at=row["created_at"], lease_until=row["lease_until"],
+    )  # fmt: skip
+
+
+def execution_from_row(row: Record) -> Execution:
+    started_at, finished_at = row["started_at"], row["finished_at"]
+    return Execution(
+        attempt=row["attempt"], worker_id=row["worker_id"], outcome=Outcome(row["outcome"]), result=raw(row["result"]),
+        error=raw(row["error"]), started_at=started_at, finished_at=finished_at, next_run_at=row["next_run_at"],
+        duration_ms=(finished_at - started_at).total_seconds() * 1000 if started_at is not None else None,
+    )  # fmt: skip
+
+
+def json_text(value: msgspec.Struct | dict[str, Any]) -> str:
+    return msgspec.json.encode(value).decode()

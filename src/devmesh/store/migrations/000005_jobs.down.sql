@@ -1,0 +1,1 @@
+drop table mcp.workers, mcp.queues, mcp.dead_letter_queue, mcp.job_executions, mcp.jobs_leased, mcp.jobs_ready, mcp.jobs;

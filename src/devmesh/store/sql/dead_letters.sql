@@ -1,0 +1,37 @@
+-- name: page
+-- A page of dead letters, the latest first. $1 tenant, $2 failed before this time, and $3 with ids below this one at that time,
+-- $4 queue or null, $5 type or null, $6 how many.
+select d.job_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at from mcp.dead_letter_queue d
+where d.tenant_id = $1 and (d.failed_at, d.job_id) < ($2::timestamptz, $3::uuid)
+  and ($4::text is null or d.queue = $4) and ($5::text is null or d.type = $5)
+order by d.failed_at desc, d.job_id desc limit $6;
+
+-- name: get
+-- One of them. $1 tenant, $2 job.
+select d.job_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at from mcp.dead_letter_queue d
+where d.tenant_id = $1 and d.job_id = $2;
+
+-- name: select_ids
+-- The jobs of dead letters that a filter names, the oldest first. $1 tenant, $2 queue or null, $3 type or null, $4 how many.
+select d.job_id from mcp.dead_letter_queue d
+where d.tenant_id = $1 and d.failed_at <= now() and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
+order by d.failed_at, d.job_id limit $4;
+
+-- name: replay
+-- Puts dead letters back into their queues, to run at once with all their retries, and keeps in the history that this was done.
+-- $1 tenant, $2 jobs.
+with gone as (
+    delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])
+    returning d.job_id, d.created_at, d.attempt, d.priority, d.queue
+), kept as (
+    update mcp.job_executions x set next_run_at = now() from gone g
+    where x.tenant_id = $1 and x.job_id = g.job_id and x.attempt = g.attempt
+)
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, queue)
+select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.queue from gone g
+returning job_id, queue;
+
+-- name: discard
+-- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.
+delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])
+returning d.job_id, d.queue;

@@ -1,0 +1,242 @@
+-- name: enqueue
+-- Writes new jobs and puts them into their queues, each at its own time or else at this moment by the database's clock. Gives that
+-- moment. $1 tenant, then lists with one entry a job: $2 the callers' keys, $3 ids, $4 queues, $5 types, $6 payloads, $7 priorities,
+-- $8 times before which they do not run, or null, $9 delays in ms, or null, $10 retries at the most, $11 timeouts in ms,
+-- $12 first back-offs in ms, $13 tags as JSON, or null.
+with asked as materialized (
+    select a.*, moment.now, coalesce(a.run_at, moment.now + make_interval(secs => a.delay_ms / 1000.0), moment.now) as due_at
+    from unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::timestamptz[], $9::bigint[], $10::smallint[],
+                $11::integer[], $12::integer[], $13::text[])
+         as a (key_id, job_id, queue, type, payload, priority, run_at, delay_ms, max_retries, timeout_ms, backoff_ms, tags)
+    cross join (select clock_timestamp() as now) moment
+), written as (
+    insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority,
+                          queue, type, payload, tags)
+    select $1, a.job_id, a.now, greatest(a.due_at, a.now), a.key_id, a.timeout_ms, a.backoff_ms, a.max_retries, a.priority, a.queue,
+           a.type, a.payload::json, case when a.tags is not null then array(select json_array_elements_text(a.tags::json)) end
+    from asked a
+)
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, priority, queue)
+select $1, greatest(a.due_at, a.now), a.job_id, a.now, a.priority, a.queue from asked a
+returning created_at, run_at;
+
+-- name: is_paused
+-- Which of these queues are paused. $1 tenant, $2 queues.
+select q.queue from mcp.queues q where q.tenant_id = $1 and q.queue = any($2::text[]) and q.paused_at is not null;
+
+-- name: claim
+-- Gives a worker the first jobs of a queue, highest priority first, then oldest, under leases. A row that somebody else is taking
+-- is passed over. $1 tenant, $2 worker, $3 queue, $4 how many, $5 the lease in seconds, $6 for each priority from 1 to 5 where the
+-- scan begins: what lies before has been taken, and what is left of it in the index would be walked through each time.
+with head as materialized (
+    select h.place from generate_series(5, 1, -1) as level (priority)
+    cross join lateral (
+        select r.ctid as place from mcp.jobs_ready r
+        where r.tenant_id = $1 and r.queue = $3 and r.priority = level.priority
+          and r.run_at >= ($6::timestamptz[])[level.priority] and r.run_at <= (select clock_timestamp())
+        order by r.run_at, r.job_id limit $4 for update skip locked) h
+    limit $4
+), taken as (
+    delete from mcp.jobs_ready r where r.ctid = any(array(select head.place from head)) returning r.*
+), given as materialized (
+    select t.*, j.type, j.payload, j.timeout_ms, j.max_retries, j.tags, (select clock_timestamp()) as moment from taken t
+    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = t.job_id and k.created_at = t.created_at
+                        limit 1) j
+), leased as (
+    insert into mcp.jobs_leased (tenant_id, job_id, worker_id, created_at, started_at, lease_until, timeout_at, attempt, retries,
+                                 lease_s, priority, queue)
+    select $1, g.job_id, $2, g.created_at, g.moment, g.moment + make_interval(secs => $5),
+           g.moment + make_interval(secs => g.timeout_ms / 1000.0), g.attempt + 1, g.retries, $5, g.priority, g.queue
+    from given g
+)
+select g.job_id as id, g.queue, g.type, g.payload, g.priority, g.attempt + 1 as attempt, g.retries as retry_count, g.max_retries,
+       g.timeout_ms, g.tags, g.created_at, g.run_at, g.moment + make_interval(secs => $5) as lease_until
+from given g order by g.priority desc, g.run_at, g.job_id;
+
+-- name: heads
+-- What several queues would give, highest priority first, then oldest, without taking it. $1 tenant, $2 queues, $3 how many,
+-- $4 where the scan of each begins: for each queue five times, as above.
+select q.queue, level.priority, h.run_at, h.job_id from unnest($2::text[]) with ordinality as q (queue, place)
+cross join generate_series(5, 1, -1) as level (priority)
+cross join lateral (
+    select r.run_at, r.job_id from mcp.jobs_ready r
+    where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
+      and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= (select clock_timestamp())
+    order by r.run_at, r.job_id limit $3) h
+order by level.priority desc, h.run_at, h.job_id limit $3;
+
+-- name: complete
+-- Ends attempts well: those of these that are held in just this attempt. $1 tenant, $2 jobs, $3 attempts, $4 results as JSON, or
+-- null. The full join is there because it cannot be done by comparing each with each.
+with held as materialized (
+    select h.job_id, a.result from unnest($2::uuid[], $3::integer[], $4::text[]) as a (job_id, attempt, result)
+    cross join lateral (select l.job_id from mcp.jobs_leased l
+                        where l.tenant_id = $1 and l.job_id = a.job_id and l.attempt = a.attempt limit 1) h
+), gone as (
+    delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any(array(select held.job_id from held))
+    returning l.job_id, l.attempt, l.worker_id, l.started_at, l.queue, l.retries
+), done as materialized (
+    select g.*, h.result from gone g full join held h on h.job_id = g.job_id
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, attempt, retries, outcome, result)
+    select $1, d.job_id, clock_timestamp(), d.started_at, d.worker_id, d.attempt, d.retries, 'COMPLETED', d.result::json from done d
+    where d.worker_id is not null
+)
+select d.job_id, d.queue, d.attempt from done d where d.worker_id is not null;
+
+-- name: leases
+-- What is known of held jobs, and of those that are not held any more nothing. $1 tenant, $2 jobs.
+select l.job_id, l.attempt, l.worker_id, l.queue, l.lease_until, l.cancel_requested_at from mcp.jobs_leased l
+where l.tenant_id = $1 and l.job_id = any($2::uuid[]);
+
+-- name: renew
+-- Renews leases, each fenced by its attempt, and tells of cancellations. $1 tenant, $2 jobs, $3 attempts.
+update mcp.jobs_leased l set lease_until = now() + make_interval(secs => l.lease_s)
+where l.tenant_id = $1 and l.job_id = any(array(
+    select h.job_id from unnest($2::uuid[], $3::integer[]) as a (job_id, attempt)
+    cross join lateral (select k.job_id from mcp.jobs_leased k
+                        where k.tenant_id = $1 and k.job_id = a.job_id and k.attempt = a.attempt limit 1) h))
+returning l.job_id, l.queue, l.lease_until, l.cancel_requested_at is not null as is_cancelled;
+
+-- name: note_progress
+-- Notes how far held jobs are. $1 tenant, $2 jobs, $3 progress, $4 messages, or null for the one that there is.
+update mcp.jobs_leased l
+set progress = ($3::real[])[array_position($2::uuid[], l.job_id)],
+    progress_message = coalesce(($4::text[])[array_position($2::uuid[], l.job_id)], l.progress_message)
+where l.tenant_id = $1 and l.job_id = any($2::uuid[]);
+
+-- name: lock_leases
+-- Locks held jobs, in one order for everybody, with what decides how they go on. $1 tenant, $2 jobs, sorted.
+select h.*, j.max_retries, j.backoff_ms, j.type from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select l.* from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = a.job_id limit 1 for update) h
+cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = h.job_id and k.created_at = h.created_at
+                    limit 1) j;
+
+-- name: end_attempts
+-- Ends the attempts of jobs that this transaction has locked: keeps how they ended, puts back into their queues those that go on
+-- and into the dead letters those that have failed for good. $1 tenant, $2 jobs, $3 outcomes, $4 errors as JSON, or null, $5 when
+-- they go on, or null, $6 their failures so far, $7 which are dead; then as they were: $8 when they were made, $9 when they began,
+-- $10 workers, $11 attempts, $12 priorities, $13 queues, $14 types.
+with ended as materialized (
+    select * from unnest($2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::smallint[], $7::boolean[], $8::timestamptz[],
+                         $9::timestamptz[], $10::uuid[], $11::integer[], $12::smallint[], $13::text[], $14::text[])
+         as e (job_id, outcome, error, next_run_at, retries, is_dead, created_at, started_at, worker_id, attempt, priority, queue, type)
+), gone as (
+    delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any($2::uuid[])
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome,
+                                    error)
+    select $1, e.job_id, clock_timestamp(), e.started_at, e.worker_id, e.next_run_at, e.attempt, e.retries, e.outcome,
+           e.error::json from ended e
+), again as (
+    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, queue)
+    select $1, e.next_run_at, e.job_id, e.created_at, e.attempt, e.retries, e.priority, e.queue from ended e
+    where e.next_run_at is not null
+)
+insert into mcp.dead_letter_queue (tenant_id, job_id, created_at, failed_at, attempt, retries, priority, queue, type, error)
+select $1, e.job_id, e.created_at, now(), e.attempt, e.retries, e.priority, e.queue, e.type, e.error::json from ended e
+where e.is_dead
+on conflict (tenant_id, job_id) do update
+set failed_at = excluded.failed_at, attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
+
+-- name: take_waiting
+-- Takes jobs that wait out of their queues, in one order for everybody; those that are being claimed are waited for, and then not
+-- found. Keeps that they were cancelled. $1 tenant, $2 jobs, sorted, $3 why, as JSON.
+with wanted as materialized (
+    select h.place from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
+    left join lateral (select x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
+                       order by x.attempt desc, x.finished_at desc limit 1) latest on true
+    cross join generate_series(1, 5) as level (priority)
+    cross join lateral (select r.ctid as place from mcp.jobs_ready r
+                        where r.tenant_id = $1 and r.queue = j.queue and r.priority = level.priority
+                          and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = a.job_id limit 1 for update) h
+), gone as (
+    delete from mcp.jobs_ready r where r.ctid = any(array(select wanted.place from wanted))
+    returning r.job_id, r.queue, r.attempt, r.retries
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
+    select $1, g.job_id, clock_timestamp(), g.attempt + 1, g.retries, 'CANCELLED', $3::json from gone g
+)
+select g.job_id, g.queue, g.attempt + 1 as attempt from gone g;
+
+-- name: request_cancel
+-- Asks workers to stop held jobs: they are told with their next heartbeat. $1 tenant, $2 jobs, $3 why.
+update mcp.jobs_leased l set cancel_requested_at = coalesce(l.cancel_requested_at, now()), cancel_reason = $3
+where l.tenant_id = $1 and l.job_id = any($2::uuid[])
+returning l.job_id, l.queue, l.worker_id;
+
+-- name: get_many
+-- Jobs as they are now. $1 tenant, $2 ids.
+select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.attempt as ready_attempt, ready.retries as ready_retries,
+       held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.started_at as held_since,
+       held.lease_until, held.progress, held.progress_message, held.cancel_requested_at,
+       latest.attempt as latest_attempt, latest.retries as latest_retries, latest.outcome, latest.result, latest.error, latest.worker_id as latest_worker,
+       latest.started_at as latest_started_at, latest.finished_at as latest_finished_at
+from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
+left join lateral (select * from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
+                   order by x.attempt desc, x.finished_at desc limit 1) latest on true
+left join lateral (select * from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = a.job_id limit 1) held on true
+left join lateral (select r.* from generate_series(1, 5) as level (priority)
+                   cross join lateral (select * from mcp.jobs_ready w
+                                       where w.tenant_id = $1 and w.queue = j.queue and w.priority = level.priority
+                                         and w.run_at = coalesce(latest.next_run_at, j.run_at) and w.job_id = a.job_id limit 1) r
+                   limit 1) ready on true;
+
+-- name: page
+-- Ids of jobs, newest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 tag or null, $6 how many to look
+-- at, at the most.
+select w.job_id, ($3::text is null or w.queue = $3) and ($4::text is null or w.type = $4) and ($5::text is null or $5 = any(w.tags))
+       as is_wanted
+from mcp.jobs w where w.tenant_id = $1 and w.job_id < $2 order by w.job_id desc limit $6;
+
+-- name: executions
+-- The attempts of a job that have ended, in order. $1 tenant, $2 job, $3 how many at most.
+select x.attempt, x.worker_id, x.outcome, x.result, x.error, x.started_at, x.finished_at, x.next_run_at from mcp.job_executions x
+where x.tenant_id = $1 and x.job_id = $2 order by x.attempt, x.finished_at limit $3;
+
+-- name: overdue_ids
+-- Held jobs whose lease or time has run out. $1 tenant, $2 how many.
+select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and least(l.lease_until, l.timeout_at) < now() limit $2;
+
+-- name: waiting_by_queue
+-- How many jobs of each queue wait, may run now, and since when the first does: each counted up to a limit, and the queues found by
+-- a loose index scan. $1 tenant, $2 the limit.
+with recursive name as (
+    (select r.queue from mcp.jobs_ready r where r.tenant_id = $1 and r.queue > '' order by r.queue limit 1)
+    union all
+    select (select r.queue from mcp.jobs_ready r where r.tenant_id = $1 and r.queue > n.queue order by r.queue limit 1)
+    from name n where n.queue is not null
+)
+select n.queue,
+       (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue limit $2) c) as waiting,
+       (select count(*) from generate_series(1, 5) as level (priority)
+        cross join lateral (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
+                            and r.priority = level.priority and r.run_at <= now() limit $2) c) as ready,
+       (select min(c.run_at) from generate_series(1, 5) as level (priority)
+        cross join lateral (select r.run_at from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
+                            and r.priority = level.priority and r.run_at <= now() order by r.run_at limit 1) c) as oldest_ready_at
+from name n where n.queue is not null;
+
+-- name: held_by_queue
+-- How many jobs of each queue are held. $1 tenant.
+select l.queue, count(*) as held from mcp.jobs_leased l where l.tenant_id = $1 group by l.queue;
+
+-- name: known
+-- Which of these jobs there are. $1 tenant, $2 ids.
+select a.job_id from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select from mcp.jobs j where j.tenant_id = $1 and j.job_id = a.job_id limit 1) found;
+
+-- name: takers
+-- How many ACTIVE workers take jobs of a queue, and how much room they have. $1 tenant, $2 queue.
+select count(*) as workers, coalesce(sum(w.capacity - held.count), 0) as free from mcp.workers w
+cross join lateral (select count(*) from mcp.jobs_leased l where l.tenant_id = $1 and l.worker_id = w.worker_id) held
+where w.tenant_id = $1 and w.status = 'ACTIVE' and $2 = any(w.queues);
+
+-- name: count_before
+-- How many jobs of a queue come before one. $1 tenant, $2 queue, $3 its priority, $4 its time, $5 the job.
+select (select count(*) from mcp.jobs_ready r
+        where r.tenant_id = $1 and r.queue = $2 and r.priority > $3 and r.priority <= 5 and r.run_at <= now())
+     + (select count(*) from mcp.jobs_ready r
+        where r.tenant_id = $1 and r.queue = $2 and r.priority = $3 and (r.run_at, r.job_id) < ($4::timestamptz, $5::uuid));

@@ -1,0 +1,27 @@
+-- name: pause
+-- Nothing is given out of a queue any more. $1 tenant, $2 queue, $3 why.
+insert into mcp.queues as q (tenant_id, queue, paused_at, reason) values ($1, $2, now(), $3)
+on conflict (tenant_id, queue) do update
+set paused_at = coalesce(q.paused_at, now()), reason = excluded.reason, updated_at = now();
+
+-- name: resume
+-- Jobs are given out again. $1 tenant, $2 queue.
+insert into mcp.queues (tenant_id, queue) values ($1, $2)
+on conflict (tenant_id, queue) do update set paused_at = null, reason = '', updated_at = now();
+
+-- name: list
+-- What was said about queues. $1 tenant.
+select q.queue, q.paused_at, q.reason from mcp.queues q where q.tenant_id = $1;
+
+-- name: take_all
+-- Takes the first jobs out of a queue, whether or not they may run yet. $1 tenant, $2 queue, $3 how many, $4 why, as JSON.
+with head as materialized (
+    select r.ctid as place from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = $2
+    order by r.priority, r.run_at, r.job_id limit $3 for update skip locked
+), gone as (
+    delete from mcp.jobs_ready r where r.ctid = any(array(select head.place from head)) returning r.job_id, r.attempt, r.retries
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
+    select $1, g.job_id, clock_timestamp(), g.attempt + 1, g.retries, 'CANCELLED', $4::json from gone g
+)
+select g.job_id, g.attempt + 1 as attempt from gone g;

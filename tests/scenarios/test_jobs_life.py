@@ -1,0 +1,338 @@
+"""J1 to J7, J15, J44 and their kin: the life of a job through the wire, and who may not interfere with it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.harness import Mesh, eventually
+from tests.wire import Wire, WireError
+
+
+class Bench:
+    """One connection with a worker of its own, and a queue that nobody else uses."""
+
+    def __init__(self, wire: Wire, worker_id: str) -> None:
+        self.wire, self.worker_id = wire, worker_id
+        self.queue = f"q{uuid.uuid4().hex}"
+
+    async def enqueue(self, **spec: Any) -> dict[str, Any]:
+        job: dict[str, Any] = (await self.wire.call("job.enqueue", **{"type": "t", "queue": self.queue, **spec}))["job"]
+        return job
+
+    async def claim(self, limit: int = 10, **options: Any) -> list[dict[str, Any]]:
+        asked = {"worker_id": self.worker_id, "queues": [self.queue], "limit": limit, **options}
+        jobs: list[dict[str, Any]] = (await self.wire.call("job.claim", **asked))["jobs"]
+        return jobs
+
+    async def get(self, job: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.wire.call("job.get", job_id=job["id"]))["job"]
+        return found
+
+    async def status(self, job: dict[str, Any]) -> str:
+        return str((await self.get(job))["status"])
+
+    async def is_now(self, job: dict[str, Any], status: str) -> bool:
+        return await self.status(job) == status
+
+    async def executions(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.wire.call("job.executions", job_id=job["id"]))["executions"]
+        return found
+
+    async def dead_letters(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.wire.call("dead_letter.list", queue=self.queue))["dead_letters"]
+        return found
+
+
+def held(job: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What a worker says of a job that it was given."""
+    return {"job_id": job["id"], "attempt": job["attempt"], **more}
+
+
+async def register(wire: Wire, capacity: int = 100, **options: Any) -> str:
+    worker = await wire.call("worker.register", name=f"w{uuid.uuid4().hex}", capacity=capacity, **options)
+    return str(worker["worker"]["id"])
+
+
+@pytest_asyncio.fixture
+async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        yield Bench(wire, await register(wire))
+
+
+async def test_j01_a_job_is_enqueued_claimed_and_completed(bench: Bench) -> None:
+    assert (await bench.wire.call("worker.get", worker_id=bench.worker_id))["worker"]["status"] == "ACTIVE"
+    job = await bench.enqueue(payload={"n": [1, None, "ü"]}, tags=["a", "b"])
+    assert (job["status"], job["attempt"], job["worker_id"]) == ("PENDING", 0, None)
+    assert await bench.get(job) == job
+    [claimed] = await bench.claim()
+    assert (claimed["id"], claimed["attempt"], claimed["payload"]) == (job["id"], 1, {"n": [1, None, "ü"]})
+    running = await bench.get(job)
+    assert (running["status"], running["worker_id"]) == ("PROCESSING", bench.worker_id)
+    assert (await bench.wire.call("worker.get", worker_id=bench.worker_id))["worker"]["current_load"] == 1
+    answer = await bench.wire.call("job.complete", jobs=[held(claimed, result={"sum": 3})])
+    assert answer == {"jobs": [{"id": job["id"], "attempt": 1, "status": "COMPLETED", "run_at": None}], "refused": []}
+    done = await bench.get(job)
+    assert (done["status"], done["result"], done["worker_id"]) == ("COMPLETED", {"sum": 3}, bench.worker_id)
+    [execution] = await bench.executions(job)
+    assert (execution["outcome"], execution["attempt"]) == ("COMPLETED", 1)
+    assert execution["duration_ms"] > 0
+
+
+async def test_j02_jobs_are_shared_among_workers_and_none_holds_more_than_its_capacity(bench: Bench) -> None:
+    jobs = [await bench.enqueue() for _ in range(6)]
+    workers = [await register(bench.wire, capacity=2) for _ in range(3)]
+    given = [await bench.claim(limit=5, worker_id=worker) for worker in workers]
+    assert [len(each) for each in given] == [2, 2, 2]
+    assert {job["id"] for each in given for job in each} == {job["id"] for job in jobs}
+    assert await bench.claim(worker_id=workers[0]) == []
+    await bench.wire.call("job.complete", jobs=[held(job) for each in given for job in each])
+    assert {await bench.status(job) for job in jobs} == {"COMPLETED"}
+
+
+async def test_j03_a_job_that_fails_each_time_is_a_dead_letter_in_the_end(bench: Bench) -> None:
+    job = await bench.enqueue(max_retries=2, backoff_ms=1)
+    for attempt in (1, 2, 3):
+        claimed: list[dict[str, Any]] = []
+        while not claimed:
+            claimed = await bench.claim(wait_ms=2_000)
+        assert claimed[0]["attempt"] == attempt
+        await bench.wire.call("job.fail", jobs=[held(claimed[0], error={"message": f"no {attempt}"})])
+    failed = await bench.get(job)
+    assert (failed["status"], failed["retry_count"], failed["error"]) == ("FAILED", 2, {"message": "no 3"})
+    [letter] = await bench.dead_letters()
+    assert (letter["job_id"], letter["retry_count"], letter["error"]) == (job["id"], 2, {"message": "no 3"})
+    assert [each["outcome"] for each in await bench.executions(job)] == ["FAILED"] * 3
+
+
+async def test_j03_what_is_not_retryable_fails_at_once(bench: Bench) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim()
+    await bench.wire.call("job.fail", jobs=[held(claimed, error="broken", retryable=False)])
+    assert await bench.status(job) == "FAILED"
+    assert len(await bench.dead_letters()) == 1
+
+
+async def test_j04_the_second_delay_is_longer_than_the_first(bench: Bench) -> None:
+    job = await bench.enqueue(backoff_ms=200)
+    delays = []
+    for _ in range(3):
+        claimed: list[dict[str, Any]] = []
+        while not claimed:
+            claimed = await bench.claim(wait_ms=5_000)
+        await bench.wire.call("job.fail", jobs=[held(claimed[0], error="again")])
+        last = (await bench.executions(job))[-1]
+        finished, follows = (datetime.datetime.fromisoformat(last[name]) for name in ("finished_at", "next_run_at"))
+        delays.append((follows - finished).total_seconds())
+        assert (await bench.get(job))["status"] == "PENDING"
+    assert delays == sorted(delays)
+    assert delays[2] > 2 * delays[0]
+
+
+async def test_j05_and_j06_higher_priorities_come_first_and_equal_ones_in_their_order(bench: Bench) -> None:
+    priorities = [5, 1, 3, 3, 1, 5, 4, 2, 3, 3]
+    jobs = [await bench.enqueue(priority=priority) for priority in priorities]
+    expected = [job["id"] for job in sorted(jobs, key=lambda job: -job["priority"])]
+    assert [(await bench.claim(limit=1))[0]["id"] for _ in range(4)] == expected[:4]
+    assert [job["id"] for job in await bench.claim()] == expected[4:]
+
+
+async def test_j05_of_several_queues_as_well(bench: Bench) -> None:
+    queues = [f"q{uuid.uuid4().hex}" for _ in range(3)]
+    jobs = [
+        await bench.enqueue(queue=queues[number % 3], priority=priority)
+        for number, priority in enumerate([3, 5, 1, 3, 3, 5, 1, 1, 4])
+    ]
+    expected = [job["id"] for job in sorted(jobs, key=lambda job: -job["priority"])]
+    first = await bench.claim(limit=4, queues=queues)
+    rest = await bench.claim(limit=50, queues=queues)
+    assert [job["id"] for job in first + rest] == expected
+
+
+async def test_j07_a_job_that_runs_too_long_has_failed(bench: Bench) -> None:
+    job = await bench.enqueue(timeout_ms=1_000, max_retries=0)
+    [claimed] = await bench.claim()
+    await eventually(lambda: bench.is_now(job, "FAILED"), "it has failed", 5.0)
+    assert "timeout" in (await bench.get(job))["error"]["message"]
+    assert [each["outcome"] for each in await bench.executions(job)] == ["TIMED_OUT"]
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert (refused.value.kind, refused.value.reason) == ("conflict", "job.stale_attempt")
+
+
+async def test_a_lease_that_ends_gives_the_job_to_another_and_the_first_cannot_write_any_more(bench: Bench) -> None:
+    job = await bench.enqueue(backoff_ms=0)
+    [lost] = await bench.claim(lease_s=0.5)
+    other = await register(bench.wire)
+    [again] = await bench.claim(worker_id=other, wait_ms=10_000)
+    assert (again["id"], again["attempt"], again["retry_count"]) == (job["id"], 2, 1)
+    needed: dict[str, dict[str, Any]] = {"fail": {"error": 1}, "snooze": {"delay_ms": 1}}
+    for verb in ("complete", "fail", "heartbeat", "release", "snooze"):
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call(f"job.{verb}", jobs=[held(lost, **needed.get(verb, {}))])
+        assert refused.value.reason == "job.stale_attempt", verb
+    assert (await bench.get(job))["attempt"] == 2
+    await bench.wire.call("job.complete", jobs=[held(again)])
+    assert [each["outcome"] for each in await bench.executions(job)] == ["LEASE_LOST", "COMPLETED"]
+
+
+async def test_heartbeats_keep_a_lease_and_tell_of_a_cancellation(bench: Bench) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim(lease_s=1.0)
+    for _ in range(8):
+        await asyncio.sleep(0.25)  # the lease itself is what is waited for
+        answer = await bench.wire.call("job.heartbeat", jobs=[held(claimed, progress=0.5, message="half")])
+        assert answer["jobs"][0]["is_cancel_requested"] is False
+    running = await bench.get(job)
+    assert (running["status"], running["progress"], running["progress_message"]) == ("PROCESSING", 0.5, "half")
+    asked = (await bench.wire.call("job.cancel", job_id=job["id"], reason="no need"))["job"]
+    assert (asked["status"], asked["is_cancel_requested"]) == ("PROCESSING", True)
+    answer = await bench.wire.call("job.heartbeat", jobs=[held(claimed)])
+    assert answer["jobs"][0]["is_cancel_requested"] is True
+    await bench.wire.call("job.release", jobs=[held(claimed)])
+    cancelled = await bench.get(job)
+    assert (cancelled["status"], cancelled["error"]) == ("CANCELLED", {"message": "no need"})
+
+
+async def test_a_waiting_job_is_cancelled_at_once_and_one_that_is_over_is_not(bench: Bench) -> None:
+    job = await bench.enqueue(delay_ms=60_000)
+    assert (await bench.wire.call("job.cancel", job_id=job["id"]))["job"]["status"] == "CANCELLED"
+    assert await bench.claim() == []
+    done = await bench.enqueue()
+    await bench.wire.call("job.complete", jobs=[held(claimed) for claimed in await bench.claim()])
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.cancel", job_id=done["id"])
+    assert refused.value.reason == "job.state"
+
+
+async def test_snoozed_and_released_jobs_cost_no_retry(bench: Bench) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim()
+    await bench.wire.call("job.release", jobs=[held(claimed)])
+    [claimed] = await bench.claim()
+    answer = await bench.wire.call("job.snooze", jobs=[held(claimed, delay_ms=60_000)])
+    assert answer["jobs"][0]["status"] == "PENDING"
+    assert await bench.claim() == []
+    snoozed = await bench.get(job)
+    assert (snoozed["status"], snoozed["attempt"], snoozed["retry_count"]) == ("PENDING", 2, 0)
+    assert [each["outcome"] for each in await bench.executions(job)] == ["RELEASED", "SNOOZED"]
+
+
+async def test_j15_an_evacuated_worker_loses_its_jobs_to_others_at_once(bench: Bench) -> None:
+    jobs = [await bench.enqueue() for _ in range(5)]
+    mine = await bench.claim(limit=3)
+    left = await bench.wire.call("worker.evacuate", worker_id=bench.worker_id, reason="maintenance")
+    assert (left["released"], left["worker"]["status"], left["worker"]["reason"]) == (3, "DRAINING", "maintenance")
+    assert left["worker"]["current_load"] == 0
+    with pytest.raises(WireError) as refused:
+        await bench.claim()
+    assert refused.value.reason == "worker.state"
+    other = await register(bench.wire)
+    given = await bench.claim(worker_id=other)
+    assert {job["id"] for job in given} == {job["id"] for job in jobs}
+    with pytest.raises(WireError):
+        await bench.wire.call("job.complete", jobs=[held(mine[0])])
+    await bench.wire.call("job.complete", jobs=[held(job) for job in given])
+    assert {await bench.status(job) for job in jobs} == {"COMPLETED"}
+
+
+async def test_j44_a_paused_queue_gives_nothing_until_it_is_resumed(bench: Bench) -> None:
+    job = await bench.enqueue()
+    paused = (await bench.wire.call("queue.pause", queue=bench.queue, reason="deploy"))["queue"]
+    assert (paused["waiting"], paused["reason"]) == (1, "deploy")
+    assert await bench.claim() == []
+    explained = (await bench.wire.call("job.explain", job_id=job["id"]))["explanation"]
+    assert explained["reason"] == "queue_paused"
+    await bench.wire.call("queue.resume", queue=bench.queue)
+    assert [claimed["id"] for claimed in await bench.claim()] == [job["id"]]
+
+
+async def test_dead_letters_are_replayed_with_their_history_or_discarded(bench: Bench) -> None:
+    jobs = [await bench.enqueue(max_retries=0) for _ in range(3)]
+    await bench.wire.call("job.fail", jobs=[held(job, error="poison") for job in await bench.claim()])
+    assert len(await bench.dead_letters()) == 3
+    one = await bench.wire.call("dead_letter.replay", job_ids=[jobs[0]["id"]])
+    assert one == {"job_ids": [jobs[0]["id"]]}
+    [again] = await bench.claim()
+    assert (again["id"], again["attempt"], again["retry_count"]) == (jobs[0]["id"], 2, 0)
+    await bench.wire.call("job.fail", jobs=[held(again, error="still poison")])
+    assert [each["error"] for each in await bench.executions(jobs[0])] == ["poison", "still poison"]
+    assert len((await bench.wire.call("dead_letter.replay", all=True, queue=bench.queue))["job_ids"]) == 3
+    await bench.wire.call("job.fail", jobs=[held(job, error="poison") for job in await bench.claim()])
+    assert len((await bench.wire.call("dead_letter.discard", all=True, queue=bench.queue))["job_ids"]) == 3
+    assert await bench.dead_letters() == []
+    assert {await bench.status(job) for job in jobs} == {"FAILED"}
+
+
+async def test_one_stale_report_among_many_is_named_and_the_others_are_done(bench: Bench) -> None:
+    jobs = [await bench.enqueue() for _ in range(3)]
+    claimed = await bench.claim()
+    nowhere = {"job_id": str(uuid.uuid4()), "attempt": 1}
+    stale = {**held(claimed[1]), "attempt": 7}
+    answer = await bench.wire.call("job.complete", jobs=[held(claimed[0]), stale, nowhere, held(claimed[2])])
+    assert [job["id"] for job in answer["jobs"]] == [claimed[0]["id"], claimed[2]["id"]]
+    assert [(each["id"], each["kind"], each["reason"]) for each in answer["refused"]] == [
+        (claimed[1]["id"], "conflict", "job.stale_attempt"),
+        (nowhere["job_id"], "not_found", ""),
+    ]
+    assert [await bench.status(job) for job in jobs] == ["COMPLETED", "PROCESSING", "COMPLETED"]
+
+
+async def test_many_are_enqueued_at_once_or_none(bench: Bench) -> None:
+    specs = [{"type": "t", "queue": bench.queue, "payload": number} for number in range(500)]
+    made = (await bench.wire.call("job.enqueue_many", jobs=specs))["jobs"]
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.enqueue_many", jobs=[*specs, {"type": "t", "queue": bench.queue, "priority": 9}])
+    assert refused.value.data["field"] == "jobs[500].priority"
+    stats = (await bench.wire.call("job.stats"))["queues"]
+    assert [each["waiting"] for each in stats if each["queue"] == bench.queue] == [500]
+    big = await register(bench.wire, capacity=1_000)
+    claimed = await bench.claim(limit=1_000, worker_id=big)
+    assert [(job["id"], job["payload"]) for job in claimed] == [(job["id"], n) for n, job in enumerate(made)]
+
+
+async def test_whoever_listens_to_a_job_or_a_queue_is_told_of_every_step(mesh: Mesh, tenant: str, bench: Bench) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as of_job, await Wire.connect(mesh.ws_url, tenant) as of_queue:
+        await of_queue.call("subscribe", topics=[f"queue:{bench.queue}"])
+        made = await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue}] * 3)
+        job_id = made["jobs"][1]["id"]
+        await of_job.call("subscribe", topics=[f"job:{job_id}"], since=of_job.initialized["cursor"])
+        await bench.wire.call("job.complete", jobs=[held(job) for job in await bench.claim()])
+        expected = ["job.enqueued", "job.claimed", "job.completed"]
+        for listener in (of_job, of_queue):
+            await listener.until_events(3)
+            assert [event["type"] for event in listener.events] == expected
+            assert all(job_id in [job["id"] for job in event["data"]["jobs"]] for event in listener.events)
+        assert of_queue.events[2]["data"]["status"] == "COMPLETED"
+
+
+async def test_another_owner_s_worker_is_not_there(mesh: Mesh, tenant: str, bench: Bench) -> None:
+    other = await bench.wire.call("key.create", kind="worker")
+    async with await Wire.connect(mesh.ws_url, other["secret"]) as stranger:
+        for method in ("job.claim", "worker.heartbeat", "worker.evacuate", "worker.deregister"):
+            with pytest.raises(WireError) as refused:
+                await stranger.call(method, worker_id=bench.worker_id)
+            assert refused.value.kind == "not_found", method
+
+
+async def test_explain_names_what_a_job_waits_for(bench: Bench) -> None:
+    async def reason(job: dict[str, Any]) -> str:
+        return str((await bench.wire.call("job.explain", job_id=job["id"]))["explanation"]["reason"])
+
+    job = await bench.enqueue()
+    assert await reason(job) == "no_worker"
+    assert await reason(await bench.enqueue(delay_ms=60_000)) == "not_due"
+    small = await register(bench.wire, capacity=1, queues=[bench.queue])
+    assert await reason(job) == "next"
+    assert await reason(await bench.enqueue()) == "others_first"
+    [claimed] = await bench.claim(limit=1, worker_id=small)
+    assert await reason(claimed) == "running"
+    assert await reason(await bench.enqueue(priority=5)) == "workers_busy"
+    await bench.wire.call("job.fail", jobs=[held(claimed, error="x")])
+    assert await reason(claimed) == "backing_off"
