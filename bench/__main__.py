@@ -11,7 +11,7 @@ import structlog
 import typer
 import uvloop
 
-from bench import batching, connections, creating, delivery, life, overload, partitions, restart, start
+from bench import batching, connections, creating, delivery, jobs, life, overload, partitions, restart, start
 from bench.figures import Figure, as_json, show
 from bench.stage import QUICK, Extent, Stage, machine, raise_file_limit
 
@@ -21,6 +21,7 @@ MEASURES = {
     "batching": batching.measure,
     "life": life.measure,
     "delivery": delivery.measure,
+    "jobs": jobs.measure,
     "overload": overload.measure,
     "partitions": partitions.measure,
     "restart": restart.measure,

@@ -30,8 +30,8 @@ MASTER_KEY = (
     "32 random bytes in base64, as `devmesh keys generate` prints them",
 )
 MONTHS_BY_TABLE = (
-    r"((events|audit_log|api_logs)=[1-9][0-9]{0,2}(,(?=\S)|$))*",
-    "tables with months, as in audit_log=24,events=6; the tables are events, audit_log and api_logs",
+    r"((events|audit_log|api_logs|jobs|job_executions)=[1-9][0-9]{0,2}(,(?=\S)|$))*",
+    "tables with months, as in audit_log=24,events=6; the tables are events, audit_log, api_logs, jobs and job_executions",
 )
 API_LOG = ("off|errors|all", "off, errors or all")
 

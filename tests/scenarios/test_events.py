@@ -33,7 +33,7 @@ def titles(wire: Wire) -> list[str]:
     return [event["data"]["task"]["title"] for event in wire.events if event["type"] == "task.created"]
 
 
-@pytest.mark.parametrize("missed", [1, 1_000, 50_000])
+@pytest.mark.parametrize("missed", [1, 1_000, 10_000, pytest.param(50_000, marks=pytest.mark.soak)])
 @pytest.mark.timeout(120)
 async def test_e01_every_missed_event_comes_after_a_reconnect_in_order_and_once(
     mesh: Mesh, tenant: str, missed: int

@@ -19,7 +19,7 @@ from tests.harness import Child, Mesh, eventually, wait_until
 from tests.wire import Wire
 
 QUICK_KEEPER = {"DEVMESH_PARTITION_CHECK_INTERVAL_S": "0.5"}
-TABLES = ("events", "audit_log", "api_logs")
+TABLES = ("events", "audit_log", "api_logs", "jobs", "job_executions")
 SEEN_WITHIN_S = 15.0  # services look at their partitions every 2 s
 
 
@@ -95,7 +95,7 @@ async def test_s13_what_is_missing_is_reported_by_every_service_and_mended_by_th
         }  # fmt: skip
     code, shown, said = command(mesh, tmp_path, "status")
     assert code == 1
-    assert [table["status"] for table in shown] == ["degraded", "degraded", "healthy"]
+    assert [table["status"] for table in shown] == ["degraded", "degraded", "healthy", "healthy", "healthy"]
     assert f"none for {month(1):%Y-%m}" in said
     mesh.start("worker")
     for child in mesh.children:

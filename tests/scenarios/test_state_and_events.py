@@ -10,14 +10,24 @@ from tests.harness import Mesh, eventually
 from tests.wire import Wire
 
 # Measurements and counts, which are asked for and not told.
-ASKED_FOR = {"active_tasks", "sessions", "load", "metrics", "last_seen_at"}
+ASKED_FOR = {"active_tasks", "sessions", "load", "metrics", "last_seen_at", "current_load", "heartbeat_at"}
+# Of what moves by the thousand, events tell where it is; the rest is asked for.
+TOLD = {"job": {"queue", "type", "status", "attempt", "retry_count"}, "queue": {"queue", "paused_at", "reason"}}
 
 
 def apply_event(state: dict[str, dict[str, Any]], event: dict[str, Any]) -> None:
     """What a reader has to do, and all that it has to know: a noun with its `id` and the fields that changed."""
-    noun = event["type"].partition(".")[0]
-    patch = event["data"][noun]
-    state.setdefault(patch["id"], {}).update(patch)
+    noun, data = event["type"].partition(".")[0], event["data"]
+    if noun == "job":  # many at once: what stands beside them holds for all of them
+        common = {name: value for name, value in data.items() if name != "jobs"}
+        for patch in data["jobs"]:
+            new = {"noun": noun, "attempt": 0, "retry_count": 0, "is_cancel_requested": False}
+            state.setdefault(patch["id"], new).update({**common, **patch})
+    elif noun == "queue":
+        state.setdefault(data["queue"], {"noun": noun}).update(data)
+    else:
+        patch = data[noun]
+        state.setdefault(patch["id"], {"noun": noun}).update(patch)
 
 
 async def differences(state: dict[str, dict[str, Any]], wire: Wire, gone: set[str]) -> dict[str, Any]:
@@ -25,9 +35,13 @@ async def differences(state: dict[str, dict[str, Any]], wire: Wire, gone: set[st
     found = {}
     for thing_id, told in state.items():
         if thing_id not in gone:
-            noun = "task" if "title" in told else "agent"
-            fresh = (await wire.call(f"{noun}.get", **{f"{noun}_id": thing_id}))[noun]
-            for name in fresh.keys() - ASKED_FOR:
+            noun = told["noun"]
+            if noun == "queue":
+                queues = (await wire.call("job.stats"))["queues"]
+                fresh = next(queue for queue in queues if queue["queue"] == thing_id)
+            else:
+                fresh = (await wire.call(f"{noun}.get", **{f"{noun}_id": thing_id}))[noun]
+            for name in fresh.keys() & TOLD[noun] if noun in TOLD else fresh.keys() - ASKED_FOR:
                 if told.get(name, "never told") != fresh[name]:
                     found[f"{noun}.{name} of {thing_id}"] = (told.get(name, "never told"), fresh[name])
     return found
@@ -101,6 +115,39 @@ async def walk_through_everything(mesh: Mesh, key: str, wire: Wire) -> set[str]:
 
     await eventually(lambda: has_ended(late), "the deadline passes")
     await eventually(lambda: has_ended(whole["task"]["id"]), "the pipeline ends")
+    await walk_through_jobs(wire)
     await other.call("agent.deregister")
     await other.close()
     return {two}
+
+
+async def walk_through_jobs(wire: Wire) -> None:
+    worker = (await wire.call("worker.register", name="w", capacity=100))["worker"]["id"]
+
+    async def enqueued(**about: Any) -> dict[str, Any]:
+        job: dict[str, Any] = (await wire.call("job.enqueue", type="t", **about))["job"]
+        return job
+
+    async def given(**about: Any) -> dict[str, Any]:
+        job = await enqueued(**about)
+        [claimed] = (await wire.call("job.claim", worker_id=worker, limit=1))["jobs"]
+        assert claimed["id"] == job["id"]
+        return {"job_id": job["id"], "attempt": claimed["attempt"]}
+
+    done = await given()
+    await wire.call("job.heartbeat", jobs=[{**done, "progress": 0.5}])
+    await wire.call("job.complete", jobs=[done])
+    await wire.call("job.fail", jobs=[{**await given(max_retries=0), "error": "no"}])
+    await wire.call("dead_letter.replay", all=True)
+    [again] = (await wire.call("job.claim", worker_id=worker))["jobs"]
+    await wire.call("job.fail", jobs=[{"job_id": again["id"], "attempt": again["attempt"], "error": "no"}])
+    await wire.call("job.fail", jobs=[{**await given(backoff_ms=60_000), "error": "again"}])
+    await wire.call("job.snooze", jobs=[{**await given(), "delay_ms": 60_000}])
+    stopped = await given()
+    await wire.call("job.cancel", job_id=stopped["job_id"])
+    await wire.call("job.release", jobs=[stopped])
+    await wire.call("job.cancel", job_id=(await enqueued())["id"])
+    await wire.call("queue.pause", queue="default", reason="enough")
+    await wire.call("queue.resume", queue="default")
+    await given()
+    await wire.call("worker.evacuate", worker_id=worker, reason="maintenance")

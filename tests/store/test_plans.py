@@ -49,6 +49,7 @@ WHOLE_TENANT = {
     "jobs.overdue_ids": "all that is held: there is no cheaper way to find the late",
     "jobs.held_by_queue": "counts all that is held",
     "jobs.takers": "explain counts all workers",
+    "partitions.oldest_job_alive": "all jobs that are alive, twice a month",
     "queues.list": "a tenant has said something about a handful",
     "workers.page": "a list may ask for any workers",
     "tenants.with_overdue_jobs": "all that is held, in all tenants",

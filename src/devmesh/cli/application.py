@@ -15,6 +15,7 @@ from devmesh.cli.demo import demo
 from devmesh.cli.docs import docs
 from devmesh.cli.doctor import doctor
 from devmesh.cli.encryption import encryption, forget, generate, rotate_data
+from devmesh.cli.jobs import dead_letters, jobs, queues, workers
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
 from devmesh.cli.partitions import partitions
@@ -60,6 +61,10 @@ application.command("call", rich_help_panel=USE)(call)
 application.command("watch", rich_help_panel=USE)(watch)
 application.command("tasks", rich_help_panel=USE)(tasks)
 application.command("agents", rich_help_panel=USE)(agents)
+application.add_typer(jobs, name="jobs", rich_help_panel=USE)
+application.add_typer(dead_letters, name="dead-letters", rich_help_panel=USE)
+application.add_typer(queues, name="queues", rich_help_panel=USE)
+application.add_typer(workers, name="workers", rich_help_panel=USE)
 keys.command("generate", rich_help_panel=ENCRYPTION)(generate)
 keys.command("encryption", rich_help_panel=ENCRYPTION)(encryption)
 keys.command("rotate-data", rich_help_panel=ENCRYPTION)(rotate_data)

@@ -14,7 +14,7 @@ from devmesh.core.access import Scope
 from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_events import tell
-from devmesh.operations.registry import Call, Mutation, Params, one_given, operation
+from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
@@ -72,21 +72,19 @@ class DeadLettersResult(msgspec.Struct):
 async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLettersResult:
     """List dead letters, the latest failure first, filtered by queue and type."""
     asked = call.params
-    after = decode_page_cursor(asked.cursor)
-    last = await work.tx.fetch_row(SQL.get, work.tenant_id, after) if after is not None else None
-    if after is not None and last is None:
-        raise errors.invalid("the dead letter where this page begins was replayed or discarded; list anew", "cursor")
-    before = last["failed_at"] if last is not None else work.now
-    filters = (asked.queue, asked.type, asked.limit)
-    rows = await work.tx.fetch(SQL.page, work.tenant_id, before, after or LAST_ID, *filters)
+    below = decode_page_cursor(asked.cursor) or LAST_ID
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.limit)
     found = [_from_row(row) for row in rows]
-    return DeadLettersResult(found, page_cursor([letter.job_id for letter in found], asked.limit))
+    return DeadLettersResult(found, page_cursor([row["dead_letter_id"] for row in rows], asked.limit))
 
 
 class Chosen(Mutation, kw_only=True):
     """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first."""
 
-    together = (one_given({"job_ids": ...}, {"all": True}),)
+    together = ({"oneOf": [
+        {"required": ["job_ids"], "properties": {"job_ids": {"type": "array"}, "all": {"const": False}}},
+        {"required": ["all"], "properties": {"job_ids": {"type": "null"}, "all": {"const": True}}},
+    ]},)  # fmt: skip
 
     job_ids: Annotated[list[uuid.UUID], Meta(min_length=1, max_length=REPLAYED_MAX)] | None = None
     all: bool = False
@@ -123,7 +121,7 @@ async def _chosen(work: Work, asked: Chosen) -> list[uuid.UUID]:
         raise errors.invalid("give job_ids, or all with perhaps a queue and a type", "job_ids")
     if asked.job_ids is not None:
         return asked.job_ids
-    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit)
+    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, LAST_ID)
     return [row["job_id"] for row in rows]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from devmesh.core import jobs
+from devmesh.core.ids import new_id
 from devmesh.core.jobs import Ending, Held, Outcome, Status
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.work import Work
@@ -81,6 +82,7 @@ async def write_endings(
         [ending.retries for ending in endings.values()],
         [ending.is_dead for ending in endings.values()],
         *([locked[job_id].row[name] for job_id in endings] for name in AS_THEY_WERE),
+        [new_id() for _ in endings],
     )  # fmt: skip
     ended = [
         Ended(job_id, locked[job_id].row["queue"], locked[job_id].held.attempt, ending)

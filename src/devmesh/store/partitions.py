@@ -274,7 +274,16 @@ async def drain(database: Database, table: str) -> int:
 
 async def expired(database: Database, policy: Policy, tables: Iterable[str] = TABLES) -> list[Partition]:
     """What retention no longer keeps, the oldest first. Raises MeshError."""
-    return [part for found in await look(database, tables) for part in found.expired(policy.kept(found.table))]
+    parts = [part for found in await look(database, tables) for part in found.expired(policy.kept(found.table))]
+    if not any(part.table == "jobs" for part in parts):
+        return parts
+    [row] = await database.read(SQL.oldest_job_alive)
+    return [part for part in parts if part.table != "jobs" or not _holds(part, row["day"])]
+
+
+def _holds(part: Partition, day: datetime.date | None) -> bool:
+    """Whether a partition, or a later one, is that of a day."""
+    return day is not None and (part.end_day is None or day < part.end_day)
 
 
 async def prune(database: Database, policy: Policy, tables: Iterable[str] = TABLES) -> list[Partition]:

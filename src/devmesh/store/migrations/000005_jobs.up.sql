@@ -79,19 +79,20 @@ create table mcp.job_executions (
 
 -- Jobs that have failed for good, until they are replayed or discarded.
 create table mcp.dead_letter_queue (
-    tenant_id   uuid not null,
-    job_id      uuid not null,
-    created_at  timestamptz not null,
-    failed_at   timestamptz not null,
-    attempt     integer not null,
-    retries     smallint not null,
-    priority    smallint not null,
-    queue       text not null,
-    type        text not null,
-    error       json,
+    tenant_id      uuid not null,
+    job_id         uuid not null,
+    dead_letter_id uuid not null,  -- rises with the time of the failure
+    created_at     timestamptz not null,
+    failed_at      timestamptz not null,
+    attempt        integer not null,
+    retries        smallint not null,
+    priority       smallint not null,
+    queue          text not null,
+    type           text not null,
+    error          json,
     primary key (tenant_id, job_id)
 );
-create index dead_letters_by_age on mcp.dead_letter_queue (tenant_id, failed_at, job_id);
+create unique index dead_letters_by_age on mcp.dead_letter_queue (tenant_id, dead_letter_id);
 
 -- A queue has a row when something was said about it.
 create table mcp.queues (

@@ -1,10 +1,9 @@
 -- name: page
--- A page of dead letters, the latest first. $1 tenant, $2 failed before this time, and $3 with ids below this one at that time,
--- $4 queue or null, $5 type or null, $6 how many.
-select d.job_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at from mcp.dead_letter_queue d
-where d.tenant_id = $1 and (d.failed_at, d.job_id) < ($2::timestamptz, $3::uuid)
-  and ($4::text is null or d.queue = $4) and ($5::text is null or d.type = $5)
-order by d.failed_at desc, d.job_id desc limit $6;
+-- A page of dead letters, the latest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 how many.
+select d.job_id, d.dead_letter_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at
+from mcp.dead_letter_queue d
+where d.tenant_id = $1 and d.dead_letter_id < $2 and ($3::text is null or d.queue = $3) and ($4::text is null or d.type = $4)
+order by d.dead_letter_id desc limit $5;
 
 -- name: get
 -- One of them. $1 tenant, $2 job.
@@ -12,10 +11,11 @@ select d.job_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.f
 where d.tenant_id = $1 and d.job_id = $2;
 
 -- name: select_ids
--- The jobs of dead letters that a filter names, the oldest first. $1 tenant, $2 queue or null, $3 type or null, $4 how many.
+-- The jobs of dead letters that a filter names, the oldest first. $1 tenant, $2 queue or null, $3 type or null, $4 how many, $5 ids
+-- below this one.
 select d.job_id from mcp.dead_letter_queue d
-where d.tenant_id = $1 and d.failed_at <= now() and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
-order by d.failed_at, d.job_id limit $4;
+where d.tenant_id = $1 and d.dead_letter_id < $5 and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
+order by d.dead_letter_id limit $4;
 
 -- name: replay
 -- Puts dead letters back into their queues, to run at once with all their retries, and keeps in the history that this was done.

@@ -116,11 +116,13 @@ cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id
 -- Ends the attempts of jobs that this transaction has locked: keeps how they ended, puts back into their queues those that go on
 -- and into the dead letters those that have failed for good. $1 tenant, $2 jobs, $3 outcomes, $4 errors as JSON, or null, $5 when
 -- they go on, or null, $6 their failures so far, $7 which are dead; then as they were: $8 when they were made, $9 when they began,
--- $10 workers, $11 attempts, $12 priorities, $13 queues, $14 types.
+-- $10 workers, $11 attempts, $12 priorities, $13 queues, $14 types; and $15 ids for dead letters.
 with ended as materialized (
     select * from unnest($2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::smallint[], $7::boolean[], $8::timestamptz[],
-                         $9::timestamptz[], $10::uuid[], $11::integer[], $12::smallint[], $13::text[], $14::text[])
-         as e (job_id, outcome, error, next_run_at, retries, is_dead, created_at, started_at, worker_id, attempt, priority, queue, type)
+                         $9::timestamptz[], $10::uuid[], $11::integer[], $12::smallint[], $13::text[], $14::text[],
+                         $15::uuid[])
+         as e (job_id, outcome, error, next_run_at, retries, is_dead, created_at, started_at, worker_id, attempt, priority, queue, type,
+               dead_letter_id)
 ), gone as (
     delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any($2::uuid[])
 ), kept as (
@@ -133,11 +135,12 @@ with ended as materialized (
     select $1, e.next_run_at, e.job_id, e.created_at, e.attempt, e.retries, e.priority, e.queue from ended e
     where e.next_run_at is not null
 )
-insert into mcp.dead_letter_queue (tenant_id, job_id, created_at, failed_at, attempt, retries, priority, queue, type, error)
-select $1, e.job_id, e.created_at, now(), e.attempt, e.retries, e.priority, e.queue, e.type, e.error::json from ended e
+insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, attempt, retries, priority, queue, type,
+                                   error)
+select $1, e.job_id, e.dead_letter_id, e.created_at, now(), e.attempt, e.retries, e.priority, e.queue, e.type, e.error::json from ended e
 where e.is_dead
 on conflict (tenant_id, job_id) do update
-set failed_at = excluded.failed_at, attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
+set dead_letter_id = excluded.dead_letter_id, failed_at = excluded.failed_at, attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
 
 -- name: take_waiting
 -- Takes jobs that wait out of their queues, in one order for everybody; those that are being claimed are waited for, and then not

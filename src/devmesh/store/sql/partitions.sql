@@ -47,3 +47,8 @@ select mcp.detach_partition($1, $2);
 -- name: drop_detached
 -- Drops what was taken out of a table. $1 table.
 select mcp.drop_detached($1);
+
+-- name: oldest_job_alive
+-- When the oldest job was made that waits, runs, or may be replayed. No parameters.
+select (least((select min(r.created_at) from mcp.jobs_ready r), (select min(l.created_at) from mcp.jobs_leased l),
+              (select min(d.created_at) from mcp.dead_letter_queue d)) at time zone 'UTC')::date as day;

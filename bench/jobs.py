@@ -1,0 +1,170 @@
+"""What the queue of jobs does in a second, straight on PostgreSQL: enqueued, given out and completed, history and events kept.
+
+The generator is this process, which calls operations in a corridor of its own, as a worker beside the database does. It shares
+the machine's processors with PostgreSQL. Results are JSON both ways, as on any wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from bench.figures import Figure, percentile
+from bench.stage import Stage, corridor_on
+from devmesh.core.access import Caller
+from devmesh.operations.corridor import Corridor
+
+AT_ONCE = 1_000  # jobs in one enqueue
+CLAIMED = 500  # jobs in one claim, and in one completion
+SINGLE_CALLERS = 50
+LOOPS = 3  # that claim and complete side by side
+SPEC = {"type": "measure", "queue": "bench", "payload": {"path": "docs/guide.md"}}
+UNLIMITED = {
+    "DEVMESH_RATE_PER_KEY_PER_S": "0",
+    "DEVMESH_RATE_PER_TENANT_PER_S": "0",
+    "DEVMESH_ADMISSION_TARGET_MS": "60000",
+}
+
+
+class Queue:
+    """The operations of jobs, as one caller uses them."""
+
+    def __init__(self, corridor: Corridor, caller: Caller) -> None:
+        self._corridor, self._caller = corridor, caller
+        self._many = msgspec.json.encode({"jobs": [SPEC] * AT_ONCE})
+        self._one = msgspec.json.encode(SPEC)
+
+    async def call(self, name: str, params: bytes | dict[str, Any]) -> Any:
+        raw = params if isinstance(params, bytes) else msgspec.json.encode(params)
+        return msgspec.json.decode(await self._corridor.serve(name, self._caller, raw))
+
+    async def enqueue_many(self) -> int:
+        await self._corridor.serve("job.enqueue_many", self._caller, self._many)
+        return AT_ONCE
+
+    async def enqueue_one(self) -> int:
+        await self._corridor.serve("job.enqueue", self._caller, self._one)
+        return 1
+
+    async def worker(self) -> str:
+        worker = await self.call("worker.register", {"name": f"bench {time.monotonic_ns()}", "capacity": 10_000})
+        return str(worker["worker"]["id"])
+
+    async def process(self, worker_id: str, latencies_s: list[float] | None = None) -> int:
+        """Takes some jobs and completes them: how many."""
+        began = time.perf_counter()
+        asked = {"worker_id": worker_id, "queues": ["bench"], "limit": CLAIMED, "wait_ms": 100}
+        jobs = (await self.call("job.claim", asked))["jobs"]
+        if latencies_s is not None and jobs:
+            latencies_s.append(time.perf_counter() - began)
+        if not jobs:
+            return 0
+        done = [{"job_id": job["id"], "attempt": job["attempt"], "result": {"ok": True}} for job in jobs]
+        answer = await self.call("job.complete", {"jobs": done})
+        assert not answer["refused"]
+        return len(answer["jobs"])
+
+
+@asynccontextmanager
+async def queue_on(dsn: str) -> AsyncIterator[Queue]:
+    async with corridor_on(dsn, **UNLIMITED) as (corridor, caller):
+        yield Queue(corridor, caller)
+
+
+async def rate(duration_s: float, *works: Callable[[], Awaitable[int]]) -> float:
+    """How many in a second, while each of these is done again and again."""
+    ends_at = time.perf_counter() + duration_s
+    began = time.perf_counter()
+
+    async def again(work: Callable[[], Awaitable[int]]) -> int:
+        done = 0
+        while time.perf_counter() < ends_at:
+            done += await work()
+        return done
+
+    total = sum(await asyncio.gather(*(again(work) for work in works)))
+    return total / (time.perf_counter() - began)
+
+
+async def measure(stage: Stage) -> list[Figure]:
+    seconds = stage.extent.measured_s
+    async with stage.database() as dsn, queue_on(dsn) as queue:
+        worker_id = await queue.worker()
+        single = await rate(seconds / 2, *[queue.enqueue_one] * SINGLE_CALLERS)
+        many = await rate(seconds / 2, *[queue.enqueue_many] * 2)
+        processed = await rate(seconds, *[lambda: queue.process(worker_id)] * LOOPS)
+        while await queue.process(worker_id):
+            pass
+        wal, lives = await _lives(dsn, queue, worker_id, seconds)
+        depths = [await _claim_p95_ms(queue, worker_id, waiting) for waiting in (1_000, 100_000)]
+        held = await _with_an_old_transaction(dsn, queue, worker_id, 2 * seconds)
+    return [
+        Figure(name=f"enqueued in {AT_ONCE:,}s", value=many, unit="/s", at_least=60_000),
+        Figure(name=f"enqueued one at a time, {SINGLE_CALLERS} callers", value=single, unit="/s", at_least=5_000),
+        Figure(name="no-op jobs processed, fenced, history kept", value=processed, unit="/s", at_least=20_000),
+        Figure(name="whole lives, all at once", value=lives, unit="/s", at_least=10_000),
+        Figure(name="WAL a job over its whole life", value=wal / 1024, unit="KiB", at_most=1.25),
+        Figure(name="claim p95 at 100,000 waiting / at 1,000", value=depths[1] / depths[0], unit="x", at_most=2),
+        Figure(
+            name="whole lives, last quarter / first, a transaction held open", value=held[-1] / held[0], unit="x",
+            at_least=0.98, note="quarters: " + ", ".join(f"{each:,.0f}/s" for each in held),
+        ),
+    ]  # fmt: skip
+
+
+async def _lives(dsn: str, queue: Queue, worker_id: str, duration_s: float) -> tuple[float, float]:
+    """The WAL that a whole life takes, in bytes, and lives a second."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("checkpoint")
+        before = await connection.fetchval("select pg_current_wal_insert_lsn()")
+        done = 0
+
+        async def life() -> int:
+            nonlocal done
+            await queue.enqueue_many()
+            for _ in range(AT_ONCE // CLAIMED):
+                done += await queue.process(worker_id)
+            return AT_ONCE
+
+        lives = await rate(duration_s, *[life] * 2)
+        while count := await queue.process(worker_id):
+            done += count
+        return float(await connection.fetchval("select pg_current_wal_insert_lsn() - $1::pg_lsn", before)) / done, lives
+    finally:
+        await connection.close()
+
+
+async def _claim_p95_ms(queue: Queue, worker_id: str, waiting: int) -> float:
+    """Of claims of 500, while so many wait."""
+    for _ in range(waiting // AT_ONCE):
+        await queue.enqueue_many()
+    latencies_s: list[float] = []
+    for _ in range(60):
+        for _ in range(await queue.process(worker_id, latencies_s) // AT_ONCE or 1):
+            await queue.enqueue_many()
+    while await queue.process(worker_id):
+        pass
+    return percentile(latencies_s, 0.95) * 1000
+
+
+async def _with_an_old_transaction(dsn: str, queue: Queue, worker_id: str, duration_s: float) -> list[float]:
+    """Lives a second in each quarter of the time, while a transaction keeps everything that is deleted in its place."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("begin isolation level repeatable read")
+        await connection.fetchval("select count(*) from mcp.jobs_ready")
+
+        async def life() -> int:
+            await queue.enqueue_many()
+            return sum([await queue.process(worker_id) for _ in range(AT_ONCE // CLAIMED)])
+
+        return [await rate(duration_s / 4, *[life] * 2) for _ in range(4)]
+    finally:
+        await connection.close()

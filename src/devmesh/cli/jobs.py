@@ -1,0 +1,245 @@
+"""Jobs, dead letters, queues and workers from the shell: tables, filters, and acts on many with a bar that shows how far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from devmesh.cli.calling import AsJson, invoke
+from devmesh.cli.console import note, print_json, say
+from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
+from devmesh.cli.services import DataDir
+from devmesh.core.jobs import Status
+
+JOB_COLUMNS = (
+    "id",
+    "type",
+    "queue",
+    "status",
+    "priority",
+    "attempt",
+    "retry_count",
+    "worker_id",
+    "run_at",
+    "created_at",
+)
+JOB_FIELDS = (
+    *JOB_COLUMNS, "payload", "tags", "max_retries", "timeout_ms", "progress", "progress_message", "result", "error",
+    "lease_until", "started_at", "finished_at",
+)  # fmt: skip
+EXECUTION_COLUMNS = ("attempt", "outcome", "worker_id", "started_at", "duration_ms", "error", "next_run_at")
+LETTER_COLUMNS = ("job_id", "type", "queue", "attempt", "retry_count", "error", "failed_at")
+QUEUE_COLUMNS = ("queue", "waiting", "ready", "processing", "oldest_ready_at", "paused_at", "reason")
+WORKER_COLUMNS = ("id", "name", "status", "queues", "current_load", "capacity", "heartbeat_at", "reason")
+STEP = 1_000  # of many, in one call
+
+JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+QueueName = Annotated[str, typer.Argument(help="The queue's name.", show_default=False)]
+QueueFilter = Annotated[str | None, typer.Option("--queue", help="Only of this queue.")]
+TypeFilter = Annotated[str | None, typer.Option("--type", help="Only of this type.")]
+
+jobs = typer.Typer(help="Look at jobs, cancel them, ask why they wait.", no_args_is_help=True)
+dead_letters = typer.Typer(help="Look at jobs that failed for good; replay or discard them.", no_args_is_help=True)
+queues = typer.Typer(help="Count, pause, resume and purge queues.", no_args_is_help=True)
+workers = typer.Typer(help="Look at workers, and empty them.", no_args_is_help=True)
+
+
+@jobs.command("list")
+def list_jobs(
+    status: Annotated[list[Status] | None, typer.Option(help="Only these; repeat it.")] = None,
+    queue: QueueFilter = None,
+    type_: TypeFilter = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List jobs, newest first."""
+    asked = {"status": status or None, "queue": queue, "type": type_, "tag": tag, "limit": limit, "cursor": cursor}
+    print_page(invoke("job.list", asked, data_dir), "jobs", JOB_COLUMNS, as_json)
+
+
+@jobs.command("show")
+def show_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Show a job and the attempts that have ended."""
+    answer = invoke("job.executions", {"job_id": job_id}, data_dir)
+    print_thing(answer, "job", JOB_FIELDS, as_json)
+    if not as_json and answer["executions"]:
+        print_page(answer, "executions", EXECUTION_COLUMNS, as_json)
+
+
+@jobs.command("explain")
+def explain_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Say why a job is not running."""
+    answer = invoke("job.explain", {"job_id": job_id}, data_dir)
+    if as_json:
+        print_json(answer)
+    else:
+        found = answer["explanation"]
+        typer.echo(f"{found['status']}, {found['reason']}: {found['explanation']}")
+
+
+@jobs.command("cancel")
+def cancel_job(
+    job_id: JobId,
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Cancel a job. One that runs is asked to stop."""
+    print_thing(invoke("job.cancel", {"job_id": job_id, "reason": reason}, data_dir), "job", JOB_FIELDS, as_json)
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    queue: QueueFilter = None,
+    type_: TypeFilter = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List dead letters, the latest failure first."""
+    asked = {"queue": queue, "type": type_, "limit": limit, "cursor": cursor}
+    print_page(invoke("dead_letter.list", asked, data_dir), "dead_letters", LETTER_COLUMNS, as_json)
+
+
+@dead_letters.command("replay")
+def replay(
+    job_ids: Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")] = False,
+    queue: QueueFilter = None,
+    type_: TypeFilter = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Put dead letters back into their queues, to run at once with all their retries."""
+    _act_on_many("replay", "replayed", job_ids or [], every, {"queue": queue, "type": type_}, as_json, data_dir)
+
+
+@dead_letters.command("discard")
+def discard(
+    job_ids: Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")] = False,
+    queue: QueueFilter = None,
+    type_: TypeFilter = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Forget dead letters. Their jobs stay FAILED."""
+    _act_on_many("discard", "discarded", job_ids or [], every, {"queue": queue, "type": type_}, as_json, data_dir)
+
+
+@queues.command("list")
+def list_queues(as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Count what waits and what runs in each queue."""
+    print_page(invoke("job.stats", {}, data_dir), "queues", QUEUE_COLUMNS, as_json)
+
+
+@queues.command("pause")
+def pause(
+    queue: QueueName,
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Give out nothing of a queue any more. What runs goes on."""
+    answer = invoke("queue.pause", {"queue": queue, "reason": reason}, data_dir)
+    print_thing(answer, "queue", QUEUE_COLUMNS, as_json)
+
+
+@queues.command("resume")
+def resume(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Give out jobs of a queue again."""
+    print_thing(invoke("queue.resume", {"queue": queue}, data_dir), "queue", QUEUE_COLUMNS, as_json)
+
+
+@queues.command("purge")
+def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Cancel everything that waits in a queue. What runs goes on."""
+    waiting = next(
+        (each["waiting"] for each in invoke("job.stats", {}, data_dir)["queues"] if each["queue"] == queue), 0
+    )
+
+    def steps() -> Iterator[int]:
+        while (count := invoke("queue.purge", {"queue": queue, "limit": STEP}, data_dir)["purged"]) > 0:
+            yield count
+
+    done = _with_bar(steps(), waiting)
+    if as_json:
+        print_json({"purged": done})
+    else:
+        say(f"cancelled {done:,} jobs of {queue}")
+
+
+@workers.command("list")
+def list_workers(limit: Limit = 50, cursor: Cursor = None, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List workers, newest first."""
+    print_page(invoke("worker.list", {"limit": limit, "cursor": cursor}, data_dir), "workers", WORKER_COLUMNS, as_json)
+
+
+@workers.command("evacuate")
+def evacuate(
+    worker_id: Annotated[str, typer.Argument(help="The worker's id.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a worker no more jobs, and give those that it holds to others at once."""
+    answer = invoke("worker.evacuate", {"worker_id": worker_id, "reason": reason}, data_dir)
+    print_thing(answer, "worker", WORKER_COLUMNS, as_json)
+    if not as_json:
+        say(f"{answer['released']} jobs wait for others")
+
+
+def _act_on_many(
+    verb: str,
+    done_word: str,
+    ids: list[str],
+    every: bool,
+    filters: dict[str, Any],
+    as_json: bool,
+    data_dir: Path | None,
+) -> None:
+    if bool(ids) == (every or any(filters.values())):
+        raise typer.BadParameter("name jobs, or say --all, perhaps with --queue and --type")
+
+    def steps() -> Iterator[int]:
+        if ids:
+            for begin in range(0, len(ids), STEP):
+                yield len(invoke(f"dead_letter.{verb}", {"job_ids": ids[begin : begin + STEP]}, data_dir)["job_ids"])
+            return
+        count = STEP
+        while count == STEP:
+            asked = {"all": True, "limit": STEP, **filters}
+            count = len(invoke(f"dead_letter.{verb}", asked, data_dir)["job_ids"])
+            yield count
+
+    done = _with_bar(steps(), len(ids) or None)
+    if as_json:
+        print_json({done_word: done})
+    else:
+        say(f"{done_word} {done:,} dead letters")
+
+
+def _with_bar(steps: Iterator[int], total: int | None) -> int:
+    """Takes the steps while a bar on standard error shows how far they are: how many were done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    done = 0
+    with Progress(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task("", total=total)
+        for count in steps:
+            done += count
+            progress.update(task, completed=done)
+    if total is not None and done < total and not console.is_terminal:
+        note(f"{total - done:,} were not there any more")
+    return done

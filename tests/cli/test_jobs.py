@@ -1,0 +1,94 @@
+"""`devmesh jobs`, `dead-letters`, `queues` and `workers`, as an operator meets them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.commands import devmesh
+from tests.harness import Mesh
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(mesh: Mesh, tenant: str, tmp_path: Path) -> Command:
+    settings = {"DEVMESH_URL": mesh.rest_url, "DEVMESH_API_KEY": tenant, "COLUMNS": "200"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return devmesh(tmp_path, *arguments, settings=settings)
+
+    return run
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def enqueue(command: Command, count: int, queue: str, **more: Any) -> list[str]:
+    specs = [{"type": "t", "queue": queue, **more}] * count
+    return [job["id"] for job in answer(command("call", "job.enqueue_many", f"jobs={json.dumps(specs)}"))["jobs"]]
+
+
+def fail_all(command: Command, queue: str) -> None:
+    """A worker takes what waits and fails it for good."""
+    name = f"name=w{uuid.uuid4().hex}"
+    worker = answer(command("call", "worker.register", name, "capacity=1000"))["worker"]["id"]
+    claimed = answer(command("call", "job.claim", f"worker_id={worker}", f"queues={queue}", "limit=1000"))["jobs"]
+    reports = [{"job_id": job["id"], "attempt": job["attempt"], "error": "broken"} for job in claimed]
+    answer(command("call", "job.fail", f"jobs={json.dumps(reports)}"))
+
+
+def test_jobs_are_listed_shown_explained_and_cancelled(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    job_id, other_id = enqueue(command, 2, queue)
+    listed = command("jobs", "list", "--queue", queue)
+    assert [job_id in listed.stdout, other_id in listed.stdout, "PENDING" in listed.stdout] == [True] * 3
+    assert answer(command("jobs", "list", "--status", "FAILED", "--queue", queue, "--json"))["jobs"] == []
+    assert command("jobs", "explain", job_id).stdout.startswith("PENDING, no_worker: no ACTIVE worker takes jobs")
+    assert answer(command("jobs", "cancel", job_id, "--json"))["job"]["status"] == "CANCELLED"
+    shown = command("jobs", "show", job_id)
+    assert "CANCELLED" in shown.stdout
+    again = command("jobs", "cancel", str(uuid.uuid4()))
+    assert (again.returncode, again.stderr.startswith("error: not_found")) == (1, True)
+
+
+def test_dead_letters_are_replayed_and_discarded_one_by_one_or_all(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    ids = enqueue(command, 5, queue, max_retries=0)
+    fail_all(command, queue)
+    assert ids[0] in command("dead-letters", "list", "--queue", queue).stdout
+    assert command("dead-letters", "replay", ids[0]).stdout.strip() == "replayed 1 dead letters"
+    assert answer(command("dead-letters", "replay", "--queue", queue, "--json")) == {"replayed": 4}
+    fail_all(command, queue)
+    assert answer(command("dead-letters", "discard", "--all", "--queue", queue, "--json")) == {"discarded": 5}
+    assert command("dead-letters", "list", "--queue", queue).stdout.strip() == "no dead_letters"
+    refused = command("dead-letters", "discard")
+    assert refused.returncode == 2
+    assert "--all" in refused.stderr
+
+
+def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    enqueue(command, 1_500, queue)
+    assert "paused_at" in command("queues", "pause", queue, "--reason", "deploy").stdout
+    [shown] = [each for each in answer(command("queues", "list", "--json"))["queues"] if each["queue"] == queue]
+    assert (shown["waiting"], shown["reason"], shown["paused_at"] is not None) == (1_500, "deploy", True)
+    assert answer(command("queues", "resume", queue, "--json"))["queue"]["paused_at"] is None
+    assert command("queues", "purge", queue).stdout.strip() == f"cancelled 1,500 jobs of {queue}"
+
+
+def test_workers_are_listed_and_emptied(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    enqueue(command, 3, queue)
+    worker = answer(command("call", "worker.register", f"name=w{uuid.uuid4().hex}"))["worker"]["id"]
+    answer(command("call", "job.claim", f"worker_id={worker}", f"queues={queue}", "limit=3"))
+    assert worker in command("workers", "list").stdout
+    assert "3 jobs wait for others" in command("workers", "evacuate", worker, "--reason", "maintenance").stdout
