@@ -14,6 +14,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from devmesh import __version__, operations
+from devmesh.client import Mesh
 from devmesh.core import envelope
 from devmesh.core.components import Component
 from devmesh.core.errors import MeshError
@@ -25,6 +26,7 @@ from devmesh.edges.sse import EventStreams
 from devmesh.edges.websocket import Gateway
 from devmesh.engine import outbox
 from devmesh.engine.api_log import ApiLog
+from devmesh.engine.app_worker import AppUnusable, AppWorker, load_app
 from devmesh.engine.assigner import Assigner
 from devmesh.engine.bell import Bell
 from devmesh.engine.breaker import watched
@@ -90,6 +92,8 @@ class Service:
         self._sessions: Sessions | None = None
         self._loops: list[Loop] = []
         self._partitions: list[TableReport] = []  # as they were last seen
+        self._app: Mesh | None = None  # whose jobs a worker runs
+        self._app_worker: AppWorker | None = None
 
     async def start(self) -> ASGIApp:
         """Starts, however long it takes, and answers with the application to serve. Raises StartRefused."""
@@ -103,6 +107,11 @@ class Service:
                 "DEVMESH_ENVIRONMENT is production and no master key is set: make one with `devmesh keys generate` and set"
                 " ENCRYPTION_MASTER_KEY to it"
             )
+        if self.name == "worker" and settings.worker_app:
+            try:
+                self._app = load_app(settings.worker_app)
+            except AppUnusable as error:
+                raise StartRefused(str(error)) from error
         self._health.start()
         await self._reach(settings.database_dsn)
         await self._see_schema(Migrator(settings.database_dsn))
@@ -119,6 +128,8 @@ class Service:
         for loop in self._loops:
             loop.start()
             self._health.add(loop.name, functools.partial(loop.check, settings.loop_pass_s_max))
+        if self._app_worker is not None:
+            self._app_worker.start()
         await self._health.run_once()
         self._wait_for()
         return application
@@ -128,6 +139,8 @@ class Service:
         grace_s = self._settings.shutdown_grace_s
         try:
             async with asyncio.timeout(grace_s):
+                if self._app_worker is not None:
+                    await self._app_worker.drain(grace_s / 2)
                 if self._corridor is not None:
                     self._corridor.leave()
                 if self._streams is not None:
@@ -280,6 +293,10 @@ class Service:
         assigner = Assigner(runner, settings.assigner_interval_s)
         bell.listen(assigner.heard)
         reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
+        if self._app is not None:
+            operations.load_all()
+            self._app_worker = AppWorker(self._app, runner, settings)
+            self._health.add("app", self._app_worker.check)
         job_reaper = JobReaper(runner, settings.reaper_interval_s)
         reencryption = Reencryption(
             database, vault, settings.reencryption_interval_s,

@@ -221,6 +221,9 @@ class Settings(Group):
         60.0, "Between looks for partitions that are missing.", "s", at_least=0.1, at_most=3600
     )
 
+    worker_app: str | None = setting(None, "Whose jobs a worker runs, as module:mesh; --app does the same.")
+    worker_tenant: str = setting("default", "The tenant whose jobs these are.")
+
     api_log: str = setting("errors", "Which answered calls are logged in the database.", pattern=API_LOG)
 
     def port_of(self, service: str) -> int:

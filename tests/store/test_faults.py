@@ -119,3 +119,19 @@ async def test_a_mistake_of_ours_is_internal_and_named_only_in_the_log(database:
     assert "inside" not in caught.value.message
     assert logs[0]["error_type"] == "KeyError"
     assert faults.is_member_fault(caught.value)
+
+
+@pytest.mark.asyncio
+async def test_work_goes_on_on_another_connection_when_the_driver_has_lost_track_of_one(database: Database) -> None:
+    lost = asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress")
+    tries = []
+
+    async def work(_transaction: Transaction) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise lost
+        return "done"
+
+    assert await database.run(work) == "done"
+    assert faults.translate(lost).kind is Kind.UNAVAILABLE
+    assert faults.translate(asyncpg.InternalClientError("something else")).kind is Kind.INTERNAL

@@ -33,9 +33,42 @@ def mcp_server(
     _run("mcp-server", health_check, data_dir, host=host, ws_port=port)
 
 
-def worker(host: Host = None, port: Port = None, data_dir: DataDir = None, health_check: HealthCheck = False) -> None:
-    """Run what moves when nobody asks: assignment, leases, presence (port 8088, health only)."""
-    _run("worker", health_check, data_dir, host=host, worker_port=port)
+def worker(
+    host: Host = None,
+    port: Port = None,
+    app: Annotated[
+        str | None,
+        typer.Option(help="Run the jobs of this mesh as well, straight on the database.", metavar="MODULE:MESH"),
+    ] = None,
+    remote: Annotated[
+        bool,
+        typer.Option("--remote", help="Run them over the WebSocket instead, and nothing else: no database needed."),
+    ] = False,
+    data_dir: DataDir = None,
+    health_check: HealthCheck = False,
+) -> None:
+    """Run what moves when nobody asks: assignment, leases, presence (port 8088, health only); and jobs of your own.
+
+    [bold]Examples[/]
+
+    devmesh worker --app app:mesh
+    devmesh worker --app app:mesh --remote
+    """
+    if remote:
+        _run_remote(app)
+    else:
+        _run("worker", health_check, data_dir, host=host, worker_port=port, worker_app=app)
+
+
+def _run_remote(app: str | None) -> None:
+    from devmesh.engine.app_worker import AppUnusable, load_app
+
+    if app is None:
+        raise Failure("--remote needs --app", Exit.USAGE)
+    try:
+        load_app(app).run()
+    except AppUnusable as error:
+        raise Failure(str(error), Exit.USAGE) from None
 
 
 def _run(

@@ -6,17 +6,20 @@ from devmesh.client.connection import Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
 from devmesh.client.errors import EventsMissed, Fail, LeaseLost, MeshError, Reject
 from devmesh.client.events import EventStream
+from devmesh.client.job_context import BlockingJobContext, JobContext
 from devmesh.client.mesh import Mesh
 from devmesh.client.tasks import Task
 
 __all__ = [
     "Agent",
+    "BlockingJobContext",
     "BlockingTaskContext",
     "Client",
     "Event",
     "EventStream",
     "EventsMissed",
     "Fail",
+    "JobContext",
     "LeaseLost",
     "Mesh",
     "MeshError",

@@ -1,4 +1,4 @@
-"""The front door for agents: declare handlers, and run.
+"""The front door for agents and workers: declare handlers, and run.
 
 mesh = Mesh()
 
@@ -6,6 +6,10 @@ mesh = Mesh()
 async def summarize(task):
     await task.progress(0.5, "half")
     return {"summary": task.parameters["text"][:80]}
+
+@mesh.job("thumbnail", queue="images")
+def thumbnail(job):
+    return shrink(job.payload["path"])
 
 mesh.run()
 """
@@ -15,8 +19,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from devmesh.client.address import find
@@ -25,7 +31,9 @@ from devmesh.client.client import Client
 from devmesh.client.codecs import CodecName
 from devmesh.client.errors import MeshError
 from devmesh.client.heart import Heart
-from devmesh.client.worker import Declared, Worker
+from devmesh.client.job_heart import OpenRequests
+from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobHandler, JobWorker, handler_of
+from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
 from devmesh.core.errors import Kind
 
 log = logging.getLogger("devmesh.client")
@@ -34,7 +42,7 @@ DRAIN_LIMIT_S_DEFAULT = 20.0
 
 
 class Mesh:
-    """The agents of one process. Each has a connection of its own; one thread renews the leases of all."""
+    """The agents and the jobs of one process. Each agent has a connection of its own; threads renew the leases of all."""
 
     def __init__(
         self,
@@ -43,12 +51,19 @@ class Mesh:
         *,
         codec: CodecName = "json",
         drain_limit_s: float = DRAIN_LIMIT_S_DEFAULT,
+        worker: str | None = None,
+        capacity: int = CAPACITY_DEFAULT,
+        lease_s: float = LEASE_S_DEFAULT,
     ) -> None:
         """Without `url` and `api_key`, those of the environment, of `.env`, or of the `devmesh up` that runs here.
 
         `drain_limit_s` is how long handlers may go on when the process is told to stop; what is not done by then is handed
-        back.
+        back. `worker` is the name under which this process takes jobs, by default that of the machine and the process;
+        `capacity` how many it holds at once, and `lease_s` after how long without a heartbeat they are given to others.
         """
+        self.worker_name = worker or f"{socket.gethostname()}:{os.getpid()}"
+        self.capacity, self.lease_s = capacity, lease_s
+        self.job_handlers: dict[str, JobHandler] = {}
         self._given = (url, api_key)
         self._codec, self._drain_limit_s = codec, drain_limit_s
         self._declared: dict[str, Declared] = {}
@@ -85,6 +100,28 @@ class Mesh:
 
         return declare
 
+    def job(self, job_type: str, *, queue: str = "default") -> Callable[[HandlerT], HandlerT]:
+        """Declares the handler of jobs of a type. It gets a job and returns the result, which is anything that JSON can hold.
+
+        A coroutine function gets a JobContext; a plain function runs in a thread and gets a BlockingJobContext. An exception
+        fails the attempt, and another follows while the job has retries left; raise Fail for a failure that no retry will mend.
+        """
+        if job_type in self.job_handlers:
+            raise ValueError(f"jobs of type {job_type!r} have two handlers")
+
+        def declare(handler: HandlerT) -> HandlerT:
+            self.job_handlers[job_type] = handler_of(job_type, queue, handler)
+            return handler
+
+        return declare
+
+    def job_worker(self, open_requests: OpenRequests, open_heart_requests: OpenRequests | None = None) -> JobWorker:
+        """The worker that runs these handlers, wherever its requests go."""
+        return JobWorker(
+            self.worker_name, self.job_handlers.values(), open_requests, open_heart_requests=open_heart_requests,
+            capacity=self.capacity, lease_s=self.lease_s,
+        )  # fmt: skip
+
     def run(self) -> None:
         """Works until SIGINT or SIGTERM, then drains and returns. A second signal ends the process at once.
 
@@ -98,19 +135,33 @@ class Mesh:
 
     async def serve(self) -> None:
         """Works until `stop` is called, then drains and returns. Raises MeshError when it cannot go on."""
-        if not self._declared:
-            raise ValueError("this mesh has no agent: declare one with @mesh.agent(…)")
+        if not self._declared and not self.job_handlers:
+            raise ValueError("this mesh has no agent and no job: declare one with @mesh.agent(…) or @mesh.job(…)")
         address = find(*self._given)
         heart = Heart(lambda: Client(*address, codec=self._codec, connect_timeout_s=None))
         workers = [Worker(declared, address, self._codec, heart) for declared in self._declared.values()]
+
+        @contextlib.asynccontextmanager
+        async def connected() -> AsyncIterator[Client]:
+            client = Client(*address, codec=self._codec, connect_timeout_s=None)
+            async with client:
+                yield client
+
+        jobs = self.job_worker(connected) if self.job_handlers else None
         heart.start()
         self._stopping = asyncio.Event()
         stopping = asyncio.create_task(self._stopping.wait())
         running = [asyncio.create_task(worker.run()) for worker in workers]
+        working = asyncio.create_task(jobs.run()) if jobs is not None else None
+        running += [working] if working is not None else []
         try:
             await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await asyncio.gather(*(worker.drain(self._drain_limit_s) for worker in workers))
+            draining = [worker.drain(self._drain_limit_s) for worker in workers]
+            await asyncio.gather(*draining, *([jobs.drain(self._drain_limit_s)] if jobs is not None else []))
+            if working is not None:
+                await asyncio.wait([working], timeout=HAND_BACK_LIMIT_S)
+                working.cancel()
             await asyncio.to_thread(heart.stop)
             stopping.cancel()
         for error in await asyncio.gather(*running, return_exceptions=True):

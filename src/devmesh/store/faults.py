@@ -183,7 +183,8 @@ def classify(error: BaseException) -> Fault:
         # The driver has one class for "the connection is closed" and for misuse; only its words tell them apart.
         return AWAY if "clos" in str(error) or "released back" in str(error) else OUR_MISTAKE
     if isinstance(error, asyncpg.InternalClientError):
-        return OUR_MISTAKE
+        # The driver lost track of the protocol: of a session that was ended while the driver was about to begin something.
+        return AWAY if "state" in str(error) or "not connected" in str(error) else OUR_MISTAKE
     if isinstance(error, OSError | EOFError | asyncio.CancelledError):
         return AWAY
     if isinstance(error, UnicodeError):

@@ -1,0 +1,98 @@
+"""Heartbeats of a worker's jobs, on a thread and a connection of their own: one request for all that it holds.
+
+A handler that keeps its event loop or the processor busy for minutes still keeps its lease, and so do all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from devmesh.client.asking import Requests
+from devmesh.client.errors import MeshError
+from devmesh.client.job_context import Hold
+
+log = logging.getLogger("devmesh.client")
+
+RENEWALS_PER_LEASE = 3
+JOBS_PER_REQUEST = 1_000
+START_LIMIT_S = 10.0
+OpenRequests = Callable[[], AbstractAsyncContextManager[Requests]]
+
+
+class _Lease(msgspec.Struct):
+    id: uuid.UUID
+    is_cancel_requested: bool = False
+
+
+class _Refused(msgspec.Struct):
+    id: uuid.UUID
+    message: str
+
+
+class _Leases(msgspec.Struct):
+    jobs: list[_Lease]
+    refused: list[_Refused]
+
+
+class JobHeart:
+    def __init__(self, open_requests: OpenRequests, lease_s: float) -> None:
+        self._open_requests, self._lease_s = open_requests, lease_s
+        self._held: dict[uuid.UUID, Hold] = {}
+        self._worker_id: uuid.UUID | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="devmesh job heart", daemon=True)
+        self._stop = threading.Event()
+
+    def start(self, worker_id: uuid.UUID) -> None:
+        self._worker_id = worker_id
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(START_LIMIT_S)
+
+    def hold(self, hold: Hold) -> None:
+        self._held[hold.job_id] = hold
+
+    def release(self, hold: Hold) -> None:
+        if self._held.get(hold.job_id) is hold:
+            del self._held[hold.job_id]
+
+    async def _beat(self) -> None:
+        """The thread's whole life."""
+        async with self._open_requests() as requests:
+            while not await asyncio.to_thread(self._stop.wait, self._lease_s / RENEWALS_PER_LEASE):
+                with contextlib.suppress(MeshError):  # the leases say how that stands
+                    await requests.request("worker.heartbeat", {"worker_id": self._worker_id}, dict[str, Any])
+                held = list(self._held.values())
+                for begin in range(0, len(held), JOBS_PER_REQUEST):
+                    await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
+
+    async def _renew(self, requests: Requests, held: list[Hold]) -> None:
+        asked_at = time.monotonic()
+        by_id = {hold.job_id: hold for hold in held}
+        reports = [{"job_id": hold.job_id, "attempt": hold.attempt} for hold in held]
+        try:
+            answer = await requests.request("job.heartbeat", {"jobs": reports}, _Leases, timeout_s=self._lease_s)
+        except MeshError as error:
+            if len(held) == 1 and not error.retryable:
+                held[0].lose(error.message)
+            else:
+                log.warning("the leases of %d jobs could not be renewed yet: %s", len(held), error.message)
+            return
+        for lease in answer.jobs:
+            by_id[lease.id].renewed(asked_at)
+            if lease.is_cancel_requested:
+                by_id[lease.id].lose("it was cancelled")
+        for refused in answer.refused:
+            by_id[refused.id].lose(refused.message)

@@ -1,0 +1,287 @@
+"""A worker of this process: it takes jobs for which it has handlers, runs them side by side, and reports by the hundred.
+
+It takes the next jobs while the last ones run, and a slot is free only when the answer to its report has come: what was not
+acknowledged is run again, by whoever gets it. Where the jobs come from is not its business: over the WebSocket, or straight
+from the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from devmesh.client.errors import Fail, MeshError
+from devmesh.client.job_context import BlockingJobContext, Hold, Job, JobContext
+from devmesh.client.job_heart import JobHeart, OpenRequests
+from devmesh.client.threads import in_thread
+
+log = logging.getLogger("devmesh.client")
+
+CAPACITY_DEFAULT = 10
+LEASE_S_DEFAULT = 30.0
+CLAIMED_MAX = 500
+REPORTS_MAX = 500
+REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
+REPORTERS = 2  # requests under way at once
+WAIT_MS = 20_000
+PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
+REPORT_TIMEOUT_S = 10.0
+ERROR_CHARACTERS_MAX = 2_000
+
+
+class JobHandler(NamedTuple):
+    """What `@mesh.job` has declared."""
+
+    type: str
+    queue: str
+    function: Callable[[Any], Any]
+    is_coroutine: bool
+
+
+class _Claimed(msgspec.Struct):
+    jobs: list[Job]
+
+
+class _Registered(msgspec.Struct):
+    class _Worker(msgspec.Struct):
+        id: uuid.UUID
+
+    worker: _Worker
+
+
+class _Report(NamedTuple):
+    """How an attempt ended: the operation that says so, and what it says."""
+
+    verb: str
+    text: bytes
+    hold: Hold
+
+
+class JobWorker:
+    def __init__(
+        self,
+        name: str,
+        handlers: Iterable[JobHandler],
+        open_requests: OpenRequests,
+        *,
+        open_heart_requests: OpenRequests | None = None,
+        capacity: int = CAPACITY_DEFAULT,
+        lease_s: float = LEASE_S_DEFAULT,
+    ) -> None:
+        """`open_heart_requests` is for the thread of heartbeats, which has a loop of its own; without, it is the same."""
+        self.name, self.capacity, self._lease_s = name, capacity, lease_s
+        self._handlers: Mapping[str, JobHandler] = {handler.type: handler for handler in handlers}
+        self._queues = sorted({handler.queue for handler in self._handlers.values()})
+        self._open_requests = open_requests
+        self._heart = JobHeart(open_heart_requests or open_requests, lease_s)
+        self._running: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._held = 0
+        self._reports: list[_Report] = []
+        self._has_reports, self._has_room = asyncio.Event(), asyncio.Event()
+        self._is_draining = False
+        self._worker_id: uuid.UUID | None = None
+        self.done = 0
+
+    async def run(self) -> None:
+        """Works until it is cancelled. Raises MeshError when it cannot go on. Call `drain` first to end in good order."""
+        async with self._open_requests() as requests:
+            self._requests = requests
+            await self._register()
+            assert self._worker_id is not None
+            self._heart.start(self._worker_id)
+            reporters = [asyncio.create_task(self._report_all()) for _ in range(REPORTERS)]
+            try:
+                await self._claim_all()
+                await self._all_reported()
+            finally:
+                for task in [*reporters, *self._running.values()]:
+                    task.cancel()
+                await asyncio.to_thread(self._heart.stop)
+
+    async def drain(self, limit_s: float) -> None:
+        """Takes no more jobs, lets handlers end within the limit, and gives back what they did not."""
+        self._is_draining = True
+        self._has_room.set()
+        if self._running:
+            await asyncio.wait(list(self._running.values()), timeout=limit_s)
+        for task in self._running.values():
+            task.cancel()
+
+    async def _register(self) -> None:
+        asked = {"name": self.name, "queues": self._queues, "capacity": self.capacity}
+        self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
+        log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))
+
+    async def _claim_all(self) -> None:
+        pause_s = PAUSE_S
+        while not self._is_draining:
+            room = self.capacity - self._held
+            if room <= self.capacity // 2 and self._held:  # asking for a few at a time would cost as much as for many
+                self._has_room.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_room.wait(), 0.05 if room else None)
+                room = self.capacity - self._held
+                if room <= 0 or self._is_draining:
+                    continue
+            try:
+                await self._claim(min(room, CLAIMED_MAX))
+                pause_s = PAUSE_S
+            except MeshError as error:
+                if not error.retryable and error.reason != "worker.state":
+                    raise
+                log.warning("no jobs can be had for the moment: %s", error.message)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def _claim(self, limit: int) -> None:
+        asked_at = time.monotonic()
+        asked = {
+            "worker_id": self._worker_id, "queues": self._queues, "limit": limit, "lease_s": self._lease_s,
+            "wait_ms": WAIT_MS if not self._held else 100,
+        }  # fmt: skip
+        answer = await self._requests.request("job.claim", asked, _Claimed, timeout_s=WAIT_MS / 1000 + REPORT_TIMEOUT_S)
+        for job in answer.jobs:
+            hold = Hold(job, self._lease_s, asked_at)
+            self._held += 1
+            self._heart.hold(hold)
+            task = self._running[job.id] = asyncio.create_task(self._work(job, hold))
+            task.add_done_callback(functools.partial(self._ended, job.id))
+
+    def _ended(self, job_id: uuid.UUID, task: asyncio.Task[None]) -> None:
+        if self._running.get(job_id) is task:
+            del self._running[job_id]
+
+    async def _work(self, job: Job, hold: Hold) -> None:
+        """One attempt, until its report waits to be sent."""
+        try:
+            report = _completed(job, hold, await self._handle(job, hold))
+        except asyncio.CancelledError:
+            report = _given_back(job, hold)
+        except Fail as failure:
+            report = _failed(job, hold, failure.error, retryable=failure.retryable)
+        except BaseException as error:
+            log.exception("job %s, attempt %d, failed", job.id, job.attempt)
+            report = _failed(job, hold, _described(error))
+        self._say(report)
+
+    async def _handle(self, job: Job, hold: Hold) -> Any:
+        handler = self._handlers.get(job.type)
+        if handler is None:
+            raise Fail(
+                {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
+            )
+        if not handler.is_coroutine:
+            context = BlockingJobContext(job, hold, self._requests, asyncio.get_running_loop())
+            return await in_thread(handler.function, context)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        hold.watch(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await handler.function(JobContext(job, hold, self._requests))
+
+    def _say(self, report: _Report) -> None:
+        self._reports.append(report)
+        self._has_reports.set()
+
+    async def _report_all(self) -> None:
+        while True:
+            await self._has_reports.wait()
+            verb = self._reports[0].verb if self._reports else ""
+            some, size = list[_Report](), 0
+            for report in self._reports:
+                if (
+                    report.verb != verb
+                    or len(some) == REPORTS_MAX
+                    or (some and size + len(report.text) > REPORT_BYTES_MAX)
+                ):
+                    break
+                some.append(report)
+                size += len(report.text)
+            del self._reports[: len(some)]
+            if not self._reports:
+                self._has_reports.clear()
+            if some:
+                await self._tell(verb, some)
+
+    async def _tell(self, verb: str, reports: list[_Report]) -> None:
+        """Says how attempts ended, again and again while nobody hears it; then their slots are free."""
+        jobs = msgspec.Raw(b"[" + b",".join(report.text for report in reports) + b"]")
+        while True:
+            try:
+                answer = await self._requests.request(
+                    f"job.{verb}", {"jobs": jobs}, dict[str, Any], timeout_s=REPORT_TIMEOUT_S
+                )
+                for refused in answer["refused"]:
+                    log.warning("job %s: its report was refused: %s", refused["id"], refused["message"])
+                self.done += len(answer["jobs"])
+                break
+            except MeshError as error:
+                if not error.retryable:
+                    if len(reports) > 1:  # one of them cannot be taken, and takes no other with it
+                        for report in reports:
+                            await self._tell(verb, [report])
+                        return
+                    self._refused(verb, reports[0], error)
+                    break
+                log.warning("%d reports could not be made yet: %s", len(reports), error.message)
+            await asyncio.sleep(PAUSE_S)
+        self._held -= len(reports)
+        for report in reports:
+            self._heart.release(report.hold)
+        self._has_room.set()
+
+    def _refused(self, verb: str, report: _Report, error: MeshError) -> None:
+        log.warning("job %s: %s was refused: %s", report.hold.job_id, verb, error.message)
+        if verb == "complete" and error.reason != "job.stale_attempt":
+            hold, failure = report.hold, _unusable(error.message)
+            said = {"job_id": hold.job_id, "attempt": hold.attempt, "error": failure, "retryable": False}
+            text = msgspec.json.encode(said)
+            self._held += 1
+            self._say(_Report("fail", text, report.hold))
+
+    async def _all_reported(self) -> None:
+        while self._held:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+
+def _given_back(job: Job, hold: Hold) -> _Report:
+    """Of a handler that was cancelled, because its job was lost or cancelled, or because this worker ends."""
+    return _Report("release", msgspec.json.encode({"job_id": job.id, "attempt": job.attempt}), hold)
+
+
+def _completed(job: Job, hold: Hold, result: Any) -> _Report:
+    said = {"job_id": job.id, "attempt": job.attempt, "result": result}
+    try:
+        return _Report("complete", msgspec.json.encode(said), hold)
+    except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
+        log.error("the result of job %s, attempt %d, is no JSON: %s", job.id, job.attempt, unusable)
+        return _failed(job, hold, _unusable(unusable), retryable=False)
+
+
+def _unusable(why: object) -> dict[str, str]:
+    return {"type": "UnusableResult", "message": f"the handler's result cannot be sent: {why}"}
+
+
+def _failed(job: Job, hold: Hold, error: Any, *, retryable: bool = True) -> _Report:
+    said = {"job_id": job.id, "attempt": job.attempt, "error": error, "retryable": retryable}
+    try:
+        return _Report("fail", msgspec.json.encode(said), hold)
+    except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
+        return _failed(job, hold, _described(unusable), retryable=retryable)
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)[:ERROR_CHARACTERS_MAX]}
+
+
+def handler_of(type_: str, queue: str, function: Callable[[Any], Any]) -> JobHandler:
+    return JobHandler(type_, queue, function, inspect.iscoroutinefunction(function))

@@ -1,0 +1,131 @@
+"""The handlers of an application, run beside the database: what `devmesh worker --app module:mesh` does besides.
+
+The worker is the client's own (client/job_worker.py); here its requests are operations called in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from devmesh.client import Mesh
+from devmesh.client.errors import MeshError
+from devmesh.client.job_worker import JobWorker
+from devmesh.core.access import Caller, Scope
+from devmesh.core.components import Component, healthy, unhealthy
+from devmesh.engine.bell import Bell
+from devmesh.engine.local_requests import LocalRequests
+from devmesh.operations.corridor import Corridor
+from devmesh.operations.work import WorkRunner
+from devmesh.settings import Settings
+from devmesh.store.database import Database
+from devmesh.store.statements import load
+
+log = structlog.get_logger(__name__)
+
+TENANTS = load("tenants")
+OWNER = uuid.UUID(
+    "6c8f3a52-52a1-5c0e-9a55-0d1f64b7a001"
+)  # of workers that have the database itself, and so need no key
+PAUSE_S = 2.0
+
+
+class AppUnusable(Exception):
+    """The application cannot be loaded. One line that says why."""
+
+
+def load_app(name: str) -> Mesh:
+    """`module:attribute`, found from the working directory. Raises AppUnusable."""
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        raise AppUnusable(f"{name!r} names no mesh: say module:name, such as app:mesh")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise AppUnusable(f"{module_name} cannot be imported: {error}") from error
+    except AttributeError:
+        raise AppUnusable(f"{module_name} has no {attribute!r}") from None
+    if not isinstance(found, Mesh):
+        raise AppUnusable(f"{name} is no Mesh but a {type(found).__name__}")
+    if not found.job_handlers:
+        raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…)")
+    return found
+
+
+class AppWorker:
+    """Runs the jobs of an application as long as the service does, and begins again when something keeps it from that."""
+
+    def __init__(self, app: Mesh, runner: WorkRunner, settings: Settings) -> None:
+        self._app, self._runner, self._settings = app, runner, settings
+        self._corridor = Corridor(runner, settings)
+        self._worker: JobWorker | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._problem = ""
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def drain(self, limit_s: float) -> None:
+        self._corridor.leave()  # a claim that waits for jobs ends
+        if self._worker is not None and self._task is not None:
+            await self._worker.drain(limit_s)
+            await asyncio.wait([self._task], timeout=limit_s)
+        if self._task is not None:
+            self._task.cancel()
+
+    async def check(self) -> Component:
+        if self._problem:
+            return unhealthy(self._problem)
+        return healthy()
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                caller = await self._caller()
+                self._worker = self._app.job_worker(
+                    functools.partial(_here, self._corridor, caller), functools.partial(self._apart, caller)
+                )
+                self._problem = ""
+                await self._worker.run()
+                return
+            except MeshError as error:
+                self._problem = f"no jobs are run: {error.message}"
+                log.warning("no jobs are run for the moment", error=error.message)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _caller(self) -> Caller:
+        name = self._settings.worker_tenant
+        rows = await self._runner.database.read(TENANTS.by_name, name)
+        if not rows:
+            raise MeshError("not_found", f"there is no tenant {name!r}")
+        scopes = frozenset({Scope.READ, Scope.WRITE, Scope.WORKER})
+        return Caller(tenant_id=rows[0]["id"], key_id=OWNER, owner_id=OWNER, scopes=scopes)
+
+    @asynccontextmanager
+    async def _apart(self, caller: Caller) -> AsyncIterator[LocalRequests]:
+        """The same on connections of its own, for another thread's loop."""
+        settings = self._settings
+        assert settings.database_dsn is not None
+        database = await Database.open(
+            settings.database_dsn, service="devmesh worker heart", pool_size_min=1, pool_size_max=1,
+            transaction_deadline_s=settings.transaction_deadline_s, search_path=settings.database_search_path,
+        )  # fmt: skip
+        try:
+            runner = WorkRunner(database, Bell([], settings.bell_coalesce_ms), self._runner.vault)
+            yield LocalRequests(Corridor(runner, settings), caller)
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def _here(corridor: Corridor, caller: Caller) -> AsyncIterator[LocalRequests]:
+    yield LocalRequests(corridor, caller)

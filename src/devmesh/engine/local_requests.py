@@ -1,0 +1,43 @@
+"""What a client's requests are for a worker beside the database: the same operations, called in this process.
+
+No socket, no key and no idempotency record stand between: what fences a report is its attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from devmesh.client.errors import MeshError as ClientError
+from devmesh.core.access import Caller
+from devmesh.core.errors import Kind, MeshError
+from devmesh.operations.corridor import Corridor
+
+T = TypeVar("T")
+TIMEOUT_S_DEFAULT = 30.0
+
+
+class LocalRequests:
+    def __init__(self, corridor: Corridor, caller: Caller) -> None:
+        self._corridor, self._caller = corridor, caller
+        self.timeout_s = TIMEOUT_S_DEFAULT
+
+    async def request(
+        self, method: str, params: Mapping[str, Any], shape: type[T], *, timeout_s: float | None = None
+    ) -> T:
+        """The answer, decoded into a type. Raises the client's MeshError, as the wire's client does."""
+        raw = msgspec.json.encode(params)
+        try:
+            async with asyncio.timeout(self.timeout_s if timeout_s is None else timeout_s):
+                return msgspec.json.decode(await self._corridor.serve(method, self._caller, raw), type=shape)
+        except TimeoutError:
+            raise ClientError(Kind.TIMEOUT, f"no answer to {method} in time") from None
+        except MeshError as error:
+            data = error.data
+            raise ClientError(
+                error.kind, error.message, retryable=data.retryable, retry_after_ms=data.retry_after_ms, field=data.field,
+                reason=data.reason,
+            ) from error  # fmt: skip
