@@ -28,7 +28,7 @@ SPEC = {"type": "measure", "queue": "bench", "payload": {"path": "docs/guide.md"
 UNLIMITED = {
     "DEVMESH_RATE_PER_KEY_PER_S": "0",
     "DEVMESH_RATE_PER_TENANT_PER_S": "0",
-    "DEVMESH_ADMISSION_TARGET_MS": "60000",
+    "DEVMESH_ADMISSION_TARGET_MS": "10000",
 }
 
 

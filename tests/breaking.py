@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import psutil
 
 from devmesh.store.embedded import EmbeddedPostgres
-from tests.conftest import run_sql
+from tests.conftest import run_sql, without_syncing
 from tests.harness import free_port
 
 GONE_LIMIT_S = 10.0
@@ -26,7 +26,7 @@ class Postgres:
 
     def __init__(self, directory: Path) -> None:
         self.server = EmbeddedPostgres(directory)
-        self.dsn = self.server.start()
+        self.dsn = without_syncing(self.server.start())
         self._databases = 0
 
     def database(self) -> str:

@@ -46,6 +46,13 @@ def run_sql(dsn: str, sql: str) -> str:
     return completed.stdout.strip()
 
 
+def without_syncing(dsn: str) -> str:
+    """Has a server leave its writes to the operating system. That outlives every death of the server, but not a machine's."""
+    run_sql(dsn, "alter system set fsync = off")
+    run_sql(dsn, "select pg_reload_conf()")
+    return dsn
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The DSN of the run's server: TEST_DATABASE_DSN where it is set, otherwise an embedded one."""
@@ -55,7 +62,7 @@ def postgres() -> Iterator[str]:
     directory = Path(tempfile.mkdtemp(prefix="devmesh-tests-"))
     server = EmbeddedPostgres(directory)
     try:
-        yield server.start()
+        yield without_syncing(server.start())
     finally:
         server.stop("immediate")
         shutil.rmtree(directory)

@@ -130,8 +130,8 @@ class Mesh:
         self.children: list[Child] = []
         self.admin_key = ""
 
-    def add(self, service: str) -> Child:
-        """Another service, not started yet."""
+    def add(self, service: str, **settings: str) -> Child:
+        """Another service, not started yet, perhaps with settings of its own."""
         port = free_port()
         name = {"rest-api": "REST", "mcp-server": "WS", "worker": "WORKER"}[service]
         clean = {
@@ -144,6 +144,7 @@ class Mesh:
             "DATABASE_DSN": self.dsn,
             "DEVMESH_AUTH_FAILURES_PER_MINUTE_MAX": "1000000",  # all tests come from one address
             **self._settings,
+            **settings,
             f"DEVMESH_{name}_PORT": str(port),
         }
         log = self._directory / f"{service}-{len(self.children)}.log"

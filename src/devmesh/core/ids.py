@@ -21,9 +21,20 @@ def new_id() -> uuid.UUID:
 
     Quarter-microseconds fill the 48-bit millisecond field and the 12 bits after the version, as RFC 9562 method 3 allows.
     """
+    return new_ids(1)[0]
+
+
+def new_ids(count: int) -> list[uuid.UUID]:
+    """Many of them, in their order, for little more than the price of one."""
     global _last
     with _lock:
-        tick = max(time.time_ns() * 4096 // 1_000_000, _last + 1)  # 4,096 ticks a millisecond
-        _last = tick
-    tail = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
-    return uuid.UUID(int=(tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0x2 << 62 | tail)
+        first = max(time.time_ns() * 4096 // 1_000_000, _last + 1)  # 4,096 ticks a millisecond
+        _last = first + count - 1
+    noise = os.urandom(8 * count)
+    return [
+        uuid.UUID(
+            int=(tick >> 12) << 80 | 0x7 << 76 | (tick & 0xFFF) << 64 | 0x2 << 62
+            | int.from_bytes(noise[8 * place : 8 * place + 8], "big") & 0x3FFF_FFFF_FFFF_FFFF
+        )
+        for place, tick in enumerate(range(first, first + count))
+    ]  # fmt: skip

@@ -66,7 +66,7 @@ async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedRes
 
 async def _answer(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     rows = await _claim(work, call)
-    moved = [(row["queue"], patch(row["id"], row["attempt"], lease_until=row["lease_until"])) for row in rows]
+    moved = [(row["queue"], patch(row["id"], row["attempt"])) for row in rows]
     tell(work, "job.claimed", moved, Status.PROCESSING, worker_id=call.params.worker_id)
     claimed = ClaimedResult([claimed_from_row(row) for row in rows])
     return claimed if rows else NotYet(claimed, call.params.wait_ms)

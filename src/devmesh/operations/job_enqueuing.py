@@ -12,7 +12,7 @@ from msgspec import Meta, Raw
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Scope
-from devmesh.core.ids import new_id
+from devmesh.core.ids import new_ids
 from devmesh.core.jobs import Job, QueueName, Status
 from devmesh.core.names import EMPTY_OBJECT, IdempotencyKey, Label, Labels, Moment
 from devmesh.core.tasks import JsonValue
@@ -61,7 +61,8 @@ class _New(msgspec.Struct):
 @operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs")
 async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[JobResult | errors.MeshError]:
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
-    made = [_New(new_id(), call.caller.key_id, call.params) for call in calls]
+    ids = new_ids(len(calls))
+    made = [_New(job_id, call.caller.key_id, call.params) for job_id, call in zip(ids, calls, strict=True)]
     good = [new for new in made if not (new.spec.run_at and new.spec.delay_ms is not None)]
     moment = await _write(work, good) if good else work.now
     answers: list[JobResult | errors.MeshError] = []
@@ -92,7 +93,8 @@ class EnqueuedResult(msgspec.Struct):
 @operation("job.enqueue_many", scope=Scope.WRITE, http="POST /jobs/batch", single=True)
 async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     """Enqueue up to 10,000 jobs at once: all of them, or, when one is wrong, none. The answer has them in the same order."""
-    made = [_New(new_id(), call.caller.key_id, spec) for spec in call.params.jobs]
+    ids, key_id = new_ids(len(call.params.jobs)), call.caller.key_id
+    made = [_New(job_id, key_id, spec) for job_id, spec in zip(ids, call.params.jobs, strict=True)]
     if any(spec.run_at and spec.delay_ms is not None for spec in call.params.jobs):
         raise _both_given()
     moment = await _write(work, made)
@@ -110,19 +112,30 @@ async def _write(work: Work, made: Sequence[_New]) -> datetime.datetime:
         [spec.type for spec in specs],
         [bytes(spec.payload).decode() for spec in specs],
         [spec.priority for spec in specs],
-        [spec.run_at for spec in specs],
-        [spec.delay_ms for spec in specs],
+        _some([spec.run_at for spec in specs]),
+        _some([spec.delay_ms for spec in specs]),
         [spec.max_retries for spec in specs],
         [spec.timeout_ms for spec in specs],
         [spec.backoff_ms for spec in specs],
-        [msgspec.json.encode(spec.tags).decode() if spec.tags else None for spec in specs],
+        _some([msgspec.json.encode(spec.tags).decode() if spec.tags else None for spec in specs]),
     )  # fmt: skip
-    tell(work, "job.enqueued", [(new.spec.queue, _announced(new)) for new in made], Status.PENDING)
+    _tell(work, made)
     return moment
 
 
-def _announced(new: _New) -> dict[str, Any]:
-    return {"id": new.id, "type": new.spec.type, "priority": new.spec.priority}
+def _some(values: list[Any]) -> list[Any] | None:
+    """Nothing at all, when there is nothing in it: that is what it is taken for."""
+    return values if any(value is not None for value in values) else None
+
+
+def _tell(work: Work, made: Sequence[_New]) -> None:
+    """Of each type and priority apart, so that neither is said of every job."""
+    groups: dict[tuple[str, int], list[_New]] = {}
+    for new in made:
+        groups.setdefault((new.spec.type, new.spec.priority), []).append(new)
+    for (job_type, priority), members in groups.items():
+        moved = [(new.spec.queue, {"id": new.id}) for new in members]
+        tell(work, "job.enqueued", moved, Status.PENDING, type=job_type, priority=priority)
 
 
 def _run_at(spec: JobSpec, moment: datetime.datetime) -> datetime.datetime:

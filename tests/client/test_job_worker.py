@@ -1,0 +1,287 @@
+"""Handlers of jobs at work, beside the database and over the WebSocket: what they do, and what becomes of their jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from devmesh.client import BlockingJobContext, Client, Fail, JobContext
+from devmesh.client import Mesh as Agents
+from tests.client.agents import at_work
+from tests.harness import Child, Mesh, eventually
+
+APP = """
+import asyncio, hashlib, time
+from devmesh.client import Fail, Mesh
+
+mesh = Mesh(capacity=50, lease_s={lease_s}, worker={worker!r})
+
+@mesh.job("double")
+async def double(job):
+    return {{"n": job.payload["n"] * 2, "attempt": job.attempt}}
+
+@mesh.job("thread")
+def in_a_thread(job):
+    job.progress(0.5, "half")
+    return job.payload
+
+@mesh.job("busy")
+async def busy(job):
+    ends_at = time.monotonic() + job.payload
+    while time.monotonic() < ends_at:  # keeps the event loop as well
+        hashlib.sha256(b"x" * 1000).digest()
+    return "done"
+
+@mesh.job("boom")
+async def boom(job):
+    raise RuntimeError("bang")
+
+@mesh.job("never")
+async def never(job):
+    raise Fail({{"why": "never"}}, retryable=False)
+
+@mesh.job("object")
+async def an_object(job):
+    return object()
+
+@mesh.job("large")
+async def large(job):
+    return "x" * 3_000_000
+
+@mesh.job("exit")
+async def ends_the_process(job):
+    raise SystemExit(3)
+
+@mesh.job("slow")
+async def slow(job):
+    await asyncio.sleep(job.payload)
+    return "slept"
+"""
+
+
+class Jobs:
+    """A tenant's jobs, as their owner sees them."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    async def enqueue(self, job_type: str, payload: Any = None, **more: Any) -> str:
+        job = (await self.client.call("job.enqueue", type=job_type, payload=payload, **more))["job"]
+        return str(job["id"])
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.client.call("job.get", job_id=job_id))["job"]
+        return found
+
+    async def ended(self, job_id: str, within_s: float = 20.0) -> dict[str, Any]:
+        async def has_ended() -> bool:
+            return (await self.get(job_id))["status"] in ("COMPLETED", "FAILED", "CANCELLED")
+
+        await eventually(has_ended, "the job ends", within_s)
+        return await self.get(job_id)
+
+    async def is_held(self, job_id: str) -> bool:
+        return bool((await self.get(job_id))["status"] == "PROCESSING")
+
+
+@pytest_asyncio.fixture
+async def apart(own_mesh: Callable[..., Mesh], tmp_path: Path) -> AsyncIterator[tuple[Mesh, Jobs]]:
+    """A mesh of its own without a worker, in whose directory an application can be put."""
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with Client(mesh.ws_url, mesh.admin_key) as client:
+        yield mesh, Jobs(client)
+
+
+def start_worker(mesh: Mesh, directory: Path, *, lease_s: float = 2.0, name: str = "one") -> Child:
+    """A worker service with the application's handlers."""
+    (directory / f"app_{name}.py").write_text(APP.format(lease_s=lease_s, worker=name))
+    child = mesh.add("worker", DEVMESH_WORKER_APP=f"app_{name}:mesh")
+    child.start()
+    child.wait_ready()
+    return child
+
+
+async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
+    mesh, jobs = apart
+    start_worker(mesh, tmp_path)
+    ids = {
+        name: await jobs.enqueue(name, {"n": 21}, max_retries=0)
+        for name in ("double", "thread", "boom", "never", "object")
+    }
+    ids["nobody"] = await jobs.enqueue("nobody", max_retries=0)
+    ids["exit"] = await jobs.enqueue("exit", max_retries=0)
+    ended = {name: await jobs.ended(job_id) for name, job_id in ids.items()}
+    assert ended["double"]["result"] == {"n": 42, "attempt": 1}
+    assert ended["thread"]["result"] == {"n": 21}
+    assert ended["boom"]["error"] == {"type": "RuntimeError", "message": "bang"}
+    assert ended["never"]["error"] == {"why": "never"}
+    assert ended["object"]["error"]["type"] == "UnusableResult"
+    assert ended["nobody"]["error"]["type"] == "NoHandler"
+    assert ended["exit"]["error"]["type"] == "SystemExit"
+    assert {each["status"] for name, each in ended.items() if name not in ("double", "thread")} == {"FAILED"}
+    again = await jobs.enqueue("double", {"n": 1})
+    assert (await jobs.ended(again))["status"] == "COMPLETED"  # the worker has outlived all of them
+
+
+async def test_j40_a_handler_that_keeps_the_processor_busy_keeps_its_job(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    start_worker(mesh, tmp_path, lease_s=1.0)
+    job_id = await jobs.enqueue("busy", 4.0)
+    done = await jobs.ended(job_id)
+    assert (done["status"], done["result"], done["attempt"]) == ("COMPLETED", "done", 1)
+
+
+async def test_a_cancellation_reaches_the_running_handler(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
+    mesh, jobs = apart
+    start_worker(mesh, tmp_path, lease_s=1.0)
+    job_id = await jobs.enqueue("slow", 60)
+    await eventually(lambda: jobs.is_held(job_id), "it runs")
+    await jobs.client.call("job.cancel", job_id=job_id, reason="no need")
+    assert (await jobs.ended(job_id))["status"] == "CANCELLED"
+
+
+async def test_j39_a_killed_worker_s_jobs_are_done_by_another_and_none_is_lost(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    first = start_worker(mesh, tmp_path, lease_s=1.0)
+    specs = [{"type": "slow", "payload": 0.2, "backoff_ms": 0, "max_retries": 10} for _ in range(300)]
+    made = (await jobs.client.call("job.enqueue_many", jobs=specs))["jobs"]
+    await eventually(lambda: jobs.is_held(made[0]["id"]), "it works")
+    start_worker(mesh, tmp_path, lease_s=1.0, name="two")
+    first.kill()
+    for job in made:
+        assert (await jobs.ended(job["id"], 30.0))["status"] == "COMPLETED"
+    for job in made:
+        ends = (await jobs.client.call("job.executions", job_id=job["id"]))["executions"]
+        assert [each["outcome"] for each in ends].count("COMPLETED") == 1
+        assert {each["outcome"] for each in ends[:-1]} <= {"LEASE_LOST"}
+        assert [each["attempt"] for each in ends] == list(range(1, len(ends) + 1))
+
+
+async def test_a_worker_that_is_stopped_gives_back_what_it_has_not_done(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    worker = start_worker(mesh, tmp_path)
+    short, long = await jobs.enqueue("slow", 1.0), await jobs.enqueue("slow", 60)
+    for job_id in (short, long):
+        await eventually(lambda: jobs.is_held(job_id), "it runs")  # noqa: B023
+    worker.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait, 30.0) == 0
+    assert (await jobs.get(short))["status"] == "COMPLETED"
+    given_back = await jobs.get(long)
+    assert (given_back["status"], given_back["retry_count"]) == ("PENDING", 0)
+
+
+async def test_j38_zombies_write_nothing(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
+    mesh, jobs = apart
+    zombie = start_worker(mesh, tmp_path, lease_s=1.0)
+    specs = [{"type": "slow", "payload": 1.0, "backoff_ms": 0} for _ in range(50)]
+    made = (await jobs.client.call("job.enqueue_many", jobs=specs))["jobs"]
+    await eventually(lambda: jobs.is_held(made[-1]["id"]), "all are held")
+    zombie.signal(signal.SIGSTOP)
+    other = start_worker(mesh, tmp_path, name="two")
+    try:
+        for job in made:
+            await jobs.ended(job["id"], 30.0)
+        zombie.signal(signal.SIGCONT)
+        probe = await jobs.enqueue("double", {"n": 1})
+        await jobs.ended(probe)
+        for job in made:
+            ends = (await jobs.client.call("job.executions", job_id=job["id"]))["executions"]
+            assert [each["outcome"] for each in ends] == ["LEASE_LOST", "COMPLETED"]
+    finally:
+        zombie.signal(signal.SIGCONT)
+        other.end()
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        ("nowhere:mesh", "nowhere cannot be imported"),
+        ("app_one:absent", "app_one has no 'absent'"),
+        ("app_one", "names no mesh"),
+        ("json:dumps", "is no Mesh"),
+    ],
+)
+async def test_an_application_that_cannot_be_run_is_named(
+    apart: tuple[Mesh, Jobs], tmp_path: Path, app: str, said: str
+) -> None:
+    mesh, _ = apart
+    (tmp_path / "app_one.py").write_text(APP.format(lease_s=1.0, worker="one"))
+    child = mesh.add("worker", DEVMESH_WORKER_APP=app)
+    child.start()
+    assert await asyncio.to_thread(child.wait) == 1
+    assert said in child.tail()
+
+
+async def test_over_the_websocket_as_well(mesh: Mesh, tenant: str) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    agents = Agents(mesh.ws_url, tenant, worker=queue, capacity=20, lease_s=1.0)
+    let_go, seen = threading.Event(), list[str]()
+
+    @agents.job("add", queue=queue)
+    async def add(job: JobContext) -> int:
+        await job.progress(0.5)
+        return sum(job.payload)
+
+    @agents.job("wait", queue=queue)
+    def wait(job: BlockingJobContext) -> str:
+        assert let_go.wait(20)
+        return f"attempt {job.attempt}"
+
+    @agents.job("hang", queue=queue)
+    async def hang(job: JobContext) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.append(job.lost_reason or "")
+
+    @agents.job("fail", queue=queue)
+    async def fail(job: JobContext) -> None:
+        raise Fail("no", retryable=False)
+
+    @agents.job("large", queue=queue)
+    async def large(_: JobContext) -> str:
+        return "x" * 3_000_000
+
+    async with Client(mesh.ws_url, tenant) as client, at_work(agents):
+        jobs = Jobs(client)
+        added = await jobs.enqueue("add", [1, 2, 3], queue=queue)
+        assert (await jobs.ended(added))["result"] == 6
+        waiting = await jobs.enqueue("wait", queue=queue)
+        await eventually(lambda: jobs.is_held(waiting), "it waits")
+        await asyncio.sleep(2.5)  # longer than two leases, which the heart keeps
+        let_go.set()
+        assert (await jobs.ended(waiting))["result"] == "attempt 1"
+        hanging = await jobs.enqueue("hang", queue=queue)
+        await eventually(lambda: jobs.is_held(hanging), "it hangs")
+        await client.call("job.cancel", job_id=hanging)
+        assert (await jobs.ended(hanging))["status"] == "CANCELLED"
+        assert seen == ["it was cancelled"]
+        assert (await jobs.ended(await jobs.enqueue("fail", queue=queue)))["status"] == "FAILED"
+        refused = await jobs.ended(await jobs.enqueue("large", queue=queue))
+        assert (refused["status"], refused["error"]["type"]) == ("FAILED", "UnusableResult")
+        many = (await client.call("job.enqueue_many", jobs=[{"type": "add", "payload": [1], "queue": queue}] * 400))[
+            "jobs"
+        ]
+        for job in many:
+            assert (await jobs.ended(job["id"]))["status"] == "COMPLETED"
+
+
+def test_a_type_of_jobs_has_one_handler() -> None:
+    mesh = Agents("ws://127.0.0.1:1/ws", "dm_x")
+    mesh.job("same")(lambda _: None)
+    with pytest.raises(ValueError, match="two handlers"):
+        mesh.job("same")
