@@ -61,3 +61,15 @@ async def test_a_draw_tells_whose_rate_applies(fresh_database: str) -> None:
         rows = await pool.fetch(SQL.draw.text, [tenant], [other], [5], [0.0], 1.0)
         assert rows[0]["rate_per_s"] == 0
         assert await pool.fetchval("select count(*) from mcp.rate_buckets") == 3
+
+
+async def test_a_clock_that_was_set_back_leaves_no_bucket_empty(fresh_database: str) -> None:
+    bucket, slow = uuid.uuid4(), uuid.uuid4()
+    async with asyncpg.create_pool(fresh_database, min_size=1, max_size=1) as pool:
+        assert await draw(pool, [bucket], 100, 100.0) == [100]
+        assert await draw(pool, [bucket], 100, 100.0) < [20]
+        await pool.execute("update mcp.rate_buckets set full_at = full_at + interval '1 hour'")
+        assert await draw(pool, [bucket], 60, 100.0) == [60]
+        assert await draw(pool, [bucket], 100, 100.0) < [60]  # and what is drawn is counted by the clock as it is now
+        assert await draw(pool, [slow], 1, 0.02) == [1]
+        assert await draw(pool, [slow], 1, 0.02) == [0]  # one that fills for 50 s is empty, and no mistake
