@@ -1,17 +1,20 @@
-"""A PostgreSQL for those who break it, one for each file of tests."""
+"""A PostgreSQL for those who break it, one for each file of tests; and a worker with a queue of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from devmesh.core import envelope
 from tests.bearers import SETTINGS
 from tests.breaking import Postgres, own_postgres
 from tests.conftest import QUICK
 from tests.harness import Mesh, running_mesh
+from tests.scenarios.jobs import Bench, register
+from tests.wire import Wire
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,9 @@ def issuing_mesh(create_database: Callable[[], str], tmp_path_factory: pytest.Te
     directory = tmp_path_factory.mktemp("issuing")
     with running_mesh(create_database(), directory, "rest-api", "mcp-server", settings=settings) as running:
         yield running
+
+
+@pytest_asyncio.fixture
+async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        yield Bench(wire, await register(wire))

@@ -30,6 +30,7 @@ SAMPLES: dict[str, Any] = {
     "attempt": 1,
     "capabilities": ["sum"],
     "issuer": "https://issuer.example",
+    "depends_on": [],
     "jobs": [],
     "kind": "user",
     "name": "sample",
@@ -76,6 +77,8 @@ def required(operation: Operation, ids: dict[str, str]) -> dict[str, Any]:
         params["jobs"] = [{"type": "part"}]
     elif "jobs" in params:
         params["jobs"] = [{"job_id": ids["job"], "attempt": 1, **REPORTED.get(operation.name, {})}]
+    if operation.name == "job.depend":
+        params["depends_on"] = [ids["job"]]
     if operation.name in ("dead_letter.replay", "dead_letter.discard"):
         params["job_ids"] = [ids["job"]]
     if operation.name == "issuer.create":

@@ -38,6 +38,8 @@ TYPES: dict[str, str] = {
     "task.retried": "a finished task was put back by hand",
     "task.unblocked": "what the task waited for has ended; it may run now",
     "job.enqueued": "jobs came into a queue",
+    "job.unblocked": "what jobs waited for has ended well; they may run now",
+    "job.blocked": "jobs wait for others",
     "job.claimed": "a worker was given jobs under leases",
     "job.progress": "a worker reported how far jobs are",
     "job.completed": "jobs ended well",

@@ -44,6 +44,7 @@ class Outcome(enum.StrEnum):
     RELEASED = "RELEASED"
     SNOOZED = "SNOOZED"
     CANCELLED = "CANCELLED"
+    UNBLOCKED = "UNBLOCKED"  # no attempt: what it waited for had ended
 
 
 ENDED_AS = {

@@ -13,6 +13,7 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
@@ -111,8 +112,9 @@ async def replay(work: Work, call: Call[Chosen]) -> ChosenResult:
 
 @operation("dead_letter.discard", scope=Scope.WRITE, http="POST /dead-letters/discard", single=True)
 async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
-    """Forget dead letters. Their jobs stay FAILED, with their history."""
+    """Forget dead letters. Their jobs stay FAILED, with their history; what waited for their replay fails as well."""
     rows = await work.tx.fetch(SQL.discard, work.tenant_id, await _chosen(work, call.params))
+    await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
     return ChosenResult([row["job_id"] for row in rows])
 
 

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from devmesh.core import jobs
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import Ending, Held, Outcome, Status
+from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, json_text
 
-AS_THEY_WERE = ("created_at", "started_at", "worker_id", "attempt", "priority", "queue", "type")
+AS_THEY_WERE = ("created_at", "started_at", "worker_id", "attempt", "priority", "queue", "type", "is_parent")
 _random = random.SystemRandom()
 EVENTS = {
     Outcome.FAILED: "job.failed",
@@ -89,6 +90,9 @@ async def write_endings(
         for job_id, ending in endings.items()
     ]
     _tell(work, ended)
+    over = [each for each in ended if each.ending.next_run_at is None and locked[each.job_id].row["is_parent"]]
+    await settle(work, [each.job_id for each in over if each.ending.is_dead], End.FAILED)
+    await settle(work, [each.job_id for each in over if not each.ending.is_dead], End.GONE)
     return ended
 
 

@@ -16,18 +16,25 @@ from devmesh.core.ids import new_ids
 from devmesh.core.jobs import Job, QueueName, Status
 from devmesh.core.names import EMPTY_OBJECT, IdempotencyKey, Label, Labels, Moment
 from devmesh.core.tasks import JsonValue
+from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_dependencies import Policy, Wish, mark, waits_for
 from devmesh.operations.job_events import tell
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL
 
 JOBS_PER_CALL_MAX = 10_000
+PARENTS_MAX = 100
 DELAY_MS_MAX = 366 * 86_400_000
 TIMEOUT_MS_MAX = 30 * 86_400_000
 
 
 class JobSpec(Params, kw_only=True):
-    """What is to be done. `run_at` or `delay_ms` say when at the earliest; `backoff_ms` before the first retry doubles."""
+    """What is to be done. `run_at` or `delay_ms` say when at the earliest; `backoff_ms` before the first retry doubles.
+
+    It waits until every job of `depends_on` is completed, and has the highest of their priorities unless its own is higher or
+    `inherit_priority` is false. When one of them fails, `on_parent_failure` fails it too, waits for a replay, or ignores it.
+    """
 
     together = ({"not": {"required": ["run_at", "delay_ms"], "properties": {
         "run_at": {"not": {"type": "null"}}, "delay_ms": {"not": {"type": "null"}}}}},)  # fmt: skip
@@ -42,6 +49,9 @@ class JobSpec(Params, kw_only=True):
     timeout_ms: Annotated[int, Meta(ge=1, le=TIMEOUT_MS_MAX)] = jobs.TIMEOUT_MS_DEFAULT
     backoff_ms: Annotated[int, Meta(ge=0, le=jobs.BACKOFF_MS_MAX)] = jobs.BACKOFF_MS_DEFAULT
     tags: Labels = msgspec.field(default_factory=list)
+    depends_on: Annotated[list[uuid.UUID], Meta(max_length=PARENTS_MAX)] = msgspec.field(default_factory=list)
+    inherit_priority: bool = True
+    on_parent_failure: Policy = Policy.FAIL
 
 
 class Enqueue(JobSpec, kw_only=True):
@@ -56,6 +66,8 @@ class _New(msgspec.Struct):
     id: uuid.UUID
     key_id: uuid.UUID
     spec: JobSpec
+    parent_ids: list[uuid.UUID] = []
+    """What it has to wait for, of `depends_on`."""
 
 
 @operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs")
@@ -63,15 +75,15 @@ async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[JobRes
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
     ids = new_ids(len(calls))
     made = [_New(job_id, call.caller.key_id, call.params) for job_id, call in zip(ids, calls, strict=True)]
-    good = [new for new in made if not (new.spec.run_at and new.spec.delay_ms is not None)]
-    moment = await _write(work, good) if good else work.now
-    answers: list[JobResult | errors.MeshError] = []
+    refused: dict[uuid.UUID, errors.MeshError] = {}
     for new in made:
-        if new.spec.run_at and new.spec.delay_ms is not None:
-            answers.append(_both_given())
-        else:
-            answers.append(JobResult(_job(new, moment)))
-    return answers
+        try:
+            await _prepare(work, new)
+        except errors.MeshError as error:
+            refused[new.id] = error
+    good = [new for new in made if new.id not in refused]
+    moment = await _write(work, good) if good else work.now
+    return [refused.get(new.id) or JobResult(_job(new, moment)) for new in made]
 
 
 class EnqueueMany(Mutation, kw_only=True):
@@ -95,10 +107,22 @@ async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     """Enqueue up to 10,000 jobs at once: all of them, or, when one is wrong, none. The answer has them in the same order."""
     ids, key_id = new_ids(len(call.params.jobs)), call.caller.key_id
     made = [_New(job_id, key_id, spec) for job_id, spec in zip(ids, call.params.jobs, strict=True)]
-    if any(spec.run_at and spec.delay_ms is not None for spec in call.params.jobs):
-        raise _both_given()
+    for new in made:
+        await _prepare(work, new)
     moment = await _write(work, made)
     return EnqueuedResult([Enqueued(new.id, new.spec.queue, _run_at(new.spec, moment)) for new in made])
+
+
+async def _prepare(work: Work, new: _New) -> None:
+    """Sees what keeps a job from being enqueued, and what it has to wait for. Raises MeshError."""
+    spec = new.spec
+    if spec.run_at is not None and spec.delay_ms is not None:
+        raise errors.invalid("give run_at or delay_ms, not both", "delay_ms")
+    if spec.depends_on:
+        parents = await mark(work, spec.depends_on)
+        new.parent_ids = await waits_for(work, Wish(new.id, spec.depends_on, spec.on_parent_failure), parents)
+        if spec.inherit_priority:
+            spec.priority = max(spec.priority, *parents.priorities.values())
 
 
 async def _write(work: Work, made: Sequence[_New]) -> datetime.datetime:
@@ -118,9 +142,25 @@ async def _write(work: Work, made: Sequence[_New]) -> datetime.datetime:
         [spec.timeout_ms for spec in specs],
         [spec.backoff_ms for spec in specs],
         _some([msgspec.json.encode(spec.tags).decode() if spec.tags else None for spec in specs]),
+        _some([True if new.parent_ids else None for new in made]),
     )  # fmt: skip
+    if bound := [new for new in made if new.parent_ids]:
+        await _block(work, bound, moment)
     _tell(work, made)
     return moment
+
+
+async def _block(work: Work, bound: Sequence[_New], moment: datetime.datetime) -> None:
+    count = len(bound)
+    await work.tx.execute(
+        DEPENDENCIES.block, work.tenant_id, [new.id for new in bound], [moment] * count,
+        [_run_at(new.spec, moment) for new in bound], [0] * count, [0] * count, [new.spec.priority for new in bound],
+        [False] * count, [new.spec.queue for new in bound], [new.spec.on_parent_failure.value for new in bound],
+    )  # fmt: skip
+    edges = [(parent_id, new.id) for new in bound for parent_id in new.parent_ids]
+    await work.tx.execute(
+        DEPENDENCIES.add, work.tenant_id, [parent for parent, _ in edges], [child for _, child in edges]
+    )
 
 
 def _some(values: list[Any]) -> list[Any] | None:
@@ -154,7 +194,3 @@ def _job(new: _New, moment: datetime.datetime) -> Job:
         result=None, error=None, run_at=_run_at(spec, moment), lease_until=None, created_at=moment,
         created_by_key_id=new.key_id, started_at=None, finished_at=None,
     )  # fmt: skip
-
-
-def _both_given() -> errors.MeshError:
-    return errors.invalid("give run_at or delay_ms, not both", "delay_ms")

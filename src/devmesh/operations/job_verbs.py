@@ -19,6 +19,7 @@ from devmesh.core.access import Scope
 from devmesh.core.jobs import Ending, Outcome, Status
 from devmesh.core.names import Text
 from devmesh.core.tasks import AttemptNumber, JsonValue
+from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.job_enqueuing import DELAY_MS_MAX
 from devmesh.operations.job_events import patch, tell
@@ -82,6 +83,7 @@ async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[Move
     tell(
         work, "job.completed", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.COMPLETED
     )
+    await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.WELL)
     return await _answers(work, calls, done)
 
 

@@ -9,8 +9,10 @@ import msgspec
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
-from devmesh.core.jobs import Execution, Job, QueueName, Status
+from devmesh.core.jobs import Execution, Job, Outcome, QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
+from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_dependencies import End, end_blocked, settle
 from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.registry import Call, Mutation, Params, operation
@@ -108,10 +110,15 @@ async def cancel(work: Work, call: Call[Cancel]) -> JobResult:
     )
     moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
     tell(work, "job.cancelled", moved, Status.CANCELLED, reason=call.params.reason)
-    if not rows:
+    over = [row["job_id"] for row in rows if row["is_parent"]]
+    if not rows and await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
+        why = {"message": call.params.reason or "it was cancelled"}
+        over = await end_blocked(work, [job_id], Outcome.CANCELLED, why)
+    elif not rows:
         held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], call.params.reason)
         told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
         tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=call.params.reason)
+    await settle(work, over, End.GONE)
     found = await _jobs(work, [job_id])
     if job_id not in found:
         raise errors.not_found("job", job_id)
@@ -151,6 +158,9 @@ async def _reason(work: Work, job: Job) -> tuple[str, str]:
         return "running", f"worker {job.worker_id} holds it until {job.lease_until}{asked}"
     if job.status is not Status.PENDING:
         return "finished", f"it is {job.status}"
+    if parents := await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id):
+        others = f" and {len(parents) - 1} others" if len(parents) > 1 else ""
+        return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} is completed"
     if await work.tx.fetch(SQL.is_paused, work.tenant_id, [job.queue]):
         return "queue_paused", f"the queue {job.queue} is paused"
     if job.run_at > work.now:

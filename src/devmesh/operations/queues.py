@@ -11,6 +11,7 @@ from msgspec import Meta
 from devmesh.core.access import Scope
 from devmesh.core.jobs import QueueName, Status, queue_topic
 from devmesh.core.names import Text
+from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
@@ -93,6 +94,7 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     why = {"message": "its queue was purged"}
     rows = await work.tx.fetch(SQL.take_all, work.tenant_id, queue, call.params.limit, json_text(why))
     tell(work, "job.cancelled", [(queue, patch(row["job_id"], row["attempt"])) for row in rows], Status.CANCELLED)
+    await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
     return PurgedResult(await _queue(work, queue), len(rows))
 
 

@@ -36,6 +36,11 @@ def from_row(row: Record) -> Job:
             "progress": row["progress"], "progress_message": row["progress_message"],
             "is_cancel_requested": row["cancel_requested_at"] is not None,
         }  # fmt: skip
+    elif row["blocked_attempt"] is not None:
+        job |= {
+            "status": Status.PENDING, "priority": row["blocked_priority"], "attempt": row["blocked_attempt"],
+            "retry_count": row["blocked_retries"],
+        }  # fmt: skip
     elif row["ready_at"] is not None:
         job |= {
             "status": Status.PENDING, "run_at": row["ready_at"], "priority": row["ready_priority"],

@@ -33,6 +33,7 @@ create table mcp.jobs_ready (
     attempt    integer not null default 0,   -- the latest there was
     retries    smallint not null default 0,  -- failures so far
     priority   smallint not null,
+    is_parent  boolean not null default false,  -- others wait for it: whoever ends it has to look
     queue      text not null,
     primary key (tenant_id, queue, priority, run_at, job_id)
 ) with (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
@@ -52,6 +53,7 @@ create table mcp.jobs_leased (
     progress            real,
     retries             smallint not null,
     priority            smallint not null,
+    is_parent           boolean not null,
     queue               text not null,
     progress_message    text,
     cancel_reason       text,
@@ -60,7 +62,32 @@ create table mcp.jobs_leased (
 -- Without the tenant in front, or a look-up by job would take it for its own while the table is small.
 create index jobs_leased_by_worker on mcp.jobs_leased (worker_id, started_at);
 
--- One row for each attempt that has ended, append-only. The latest of a job that neither waits nor runs says how it ended.
+-- What waits for others to end. Who ends the last of those puts it into its queue, or fails it by its policy.
+create table mcp.jobs_blocked (
+    tenant_id  uuid not null,
+    job_id     uuid not null,
+    created_at timestamptz not null,
+    run_at     timestamptz not null,
+    attempt    integer not null default 0,
+    retries    smallint not null default 0,
+    priority   smallint not null,
+    is_parent  boolean not null default false,
+    queue      text not null,
+    policy     text not null check (policy in ('fail', 'wait', 'ignore')),  -- of what becomes of it when a parent fails
+    primary key (tenant_id, job_id)
+);
+
+-- Which job waits for which. A row goes when its parent has ended.
+create table mcp.job_dependencies (
+    tenant_id uuid not null,
+    parent_id uuid not null,
+    child_id  uuid not null,
+    primary key (tenant_id, parent_id, child_id)
+);
+create index job_dependencies_by_child on mcp.job_dependencies (child_id);
+
+-- One row for each attempt that has ended, append-only. The latest of a job that neither waits nor runs says how it ended. One of
+-- attempt 0 says when what it waited for had ended.
 create table mcp.job_executions (
     tenant_id   uuid not null,
     job_id      uuid not null,
@@ -71,7 +98,7 @@ create table mcp.job_executions (
     attempt     integer not null,
     retries     smallint not null,  -- failures so far
     outcome     text not null check (outcome in ('COMPLETED', 'FAILED', 'TIMED_OUT', 'LEASE_LOST', 'RELEASED', 'SNOOZED',
-                                                 'CANCELLED')),
+                                                 'CANCELLED', 'UNBLOCKED')),
     result      json,
     error       json,
     primary key (tenant_id, job_id, attempt, finished_at)
@@ -84,6 +111,7 @@ create table mcp.dead_letter_queue (
     dead_letter_id uuid not null,  -- rises with the time of the failure
     created_at     timestamptz not null,
     failed_at      timestamptz not null,
+    is_parent      boolean not null,
     attempt        integer not null,
     retries        smallint not null,
     priority       smallint not null,

@@ -22,16 +22,16 @@ order by d.dead_letter_id limit $4;
 -- $1 tenant, $2 jobs.
 with gone as (
     delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])
-    returning d.job_id, d.created_at, d.attempt, d.priority, d.queue
+    returning d.job_id, d.created_at, d.attempt, d.priority, d.is_parent, d.queue
 ), kept as (
     update mcp.job_executions x set next_run_at = now() from gone g
     where x.tenant_id = $1 and x.job_id = g.job_id and x.attempt = g.attempt
 )
-insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, queue)
-select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.queue from gone g
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
 returning job_id, queue;
 
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.
 delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])
-returning d.job_id, d.queue;
+returning d.job_id, d.queue, d.is_parent;

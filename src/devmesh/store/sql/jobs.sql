@@ -2,12 +2,13 @@
 -- Writes new jobs and puts them into their queues, each at its own time or else at this moment by the database's clock. Gives that
 -- moment. $1 tenant, then lists with one entry a job: $2 the callers' keys, $3 ids, $4 queues, $5 types, $6 payloads, $7 priorities,
 -- $8 times before which they do not run, or null, $9 delays in ms, or null, $10 retries at the most, $11 timeouts in ms,
--- $12 first back-offs in ms, $13 tags as JSON, or null.
+-- $12 first back-offs in ms, $13 tags as JSON, or null, $14 whether they wait for others, and so come into no queue yet, or null.
 with asked as materialized (
     select a.*, moment.now, coalesce(a.run_at, moment.now + make_interval(secs => a.delay_ms / 1000.0), moment.now) as due_at
     from unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::timestamptz[], $9::bigint[], $10::smallint[],
-                $11::integer[], $12::integer[], $13::text[])
-         as a (key_id, job_id, queue, type, payload, priority, run_at, delay_ms, max_retries, timeout_ms, backoff_ms, tags)
+                $11::integer[], $12::integer[], $13::text[], $14::boolean[])
+         as a (key_id, job_id, queue, type, payload, priority, run_at, delay_ms, max_retries, timeout_ms, backoff_ms, tags,
+               is_blocked)
     cross join (select clock_timestamp() as now) moment
 ), written as (
     insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority,
@@ -15,10 +16,11 @@ with asked as materialized (
     select $1, a.job_id, a.now, greatest(a.due_at, a.now), a.key_id, a.timeout_ms, a.backoff_ms, a.max_retries, a.priority, a.queue,
            a.type, a.payload::json, case when a.tags is not null then array(select json_array_elements_text(a.tags::json)) end
     from asked a
+), queued as (
+    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, priority, queue)
+    select $1, greatest(a.due_at, a.now), a.job_id, a.now, a.priority, a.queue from asked a where a.is_blocked is not true
 )
-insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, priority, queue)
-select $1, greatest(a.due_at, a.now), a.job_id, a.now, a.priority, a.queue from asked a
-returning created_at, run_at;
+select a.now from asked a limit 1;
 
 -- name: is_paused
 -- Which of these queues are paused. $1 tenant, $2 queues.
@@ -44,9 +46,9 @@ with head as materialized (
                         limit 1) j
 ), leased as (
     insert into mcp.jobs_leased (tenant_id, job_id, worker_id, created_at, started_at, lease_until, timeout_at, attempt, retries,
-                                 lease_s, priority, queue)
+                                 lease_s, priority, is_parent, queue)
     select $1, g.job_id, $2, g.created_at, g.moment, g.moment + make_interval(secs => $5),
-           g.moment + make_interval(secs => g.timeout_ms / 1000.0), g.attempt + 1, g.retries, $5, g.priority, g.queue
+           g.moment + make_interval(secs => g.timeout_ms / 1000.0), g.attempt + 1, g.retries, $5, g.priority, g.is_parent, g.queue
     from given g
 )
 select g.job_id as id, g.queue, g.type, g.payload, g.priority, g.attempt + 1 as attempt, g.retries as retry_count, g.max_retries,
@@ -74,7 +76,7 @@ with held as materialized (
                         where l.tenant_id = $1 and l.job_id = a.job_id and l.attempt = a.attempt limit 1) h
 ), gone as (
     delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any(array(select held.job_id from held))
-    returning l.job_id, l.attempt, l.worker_id, l.started_at, l.queue, l.retries
+    returning l.job_id, l.attempt, l.worker_id, l.started_at, l.queue, l.retries, l.is_parent
 ), done as materialized (
     select g.*, h.result from gone g full join held h on h.job_id = g.job_id
 ), kept as (
@@ -82,7 +84,7 @@ with held as materialized (
     select $1, d.job_id, clock_timestamp(), d.started_at, d.worker_id, d.attempt, d.retries, 'COMPLETED', d.result::json from done d
     where d.worker_id is not null
 )
-select d.job_id, d.queue, d.attempt from done d where d.worker_id is not null;
+select d.job_id, d.queue, d.attempt, d.is_parent from done d where d.worker_id is not null;
 
 -- name: leases
 -- What is known of held jobs, and of those that are not held any more nothing. $1 tenant, $2 jobs.
@@ -116,13 +118,13 @@ cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id
 -- Ends the attempts of jobs that this transaction has locked: keeps how they ended, puts back into their queues those that go on
 -- and into the dead letters those that have failed for good. $1 tenant, $2 jobs, $3 outcomes, $4 errors as JSON, or null, $5 when
 -- they go on, or null, $6 their failures so far, $7 which are dead; then as they were: $8 when they were made, $9 when they began,
--- $10 workers, $11 attempts, $12 priorities, $13 queues, $14 types; and $15 ids for dead letters.
+-- $10 workers, $11 attempts, $12 priorities, $13 queues, $14 types, $15 whether others wait for them; and $16 ids for dead letters.
 with ended as materialized (
     select * from unnest($2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::smallint[], $7::boolean[], $8::timestamptz[],
                          $9::timestamptz[], $10::uuid[], $11::integer[], $12::smallint[], $13::text[], $14::text[],
-                         $15::uuid[])
+                         $15::boolean[], $16::uuid[])
          as e (job_id, outcome, error, next_run_at, retries, is_dead, created_at, started_at, worker_id, attempt, priority, queue, type,
-               dead_letter_id)
+               is_parent, dead_letter_id)
 ), gone as (
     delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any($2::uuid[])
 ), kept as (
@@ -131,16 +133,16 @@ with ended as materialized (
     select $1, e.job_id, clock_timestamp(), e.started_at, e.worker_id, e.next_run_at, e.attempt, e.retries, e.outcome,
            e.error::json from ended e
 ), again as (
-    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, queue)
-    select $1, e.next_run_at, e.job_id, e.created_at, e.attempt, e.retries, e.priority, e.queue from ended e
+    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+    select $1, e.next_run_at, e.job_id, e.created_at, e.attempt, e.retries, e.priority, e.is_parent, e.queue from ended e
     where e.next_run_at is not null
 )
-insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, attempt, retries, priority, queue, type,
-                                   error)
-select $1, e.job_id, e.dead_letter_id, e.created_at, now(), e.attempt, e.retries, e.priority, e.queue, e.type, e.error::json from ended e
+insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
+                                   type, error)
+select $1, e.job_id, e.dead_letter_id, e.created_at, now(), e.is_parent, e.attempt, e.retries, e.priority, e.queue, e.type, e.error::json from ended e
 where e.is_dead
 on conflict (tenant_id, job_id) do update
-set dead_letter_id = excluded.dead_letter_id, failed_at = excluded.failed_at, attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
+set dead_letter_id = excluded.dead_letter_id, is_parent = excluded.is_parent, failed_at = excluded.failed_at, attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
 
 -- name: take_waiting
 -- Takes jobs that wait out of their queues, in one order for everybody; those that are being claimed are waited for, and then not
@@ -156,12 +158,12 @@ with wanted as materialized (
                           and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = a.job_id limit 1 for update) h
 ), gone as (
     delete from mcp.jobs_ready r where r.ctid = any(array(select wanted.place from wanted))
-    returning r.job_id, r.queue, r.attempt, r.retries
+    returning r.job_id, r.queue, r.attempt, r.retries, r.is_parent
 ), kept as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
     select $1, g.job_id, clock_timestamp(), g.attempt + 1, g.retries, 'CANCELLED', $3::json from gone g
 )
-select g.job_id, g.queue, g.attempt + 1 as attempt from gone g;
+select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from gone g;
 
 -- name: request_cancel
 -- Asks workers to stop held jobs: they are told with their next heartbeat. $1 tenant, $2 jobs, $3 why.
@@ -172,6 +174,7 @@ returning l.job_id, l.queue, l.worker_id;
 -- name: get_many
 -- Jobs as they are now. $1 tenant, $2 ids.
 select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.attempt as ready_attempt, ready.retries as ready_retries,
+       blocked.attempt as blocked_attempt, blocked.retries as blocked_retries, blocked.priority as blocked_priority,
        held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.started_at as held_since,
        held.lease_until, held.progress, held.progress_message, held.cancel_requested_at,
        latest.attempt as latest_attempt, latest.retries as latest_retries, latest.outcome, latest.result, latest.error, latest.worker_id as latest_worker,
@@ -181,6 +184,7 @@ cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id
 left join lateral (select * from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
                    order by x.attempt desc, x.finished_at desc limit 1) latest on true
 left join lateral (select * from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = a.job_id limit 1) held on true
+left join lateral (select * from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = a.job_id limit 1) blocked on true
 left join lateral (select r.* from generate_series(1, 5) as level (priority)
                    cross join lateral (select * from mcp.jobs_ready w
                                        where w.tenant_id = $1 and w.queue = j.queue and w.priority = level.priority
@@ -197,7 +201,7 @@ from mcp.jobs w where w.tenant_id = $1 and w.job_id < $2 order by w.job_id desc 
 -- name: executions
 -- The attempts of a job that have ended, in order. $1 tenant, $2 job, $3 how many at most.
 select x.attempt, x.worker_id, x.outcome, x.result, x.error, x.started_at, x.finished_at, x.next_run_at from mcp.job_executions x
-where x.tenant_id = $1 and x.job_id = $2 order by x.attempt, x.finished_at limit $3;
+where x.tenant_id = $1 and x.job_id = $2 and x.attempt > 0 order by x.attempt, x.finished_at limit $3;
 
 -- name: overdue_ids
 -- Held jobs whose lease or time has run out. $1 tenant, $2 how many.

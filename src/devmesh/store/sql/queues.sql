@@ -19,9 +19,9 @@ with head as materialized (
     select r.ctid as place from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = $2
     order by r.priority, r.run_at, r.job_id limit $3 for update skip locked
 ), gone as (
-    delete from mcp.jobs_ready r where r.ctid = any(array(select head.place from head)) returning r.job_id, r.attempt, r.retries
+    delete from mcp.jobs_ready r where r.ctid = any(array(select head.place from head)) returning r.job_id, r.attempt, r.retries, r.is_parent
 ), kept as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
     select $1, g.job_id, clock_timestamp(), g.attempt + 1, g.retries, 'CANCELLED', $4::json from gone g
 )
-select g.job_id, g.attempt + 1 as attempt from gone g;
+select g.job_id, g.attempt + 1 as attempt, g.is_parent from gone g;

@@ -1,0 +1,157 @@
+"""Jobs that wait for others: they are blocked until the last of those has ended well, and never stranded when one has not.
+
+Whoever says that a job waits for another notes it at that one (`is_parent`), in the row by which it will be ended. Whoever
+ends a job that has this note looks for those that wait for it. So a job without dependents costs nothing, and none is
+overlooked: the note and the end are made on the same row, one after the other.
+"""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from devmesh.core import errors
+from devmesh.core.ids import new_ids
+from devmesh.core.jobs import Outcome, Status
+from devmesh.operations.job_events import patch, tell
+from devmesh.operations.work import Work
+from devmesh.store.database import Record
+from devmesh.store.jobs import SQL as JOBS
+from devmesh.store.jobs import from_row, json_text
+from devmesh.store.statements import load
+
+SQL = load("job_dependencies")
+MARK_TRIES_MAX = 5  # a job that is moved each time that we come to mark it
+
+
+class Policy(enum.StrEnum):
+    """What becomes of a job when one that it waits for has failed or was cancelled."""
+
+    FAIL = "fail"
+    WAIT = "wait"
+    IGNORE = "ignore"
+
+
+class End(enum.Enum):
+    """How a job has ended, to those that wait for it."""
+
+    WELL = "well"
+    FAILED = "failed"  # it is a dead letter, and may be replayed
+    GONE = "gone"  # it was cancelled, or discarded: it will never be completed
+
+
+class Parents(NamedTuple):
+    """What is known of jobs that others are to wait for."""
+
+    alive: set[uuid.UUID]  # and noted as parents
+    failed: set[uuid.UUID]
+    priorities: dict[uuid.UUID, int]
+
+
+async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
+    """Notes at jobs that others wait for them, wherever they are. Raises not_found."""
+    wanted = sorted(set(ids))
+    priorities = {row["job_id"]: row["priority"] for row in await work.tx.fetch(SQL.priorities, work.tenant_id, wanted)}
+    if unknown := [job_id for job_id in wanted if job_id not in priorities]:
+        raise errors.not_found("job", unknown[0])
+    left, alive, failed = wanted, set[uuid.UUID](), set[uuid.UUID]()
+    for _ in range(MARK_TRIES_MAX):
+        for statement in (SQL.mark_blocked, SQL.mark_ready, SQL.mark_held):  # in the order in which a job goes
+            if left:
+                marked = {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
+                alive |= marked
+                left = [job_id for job_id in left if job_id not in marked]
+        rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, left) if left else []
+        now = {row["job_id"]: from_row(row).status for row in rows}
+        failed |= {job_id for job_id, status in now.items() if status in (Status.FAILED, Status.CANCELLED)}
+        left = [job_id for job_id in left if now[job_id] in (Status.PENDING, Status.PROCESSING)]
+        if not left:
+            return Parents(alive, failed, priorities)
+    raise errors.unavailable("a job that is to be waited for is being moved all the time; try again")
+
+
+class Wish(NamedTuple):
+    """A job that is to wait for others."""
+
+    job_id: uuid.UUID
+    parent_ids: Sequence[uuid.UUID]
+    policy: Policy
+
+
+async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]:
+    """The parents that a job has to wait for, by its policy. Raises conflict when one of them has failed already."""
+    failed = [job_id for job_id in wish.parent_ids if job_id in parents.failed]
+    if failed and wish.policy is Policy.FAIL:
+        raise errors.conflict(
+            "job.parent_failed", f"job {failed[0]}, which it would wait for, has failed", "depends_on"
+        )
+    kept: list[uuid.UUID] = []
+    if failed and wish.policy is Policy.WAIT:
+        rows = await work.tx.fetch(SQL.mark_dead, work.tenant_id, failed)
+        kept = [row["job_id"] for row in rows]
+        if len(kept) < len(failed):
+            message = "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed"
+            raise errors.conflict("job.parent_failed", message, "depends_on")
+    return [*(job_id for job_id in dict.fromkeys(wish.parent_ids) if job_id in parents.alive), *kept]
+
+
+async def settle(work: Work, ids: Iterable[uuid.UUID], end: End) -> None:
+    """Lets those go on, or end, that have waited for jobs which have just ended so."""
+    left = dict.fromkeys(ids, end)
+    while left:
+        edges = await work.tx.fetch(SQL.children, work.tenant_id, sorted(left))
+        children = sorted({row["child_id"] for row in edges})
+        if not children:
+            return
+        blocked = {row["job_id"]: row for row in await work.tx.fetch(SQL.lock_blocked, work.tenant_id, children)}
+        gone: list[Record] = []
+        doomed: dict[uuid.UUID, uuid.UUID] = {}
+        for edge in edges:
+            child = blocked.get(edge["child_id"])
+            if child is None:
+                continue
+            if left[edge["parent_id"]] is End.WELL or child["policy"] == Policy.IGNORE:
+                gone.append(edge)
+            elif left[edge["parent_id"]] is End.GONE or child["policy"] == Policy.FAIL:
+                doomed[edge["child_id"]] = edge["parent_id"]
+        if gone:
+            pairs = [edge["parent_id"] for edge in gone], [edge["child_id"] for edge in gone]
+            await work.tx.execute(SQL.remove, work.tenant_id, *pairs)
+        free = [job_id for job_id in dict.fromkeys(edge["child_id"] for edge in gone) if job_id not in doomed]
+        await _unblock(work, free)
+        left = dict.fromkeys(await _fail(work, doomed), End.FAILED)
+
+
+async def _unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
+    if not ids:
+        return
+    waiting = {row["job_id"] for row in await work.tx.fetch(SQL.still_waiting, work.tenant_id, list(ids))}
+    rows = await work.tx.fetch(SQL.unblock, work.tenant_id, [job_id for job_id in ids if job_id not in waiting])
+    moved = [(row["queue"], patch(row["job_id"], row["attempt"], run_at=row["run_at"])) for row in rows]
+    tell(work, "job.unblocked", moved, Status.PENDING)
+
+
+async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID]) -> list[uuid.UUID]:
+    """Fails jobs because the one that they waited for has: those of them that others wait for."""
+    parents: list[uuid.UUID] = []
+    for child_id, parent_id in sorted(doomed.items()):
+        why = {
+            "type": "ParentFailed",
+            "message": f"job {parent_id}, which it waited for, has failed",
+            "job_id": parent_id,
+        }
+        parents += await end_blocked(work, [child_id], Outcome.FAILED, why)
+    return parents
+
+
+async def end_blocked(work: Work, ids: Sequence[uuid.UUID], outcome: Outcome, why: dict[str, Any]) -> list[uuid.UUID]:
+    """Ends jobs that wait for others, and answers with those of them that others wait for."""
+    letters = new_ids(len(ids)) if outcome is Outcome.FAILED else None
+    rows = await work.tx.fetch(SQL.end_blocked, work.tenant_id, list(ids), outcome.value, json_text(why), letters)
+    await work.tx.execute(SQL.forget_children, work.tenant_id, [row["job_id"] for row in rows])
+    status = Status.FAILED if outcome is Outcome.FAILED else Status.CANCELLED
+    event_type = "job.failed" if outcome is Outcome.FAILED else "job.cancelled"
+    tell(work, event_type, [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], status)
+    return [row["job_id"] for row in rows if row["is_parent"]]

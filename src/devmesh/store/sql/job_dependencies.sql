@@ -1,0 +1,131 @@
+-- name: lock
+-- One at a time says in a tenant which job waits for which: two could make a circle together. $1 tenant.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 13));
+
+-- name: mark_held
+-- Notes at held jobs that others wait for them: whoever ends one of these has to look. $1 tenant, $2 jobs.
+update mcp.jobs_leased l set is_parent = true where l.tenant_id = $1 and l.job_id = any($2::uuid[]) returning l.job_id;
+
+-- name: mark_blocked
+-- The same at jobs that wait for others themselves. $1 tenant, $2 jobs.
+update mcp.jobs_blocked b set is_parent = true where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.job_id;
+
+-- name: mark_dead
+-- The same at dead letters, which may be replayed. $1 tenant, $2 jobs.
+update mcp.dead_letter_queue d set is_parent = true where d.tenant_id = $1 and d.job_id = any($2::uuid[]) returning d.job_id;
+
+-- name: mark_ready
+-- The same at jobs in their queues. $1 tenant, $2 jobs.
+update mcp.jobs_ready r set is_parent = true where r.ctid = any(array(
+    select h.place from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
+    left join lateral (select x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
+                       order by x.attempt desc, x.finished_at desc limit 1) latest on true
+    cross join generate_series(1, 5) as level (priority)
+    cross join lateral (select r.ctid as place from mcp.jobs_ready r
+                        where r.tenant_id = $1 and r.queue = j.queue and r.priority = level.priority
+                          and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = a.job_id limit 1 for update) h))
+returning r.job_id;
+
+-- name: block
+-- Writes that jobs wait for others. $1 tenant, then one entry a job: $2 jobs, $3 when they were made, $4 when they may run, $5
+-- attempts, $6 failures, $7 priorities, $8 whether others wait for them, $9 queues, $10 policies.
+insert into mcp.jobs_blocked (tenant_id, job_id, created_at, run_at, attempt, retries, priority, is_parent, queue, policy)
+select $1, b.* from unnest($2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::integer[], $6::smallint[], $7::smallint[],
+                           $8::boolean[], $9::text[], $10::text[]) b;
+
+-- name: add
+-- Which job waits for which. $1 tenant, $2 parents, $3 their children.
+insert into mcp.job_dependencies (tenant_id, parent_id, child_id)
+select $1, e.parent_id, e.child_id from unnest($2::uuid[], $3::uuid[]) as e (parent_id, child_id)
+on conflict do nothing;
+
+-- name: is_above
+-- Whether one of these jobs waits, through whatever number of others, for a job. $1 tenant, $2 jobs, $3 the job.
+with recursive above (job_id) as (
+    select * from unnest($2::uuid[])
+    union
+    select d.parent_id from above a
+    cross join lateral (select e.parent_id from mcp.job_dependencies e
+                        where e.child_id = a.job_id and e.tenant_id is not distinct from $1 limit 10000) d
+)
+select exists (select from above where above.job_id = $3);
+
+-- name: children
+-- Who waits for these jobs. $1 tenant, $2 parents.
+select d.parent_id, d.child_id from unnest($2::uuid[]) as a (parent_id)
+cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = a.parent_id
+                    order by e.child_id limit 100000) d;
+
+-- name: parents
+-- What a job waits for. $1 tenant, $2 the job.
+select d.parent_id from mcp.job_dependencies d where d.child_id = $2 and d.tenant_id = $1 order by d.parent_id limit 100;
+
+-- name: lock_blocked
+-- Locks jobs that wait for others, in one order for everybody. $1 tenant, $2 jobs, sorted.
+select h.* from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select * from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = a.job_id limit 1 for update) h;
+
+-- name: remove
+-- These do not wait for those any more. $1 tenant, $2 parents, $3 their children.
+delete from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = any($2::uuid[]) and d.child_id = any($3::uuid[]);
+
+-- name: forget_children
+-- These wait for nobody any more. $1 tenant, $2 jobs.
+delete from mcp.job_dependencies d where d.child_id = any($2::uuid[]) and d.tenant_id = $1;
+
+-- name: still_waiting
+-- Which of these jobs still wait for others. $1 tenant, $2 jobs.
+select a.job_id from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select from mcp.job_dependencies d where d.child_id = a.job_id and d.tenant_id = $1 limit 1) found;
+
+-- name: unblock
+-- Puts jobs into their queues that this transaction has locked and that wait for nobody any more. $1 tenant, $2 jobs.
+with gone as (
+    delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
+), timed as materialized (
+    select g.*, greatest(g.run_at, (select clock_timestamp())) as due_at from gone g
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, next_run_at, attempt, retries, outcome)
+    select $1, t.job_id, clock_timestamp(), t.due_at, t.attempt, t.retries, 'UNBLOCKED' from timed t
+)
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+select $1, t.due_at, t.job_id, t.created_at, t.attempt, t.retries, t.priority, t.is_parent, t.queue from timed t
+returning job_id, queue, run_at, attempt;
+
+-- name: end_blocked
+-- Ends jobs that wait for others, as failed or as cancelled. $1 tenant, $2 jobs, $3 the outcome, $4 why, as JSON; and for those that
+-- are dead letters $5 ids, or null.
+with gone as (
+    delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
+    select $1, g.job_id, clock_timestamp(), g.attempt + 1, g.retries, $3, $4::json from gone g
+), dead as (
+    insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority,
+                                       queue, type, error)
+    select $1, g.job_id, ($5::uuid[])[array_position($2::uuid[], g.job_id)], g.created_at, now(), g.is_parent, g.attempt + 1, g.retries,
+           g.priority, g.queue, j.type, $4::json
+    from gone g cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id
+                                      and k.created_at = g.created_at limit 1) j
+    where $5::uuid[] is not null
+)
+select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from gone g;
+
+-- name: priorities
+-- The priorities of jobs as they were asked for. $1 tenant, $2 jobs.
+select j.job_id, j.priority from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j;
+
+-- name: take_ready
+-- Takes a job out of its queue, so that it may wait for others. $1 tenant, $2 the job.
+delete from mcp.jobs_ready r where r.ctid = any(array(
+    select h.place from mcp.jobs j
+    left join lateral (select x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = $2
+                       order by x.attempt desc, x.finished_at desc limit 1) latest on true
+    cross join generate_series(1, 5) as level (priority)
+    cross join lateral (select r.ctid as place from mcp.jobs_ready r
+                        where r.tenant_id = $1 and r.queue = j.queue and r.priority = level.priority
+                          and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = $2 limit 1 for update) h
+    where j.tenant_id = $1 and j.job_id = $2))
+returning r.*;

@@ -1,0 +1,198 @@
+"""J25 to J37: jobs that wait for others. They begin when they should, and none is stranded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.harness import Mesh
+from tests.scenarios.jobs import Bench, held
+from tests.wire import Wire, WireError
+
+
+async def do(bench: Bench, verb: str = "complete", **more: Any) -> list[str]:
+    """Claims what can be had, and reports it. The ids, in the order in which they came."""
+    claimed = await bench.claim(limit=100)
+    if claimed:
+        await bench.wire.call(f"job.{verb}", jobs=[held(job, **more) for job in claimed])
+    return [job["id"] for job in claimed]
+
+
+async def reason(bench: Bench, job: dict[str, Any]) -> str:
+    return str((await bench.wire.call("job.explain", job_id=job["id"]))["explanation"]["reason"])
+
+
+async def test_j25_and_j31_a_child_is_ready_when_its_parent_is_completed(bench: Bench) -> None:
+    parent = await bench.enqueue()
+    child = await bench.enqueue(depends_on=[parent["id"]])
+    assert child["status"] == "PENDING"
+    assert await bench.get(child) == child
+    assert await reason(bench, child) == "waiting_for_parents"
+    assert await do(bench) == [parent["id"]]
+    assert await do(bench) == [child["id"]]
+    assert await bench.status(child) == "COMPLETED"
+
+
+async def test_j26_and_j32_it_waits_for_all_of_its_parents(bench: Bench) -> None:
+    parents = [await bench.enqueue(priority=priority) for priority in (5, 4, 3)]
+    child = await bench.enqueue(depends_on=[parent["id"] for parent in parents])
+    for parent in parents:
+        [claimed] = await bench.claim(limit=1)
+        assert claimed["id"] == parent["id"]
+        await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert await do(bench) == [child["id"]]
+
+
+async def test_j27_to_j30_the_highest_priority_is_inherited_unless_that_is_switched_off(bench: Bench) -> None:
+    parents = [await bench.enqueue(priority=priority) for priority in (2, 5, 3)]
+    ids = [parent["id"] for parent in parents]
+    assert (await bench.enqueue(depends_on=ids, priority=1))["priority"] == 5
+    assert (await bench.enqueue(depends_on=[ids[0]], priority=4))["priority"] == 4
+    off = await bench.enqueue(depends_on=ids, priority=1, inherit_priority=False)
+    assert (off["priority"], (await bench.get(off))["priority"]) == (1, 1)
+
+
+async def test_j33_a_chain_goes_in_order(bench: Bench) -> None:
+    chain = [await bench.enqueue()]
+    for _ in range(5):
+        chain.append(await bench.enqueue(depends_on=[chain[-1]["id"]]))
+    assert [await do(bench) for _ in chain] == [[job["id"]] for job in chain]
+
+
+async def test_j34_a_circle_is_refused_and_leaves_nothing_behind(bench: Bench) -> None:
+    first = await bench.enqueue()
+    second = await bench.enqueue(depends_on=[first["id"]])
+    third = await bench.enqueue(depends_on=[second["id"]])
+    for parent in (third, second, first):
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call("job.depend", job_id=first["id"], depends_on=[parent["id"]])
+        assert refused.value.reason == "job.cycle"
+    assert [await do(bench) for _ in range(3)] == [[job["id"]] for job in (first, second, third)]
+
+
+async def test_j34_two_who_draw_a_circle_together_cannot(mesh: Mesh, tenant: str, bench: Bench) -> None:
+    for _ in range(10):
+        one, two = await bench.enqueue(), await bench.enqueue()
+
+        async def draw(child: dict[str, Any], parent: dict[str, Any]) -> str:
+            async with await Wire.connect(mesh.ws_url, tenant) as wire:
+                answer = await wire.ask("job.depend", {"job_id": child["id"], "depends_on": [parent["id"]]})
+                return str(answer["error"]["data"]["reason"]) if "error" in answer else "done"
+
+        assert sorted(await asyncio.gather(draw(one, two), draw(two, one))) == ["done", "job.cycle"]
+        assert len(await do(bench)) == 1
+        assert len(await do(bench)) == 1
+
+
+async def test_j35_without_parents_or_with_completed_ones_it_is_ready_at_once(bench: Bench) -> None:
+    parent = await bench.enqueue()
+    await do(bench)
+    child = await bench.enqueue(depends_on=[parent["id"]])
+    assert await do(bench) == [child["id"]]
+
+
+@pytest.mark.parametrize("policy", ["fail", "wait", "ignore"])
+async def test_j36_a_failed_parent_decides_by_policy_and_strands_nobody(bench: Bench, policy: str) -> None:
+    parent = await bench.enqueue(max_retries=0)
+    child = await bench.enqueue(depends_on=[parent["id"]], on_parent_failure=policy)
+    grandchild = await bench.enqueue(depends_on=[child["id"]])
+    await do(bench, "fail", error="broken")
+    if policy == "fail":
+        assert [await bench.status(job) for job in (child, grandchild)] == ["FAILED", "FAILED"]
+        assert (await bench.get(child))["error"]["type"] == "ParentFailed"
+        assert {letter["job_id"] for letter in await bench.dead_letters()} == {
+            parent["id"],
+            child["id"],
+            grandchild["id"],
+        }
+        return
+    if policy == "wait":
+        assert await reason(bench, child) == "waiting_for_parents"
+        await bench.wire.call("dead_letter.replay", job_ids=[parent["id"]])
+        assert await do(bench) == [parent["id"]]
+    assert await do(bench) == [child["id"]]
+    assert await do(bench) == [grandchild["id"]]
+
+
+async def test_j36_what_can_never_be_completed_fails_those_who_wait(bench: Bench) -> None:
+    async def family() -> tuple[dict[str, Any], dict[str, Any]]:
+        parent = await bench.enqueue(max_retries=0)
+        return parent, await bench.enqueue(depends_on=[parent["id"]], on_parent_failure="wait")
+
+    cancelled, first = await family()
+    await bench.wire.call("job.cancel", job_id=cancelled["id"])
+    discarded, second = await family()
+    await do(bench, "fail", error="broken")
+    await bench.wire.call("dead_letter.discard", job_ids=[discarded["id"]])
+    _, third = await family()
+    await bench.wire.call("queue.purge", queue=bench.queue)
+    running, fourth = await family()
+    claimed = await bench.claim()
+    await bench.wire.call("job.cancel", job_id=running["id"])
+    await bench.wire.call("job.release", jobs=[held(job) for job in claimed])
+    for child in (first, second, third, fourth):
+        assert await bench.status(child) == "FAILED"
+    with pytest.raises(WireError) as refused:
+        await bench.enqueue(depends_on=[cancelled["id"]])
+    assert refused.value.reason == "job.parent_failed"
+    ignoring = await bench.enqueue(depends_on=[cancelled["id"]], on_parent_failure="ignore")
+    assert await do(bench) == [ignoring["id"]]
+
+
+async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Bench) -> None:
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as stranger:
+        theirs = (await stranger.call("job.enqueue", type="t"))["job"]["id"]
+    own = await bench.enqueue()
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("job.enqueue", {"type": "t", "depends_on": [theirs]}),
+        ("job.depend", {"job_id": own["id"], "depends_on": [theirs]}),
+        ("job.depend", {"job_id": theirs, "depends_on": [own["id"]]}),
+    ]
+    for method, params in asked:
+        answer = await bench.wire.ask(method, params)
+        assert answer["error"]["data"]["kind"] == "not_found"
+
+
+async def test_a_waiting_child_is_cancelled_with_those_who_wait_for_it(bench: Bench) -> None:
+    parent = await bench.enqueue()
+    child = await bench.enqueue(depends_on=[parent["id"]])
+    grandchild = await bench.enqueue(depends_on=[child["id"]])
+    assert (await bench.wire.call("job.cancel", job_id=child["id"]))["job"]["status"] == "CANCELLED"
+    assert await bench.status(grandchild) == "FAILED"
+    assert await do(bench) == [parent["id"]]
+    assert await do(bench) == []
+
+
+async def test_j37_fan_out_and_fan_in_are_exact_while_everything_happens_at_once(
+    mesh: Mesh, tenant: str, bench: Bench
+) -> None:
+    """Parents end while children are tied to them: each child runs once, after all of its parents."""
+    parents = [(await bench.enqueue(priority=5))["id"] for _ in range(60)]
+    children: dict[str, list[str]] = {}
+    order: list[str] = []
+
+    async def enqueue(offset: int) -> None:
+        async with await Wire.connect(mesh.ws_url, tenant) as wire:
+            for place in range(offset, 60, 3):
+                mine = [parents[place], parents[(place + 7) % 60]]
+                spec = {"type": "t", "queue": bench.queue, "depends_on": mine, "inherit_priority": False}
+                children[(await wire.call("job.enqueue", **spec))["job"]["id"]] = mine
+
+    async def work() -> None:
+        async with await Wire.connect(mesh.ws_url, tenant) as wire:
+            worker = (await wire.call("worker.register", name=f"w{id(wire)}"))["worker"]["id"]
+            while len(order) < 120:
+                asked = {"worker_id": worker, "queues": [bench.queue], "limit": 5, "wait_ms": 500}
+                jobs = (await wire.call("job.claim", **asked))["jobs"]
+                order.extend(job["id"] for job in jobs)
+                if jobs:
+                    await wire.call("job.complete", jobs=[held(job) for job in jobs])
+
+    async with asyncio.timeout(40):
+        await asyncio.gather(*(enqueue(offset) for offset in range(3)), *(work() for _ in range(4)))
+    assert sorted(order) == sorted([*parents, *children])
+    place = {job_id: ordinal for ordinal, job_id in enumerate(order)}
+    for child, mine in children.items():
+        assert place[child] > max(place[parent] for parent in mine)
