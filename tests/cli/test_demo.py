@@ -161,6 +161,7 @@ def test_on_a_mesh_that_runs_it_tells_its_story_in_lines_and_leaves_only_finishe
     assert answer(up.directory, "call", "task.stats")["counts"]["running"] == 0
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 def test_a_file_that_changes_meanwhile_makes_it_fail_and_is_named(up: Up, notes: Path) -> None:
     demo = Demo(up.directory, str(notes))

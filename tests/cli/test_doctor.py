@@ -123,6 +123,7 @@ def test_it_ends_when_the_database_does_not_answer(server: IllServer, migrated: 
     assert "no answer within 4 s" in found.one("database")["found"]
 
 
+@pytest.mark.soak
 def test_it_ends_when_the_database_falls_silent_half_way(server: IllServer, migrated: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with relay(migrated, silent_after=b"datfrozenxid") as through:

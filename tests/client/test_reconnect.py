@@ -196,6 +196,7 @@ def metrics_of(mesh: Mesh) -> str:
     return httpx.get(f"http://127.0.0.1:{gateway.port}/metrics", trust_env=False).text
 
 
+@pytest.mark.soak
 async def test_a_reader_too_slow_is_sent_away_and_resumes_whole(
     own_mesh: OwnMesh, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ async def test_redis_carries_the_bell_while_notify_cannot(mesh: Mesh) -> None:
         run_sql(mesh.dsn, "grant execute on function pg_notify(text, text) to public")
 
 
+@pytest.mark.soak
 async def test_a_redis_that_is_away_from_the_start_hinders_nobody_and_floods_no_log(
     own_mesh: Callable[..., Mesh], redis: RedisServer
 ) -> None:

@@ -167,6 +167,7 @@ async def test_s13_many_keepers_do_it_once(own_mesh: Callable[..., Mesh]) -> Non
         assert health(worker)["components"]["partition-keeper"]["status"] == "healthy"
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 async def test_s13_a_keeper_killed_at_work_is_followed_by_another(own_mesh: Callable[..., Mesh]) -> None:
     mesh = own_mesh("rest-api", **QUICK_KEEPER)

@@ -132,7 +132,7 @@ async def start_cut_after(broken: Postgres, name: str, dsn: str, messages: int) 
         assert proxy.cuts_after is None, "the start was over before the cut"
 
 
-@pytest.mark.parametrize("name", ["rest-api", "mcp-server"])
+@pytest.mark.parametrize("name", ["rest-api", pytest.param("mcp-server", marks=pytest.mark.soak)])
 async def test_s3_a_database_lost_in_any_phase_of_the_start_only_delays_it(
     broken: Postgres, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +226,7 @@ def kill_postgres(up: Up) -> None:
     os.kill(int((up.data / "postgres" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
 
 
+@pytest.mark.soak
 def test_devmesh_up_brings_back_whatever_is_killed_also_while_it_starts(own_up: Up) -> None:
     own_up.launch()
     wait_until(lambda: child_of(own_up, "rest-api"), "rest-api is started", 20.0)

@@ -112,6 +112,7 @@ async def jwks_becomes(mesh: Mesh, status: str, message: str = "") -> dict[str, 
     return health(mesh)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 async def test_an_operator_s_keys_outlive_their_server_for_a_while(operators_keys: Callable[..., Mesh]) -> None:
     first, second = new_key("RS256"), new_key("EdDSA")
