@@ -174,7 +174,14 @@ def test_a_file_that_changes_meanwhile_makes_it_fail_and_is_named(up: Up, notes:
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("tidy")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 130, marks=pytest.mark.soak),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.soak),
+    ],
+)
 def test_broken_off_it_leaves_no_process_and_whoever_can_tidies_up(
     up: Up, notes: Path, number: signal.Signals, code: int
 ) -> None:

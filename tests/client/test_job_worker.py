@@ -262,7 +262,7 @@ async def test_over_the_websocket_as_well(mesh: Mesh, tenant: str) -> None:
         assert (await jobs.ended(added))["result"] == 6
         waiting = await jobs.enqueue("wait", queue=queue)
         await eventually(lambda: jobs.is_held(waiting), "it waits")
-        await asyncio.sleep(2.5)  # longer than two leases, which the heart keeps
+        await asyncio.sleep(1.5)  # longer than a lease, which the heart keeps
         let_go.set()
         assert (await jobs.ended(waiting))["result"] == "attempt 1"
         hanging = await jobs.enqueue("hang", queue=queue)

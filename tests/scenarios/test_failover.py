@@ -169,7 +169,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.soak] if name == "stalled" else []) for name in FAULTS]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.soak] if name in ("stalled", "unreachable") else []) for name in FAULTS],
 )
 async def test_s10_services_outlive_what_becomes_of_the_database_and_say_what_it_is(parts: Broken, name: str) -> None:
     fault = FAULTS[name]
@@ -243,6 +244,7 @@ async def test_s10_sessions_that_an_administrator_or_a_crash_ends_are_replaced(p
     await eventually(parts.all_ready, "all are ready again", RECOVERY_S)
 
 
+@pytest.mark.soak
 async def test_s10_connections_that_a_firewall_has_forgotten_cost_one_deadline_and_are_replaced(parts: Broken) -> None:
     await eventually(parts.all_ready, "all are ready", RECOVERY_S)
     await asyncio.gather(*(parts.create() for _ in range(30)))  # there are several connections to forget

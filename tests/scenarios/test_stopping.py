@@ -145,7 +145,7 @@ async def test_s11_presence_ends_with_the_gateway_and_not_with_a_time_limit(
     assert run_sql(fresh_database, "select count(*) from mcp.agent_sessions") == "0"
 
 
-@pytest.mark.parametrize("state", ["away", "frozen"])
+@pytest.mark.parametrize("state", ["away", pytest.param("frozen", marks=pytest.mark.soak)])
 async def test_s11_a_database_that_is_gone_does_not_hold_up_the_stop(
     broken: Postgres, mesh_on: MakeMesh, state: str
 ) -> None:

@@ -39,6 +39,8 @@ STEP = 1_000  # of many, in one call
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 QueueName = Annotated[str, typer.Argument(help="The queue's name.", show_default=False)]
 QueueFilter = Annotated[str | None, typer.Option("--queue", help="Only of this queue.")]
+JobIds = Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)]
+Every = Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")]
 TypeFilter = Annotated[str | None, typer.Option("--type", help="Only of this type.")]
 
 jobs = typer.Typer(help="Look at jobs, cancel them, ask why they wait.", no_args_is_help=True)
@@ -110,8 +112,8 @@ def list_dead_letters(
 
 @dead_letters.command("replay")
 def replay(
-    job_ids: Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")] = False,
+    job_ids: JobIds = None,
+    every: Every = False,
     queue: QueueFilter = None,
     type_: TypeFilter = None,
     as_json: AsJson = False,
@@ -123,8 +125,8 @@ def replay(
 
 @dead_letters.command("discard")
 def discard(
-    job_ids: Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")] = False,
+    job_ids: JobIds = None,
+    every: Every = False,
     queue: QueueFilter = None,
     type_: TypeFilter = None,
     as_json: AsJson = False,

@@ -7,33 +7,20 @@ import uuid
 from devmesh import telemetry
 from devmesh.core import jobs
 from devmesh.core.jobs import Ending, Outcome
-from devmesh.engine.loop import Loop
+from devmesh.engine.reaper import REAPED_MAX, OverdueLoop
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.store.jobs import SQL, json_text
 from devmesh.store.statements import load
 
 TENANTS = load("tenants")
-REAPED_MAX = 500  # jobs that one transaction takes back
 
 
-class JobReaper(Loop):
+class JobReaper(OverdueLoop):
     name = "job-reaper"
 
     def __init__(self, runner: WorkRunner, interval_s: float) -> None:
-        super().__init__(interval_s)
-        self._runner = runner
-        self._is_more = False
-
-    async def run_once(self) -> bool:
-        self._is_more = False
-        tenants = await self._runner.database.read(TENANTS.with_overdue_jobs)
-        await self.for_each([row["tenant_id"] for row in tenants], self._reap)
-        return self._is_more
-
-    async def _reap(self, tenant_id: uuid.UUID) -> None:
-        if await self._runner.run(tenant_id, reap) >= REAPED_MAX:
-            self._is_more = True
+        super().__init__(runner, interval_s, TENANTS.with_overdue_jobs, reap)
 
 
 async def reap(work: Work) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 
 from devmesh import telemetry
 from devmesh.core import tasks
@@ -11,39 +12,54 @@ from devmesh.core.tasks import Move, Task
 from devmesh.engine.loop import Loop
 from devmesh.operations.task_moving import settle
 from devmesh.operations.work import Work, WorkRunner
-from devmesh.store.statements import load
+from devmesh.store.statements import Statement, load
 from devmesh.store.tasks import SQL, LockedTasks
 
 TENANTS = load("tenants")
 IDEMPOTENCY = load("idempotency")
 KEYS = load("keys")
-REAPED_MAX = 500  # tasks that one transaction takes back
+REAPED_MAX = 500  # tasks, or jobs, that one transaction takes back
 FORGOTTEN_MAX = 20_000  # idempotency keys that one look removes
 FORGET_INTERVAL_S = 5.0
 
 
-class Reaper(Loop):
-    name = "reaper"
+class OverdueLoop(Loop):
+    """Looks which tenants have something overdue, and works through each of them."""
 
-    def __init__(self, runner: WorkRunner, interval_s: float, idempotency_ttl_s: float) -> None:
+    def __init__(
+        self, runner: WorkRunner, interval_s: float, tenants: Statement, reap: Callable[[Work], Awaitable[int]]
+    ) -> None:
+        """`tenants` gives those that have something; `reap` does a part of one's in its transaction, and says how much."""
         super().__init__(interval_s)
-        self._runner, self._idempotency_ttl_s = runner, float(idempotency_ttl_s)
+        self._runner, self._tenants, self._reap = runner, tenants, reap
         self._is_more = False
-        self._forgets_at = 0.0
 
     async def run_once(self) -> bool:
         self._is_more = False
-        tenants = await self._runner.database.read(TENANTS.with_overdue)
-        await self.for_each([row["tenant_id"] for row in tenants], self._reap)
+        rows = await self._runner.database.read(self._tenants)
+        await self.for_each([row["tenant_id"] for row in rows], self._work_through)
+        return self._is_more
+
+    async def _work_through(self, tenant_id: uuid.UUID) -> None:
+        if await self._runner.run(tenant_id, self._reap) >= REAPED_MAX:
+            self._is_more = True
+
+
+class Reaper(OverdueLoop):
+    name = "reaper"
+
+    def __init__(self, runner: WorkRunner, interval_s: float, idempotency_ttl_s: float) -> None:
+        super().__init__(runner, interval_s, TENANTS.with_overdue, reap)
+        self._idempotency_ttl_s = float(idempotency_ttl_s)
+        self._forgets_at = 0.0
+
+    async def run_once(self) -> bool:
+        is_more = await super().run_once()
         if time.monotonic() >= self._forgets_at:
             self._forgets_at = time.monotonic() + FORGET_INTERVAL_S
             await self._runner.database.read(IDEMPOTENCY.forget, self._idempotency_ttl_s, FORGOTTEN_MAX)
             await self._runner.database.read(KEYS.forget_failures)
-        return self._is_more
-
-    async def _reap(self, tenant_id: uuid.UUID) -> None:
-        if await self._runner.run(tenant_id, reap) >= REAPED_MAX:
-            self._is_more = True
+        return is_more
 
 
 async def reap(work: Work) -> int:

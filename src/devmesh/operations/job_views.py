@@ -89,11 +89,9 @@ class ExecutionsResult(msgspec.Struct):
 async def executions(work: Work, call: Call[ById]) -> ExecutionsResult:
     """Show the attempts of a job that have ended, the first 1,000, each with its worker, how it ended and how long it took."""
     job_id = call.params.job_id
-    found = await _jobs(work, [job_id])
-    if job_id not in found:
-        raise errors.not_found("job", job_id)
+    job = await _require_job(work, job_id)
     rows = await work.tx.fetch(SQL.executions, work.tenant_id, job_id, EXECUTIONS_MAX)
-    return ExecutionsResult(found[job_id], [execution_from_row(row) for row in rows])
+    return ExecutionsResult(job, [execution_from_row(row) for row in rows])
 
 
 class Cancel(Mutation, kw_only=True):
@@ -119,10 +117,7 @@ async def cancel(work: Work, call: Call[Cancel]) -> JobResult:
         told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
         tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=call.params.reason)
     await settle(work, over, End.GONE)
-    found = await _jobs(work, [job_id])
-    if job_id not in found:
-        raise errors.not_found("job", job_id)
-    job = found[job_id]
+    job = await _require_job(work, job_id)
     if not rows and job.status is not Status.PROCESSING and job.status is not Status.CANCELLED:
         raise errors.conflict("job.state", f"the job is {job.status} and cannot be cancelled")
     return JobResult(job)
@@ -143,11 +138,7 @@ class ExplanationResult(msgspec.Struct):
 @operation("job.explain", scope=Scope.READ, http="GET /jobs/{job_id}/explain", single=True)
 async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
     """Say why a job is not running."""
-    job_id = call.params.job_id
-    found = await _jobs(work, [job_id])
-    if job_id not in found:
-        raise errors.not_found("job", job_id)
-    job = found[job_id]
+    job = await _require_job(work, call.params.job_id)
     reason, sentence = await _reason(work, job)
     return ExplanationResult(Explanation(job.status, reason, sentence))
 
@@ -176,6 +167,13 @@ async def _reason(work: Work, job: Job) -> tuple[str, str]:
     if before:
         return "others_first", f"{before:,} jobs of its queue come before it"
     return "next", "it is the next of its queue; a worker will take it in a moment"
+
+
+async def _require_job(work: Work, job_id: uuid.UUID) -> Job:
+    found = await _jobs(work, [job_id])
+    if job_id not in found:
+        raise errors.not_found("job", job_id)
+    return found[job_id]
 
 
 async def _jobs(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Job]:
