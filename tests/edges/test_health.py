@@ -35,7 +35,13 @@ async def test_every_service_says_how_it_is(rest: Rest, mesh: Mesh, service: str
     ready = await rest.http.get(url(mesh, service, "/readyz"))
     assert (ready.status_code, ready.json()["ready"], ready.json()["reasons"]) == (200, True, [])
     assert 0 <= ready.json()["age_ms"] < AGE_S_MAX * 1000
-    whole = (await rest.http.get(url(mesh, service, "/health"))).json()
+    whole: dict[str, Any] = {}
+
+    async def has_seen_the_migration_end() -> bool:
+        whole.update((await rest.http.get(url(mesh, service, "/health"))).json())
+        return whole["migrations"]["in_progress"] is False
+
+    await eventually(has_seen_the_migration_end, "its last look at the migrations is later than their end")
     assert (whole["status"], whole["ready"], whole["service"]) == ("healthy", True, service)
     assert whole["components"]["database"]["status"] == "healthy"
     assert whole["components"]["database"]["latency_ms"] > 0

@@ -126,7 +126,9 @@ async def test_events_go_on_arriving_whatever_becomes_of_redis(mesh: Mesh, redis
         before = metric(first, 'devmesh_rings_sent_total{carrier="redis"}')
         assert await best_of(writer, reader) < 1.0
         assert metric(first, 'devmesh_rings_sent_total{carrier="redis"}') > before
-    await eventually(lambda: [connections(child, redis.port) for child in mesh.children] == kept, "no connection leaks")
+    await eventually(
+        lambda: [connections(child, redis.port) for child in mesh.children] == kept, "no connection leaks", 25.0
+    )
     await eventually(lambda: redis.info("connected_clients") == 2 * len(SERVICES) + 1, "nor on the other side")
 
 
