@@ -132,6 +132,7 @@ def test_a_fleet_works_through_a_directory_one_agent_is_killed_and_nothing_is_lo
     assert not (tmp_path / ".devmesh").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 def test_on_a_mesh_that_runs_it_tells_its_story_in_lines_and_leaves_only_finished_tasks(up: Up) -> None:
     (up.directory / "one").write_text("one small file\n")

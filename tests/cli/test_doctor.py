@@ -114,6 +114,7 @@ def test_a_database_that_lets_us_not_in(server: IllServer, migrated: str, tmp_pa
     assert "create role nobody login" in nobody.one("database")["advice"][0]
 
 
+@pytest.mark.soak
 def test_it_ends_when_the_database_does_not_answer(server: IllServer, migrated: str, tmp_path: Path) -> None:
     began = time.monotonic()
     with server.postgres.frozen():

@@ -162,6 +162,7 @@ async def test_a_service_with_the_wrong_key_is_not_ready_and_names_the_keys(
         assert await read(database, right.vault) == stored  # nothing was touched
 
 
+@pytest.mark.soak
 async def test_a_rotation_while_everybody_reads_and_writes(own_mesh: Callable[..., Mesh], fresh_database: str) -> None:
     """The new master key comes beside the old one, everything is encrypted anew, the old one is removed: all of it opens."""
     old, new = Keys(envelope.new_master_key()), Keys(envelope.new_master_key())

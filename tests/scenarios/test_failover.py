@@ -213,6 +213,7 @@ async def _works_again(parts: Broken, wire: Wire) -> None:
     await wire.call("task.complete", task_id=task["id"], attempt=1)
 
 
+@pytest.mark.soak
 async def test_s10_connections_used_up_by_somebody_else_are_waited_for(parts: Broken) -> None:
     parts.postgres.sql("alter system set max_connections = 40")
     await asyncio.to_thread(parts.postgres.restart)
@@ -279,6 +280,7 @@ async def _look(tx: Transaction) -> bool:
     return await tx.fetch_value(CLOCK.now) is not None
 
 
+@pytest.mark.soak
 async def test_s10_whoever_only_listens_finds_out_that_nobody_can_be_heard(
     broken: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +305,7 @@ async def test_s10_whoever_only_listens_finds_out_that_nobody_can_be_heard(
         await database.close(0.5)
 
 
+@pytest.mark.soak
 async def test_s10_calls_behind_a_silent_database_are_answered_by_their_deadline_too(parts: Broken) -> None:
     """More than fit into what is in flight at once: nobody waits for those before them to fail, one after another."""
     await eventually(parts.all_ready, "all are ready", RECOVERY_S)

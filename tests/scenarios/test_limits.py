@@ -303,6 +303,7 @@ async def test_connections_of_a_tenant_have_a_limit_on_all_nodes(nodes: Mesh) ->
         await wire.close()
 
 
+@pytest.mark.soak
 async def test_connections_of_a_node_that_was_killed_are_not_counted_for_long(own_mesh: Callable[..., Mesh]) -> None:
     mesh = own_mesh("rest-api", "mcp-server", "mcp-server", DEVMESH_CONNECTIONS_PER_TENANT_MAX="2")
     doomed, lasting = mesh.of("mcp-server")

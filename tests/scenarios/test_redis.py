@@ -95,6 +95,7 @@ def connections(child: Child, port: int) -> int:
     return sum(1 for each in open_ones if bool(each.raddr) and each.raddr.port == port)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120)
 async def test_events_go_on_arriving_whatever_becomes_of_redis(mesh: Mesh, redis: RedisServer) -> None:
     first, second = mesh.of("mcp-server")

@@ -121,6 +121,7 @@ async def test_s13_the_keeper_mends_what_breaks_while_it_runs(own_mesh: Callable
     assert run_sql(mesh.dsn, "select count(*) from mcp.events_default") == "0"
 
 
+@pytest.mark.soak
 async def test_s13_a_table_that_takes_no_rows_makes_services_not_ready_until_it_does(
     own_mesh: Callable[..., Mesh],
 ) -> None:

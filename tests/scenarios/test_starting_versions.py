@@ -151,6 +151,7 @@ async def test_services_work_while_the_next_release_migrates_under_them_and_star
     assert (refused.returncode, "newer than this program" in refused.stderr) == (1, True)
 
 
+@pytest.mark.soak
 async def test_a_migration_that_takes_away_what_services_need_is_told_by_them(
     empty_database: str, tmp_path: Path, mesh_on: MakeMesh
 ) -> None:

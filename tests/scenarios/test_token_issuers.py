@@ -118,6 +118,7 @@ async def test_a_deleted_issuer_s_tokens_end_in_five_seconds(mesh: Mesh, tenant:
     assert rest(mesh, "DELETE", f"/issuers/{made['id']}", tenant.key).status_code == 404
 
 
+@pytest.mark.soak
 async def test_a_secret_is_replaced_without_a_gap(mesh: Mesh, tenant: Tenant) -> None:
     issuer = f"https://{tenant.name}.example"
     old, new = secrets.token_urlsafe(40), secrets.token_urlsafe(40)
