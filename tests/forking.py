@@ -51,7 +51,9 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, or minus the signal that ended it. Raises `subprocess.TimeoutExpired`."""
         if self.returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+            poller = select.poll()  # `select` takes no file with a number over 1,023, and tests open many
+            poller.register(self._status, select.POLLIN)
+            if not poller.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
             [self.returncode] = _STATUS.unpack(os.read(self._status, _STATUS.size))
             os.close(self._status)
