@@ -51,14 +51,21 @@ class EventStream:
         self._arrived, self._taken = asyncio.Event(), asyncio.Event()
         self._is_subscribed = False
         self._session: Session | None = None  # while it is open
+        self._is_entered = False  # by `async with`, which ends the connection then
+        self._iteration: object = None  # the latest, which ends the connection otherwise
 
     async def __aenter__(self) -> Self:
+        self._is_entered = True
+        await self._open()
+        return self
+
+    async def _open(self) -> None:
         session = Session(self._address, self._codec, self._greet, self._deliver)
         await session.start(self._connect_timeout_s, on_end=self._arrived.set)
         self._session = session
-        return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._is_entered = False
         await self.close()
 
     async def close(self) -> None:
@@ -72,12 +79,19 @@ class EventStream:
 
     async def __aiter__(self) -> AsyncGenerator[Event, None]:
         """Without `async with`, the connection ends with the iteration, also when that is broken off."""
+        if self._is_entered:
+            while self._session is not None:
+                yield await self.next()
+            return
+        own = self._iteration = object()
         if self._session is None:
-            async with self:
-                while True:
-                    yield await self.next()
-        while self._session is not None:
-            yield await self.next()
+            await self._open()
+        try:
+            while True:
+                yield await self.next()
+        finally:  # of an iteration that was broken off Python may come to it when the next one has begun
+            if self._iteration is own:
+                await self.close()
 
     async def next(self) -> Event:
         """The next event, however long it takes to come. Raises EventsMissed, or MeshError when there will be none."""
