@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Unpack
 from devmesh.client.asking import Id
 from devmesh.client.client import Client
 from devmesh.client.errors import LeaseLost, MeshError
-from devmesh.client.lease import Lease
+from devmesh.client.lease import TaskLease
 from devmesh.client.tasks import Creation, Task
 from devmesh.core.errors import Kind
 
@@ -35,7 +35,7 @@ class HeldTask:
     that an attempt that was given up for dead cannot overwrite its successor's work.
     """
 
-    def __init__(self, task: Task, lease: Lease, client: Client) -> None:
+    def __init__(self, task: Task, lease: TaskLease, client: Client) -> None:
         self.task, self.client = task, client
         self._lease = lease
         self.id: uuid.UUID = task.id
@@ -111,7 +111,7 @@ class TaskContext(HeldTask):
 class BlockingTaskContext(HeldTask):
     """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long."""
 
-    def __init__(self, task: Task, lease: Lease, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, task: Task, lease: TaskLease, client: Client, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(task, lease, client)
         self._loop = loop
 

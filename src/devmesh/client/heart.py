@@ -18,7 +18,7 @@ from typing import Any
 
 from devmesh.client.client import Client
 from devmesh.client.errors import MeshError
-from devmesh.client.lease import Lease
+from devmesh.client.lease import TaskLease
 from devmesh.core.errors import Kind
 
 log = logging.getLogger("devmesh.client")
@@ -49,7 +49,7 @@ class Heart:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, lease: TaskLease) -> None:
         """Renews a lease until it is over or lost. From any thread."""
         self._keep(lease, lambda client: _renew(client, lease))
 
@@ -57,7 +57,7 @@ class Heart:
         """Says that an agent lives until `release`, also while its own connection is too busy to. From any thread."""
         self._keep(agent_id, lambda client: _say_alive(client, agent_id))
 
-    def release(self, held: Lease | uuid.UUID) -> None:
+    def release(self, held: TaskLease | uuid.UUID) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._let_go, held)
 
@@ -88,7 +88,7 @@ class Heart:
         await self._client.close()
 
 
-async def _renew(client: Client, lease: Lease) -> None:
+async def _renew(client: Client, lease: TaskLease) -> None:
     params = {"task_id": lease.task_id, "attempt": lease.attempt, "agent_id": lease.agent_id}
     while not lease.is_over:
         # After a failure less than a third may be left: then it tries again at half of that.

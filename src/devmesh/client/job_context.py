@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import threading
 import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from devmesh.client.asking import Requests
 from devmesh.client.errors import LeaseLost, MeshError
+from devmesh.client.lease import JobLease
 from devmesh.core.errors import Kind
 
 
@@ -34,45 +33,6 @@ class Job(msgspec.Struct):
     lease_until: datetime.datetime
 
 
-class Hold:
-    """The right to work on one attempt, as this process knows it. The heart's thread writes it, any thread may read it."""
-
-    __slots__ = ("_lock", "_on_lost", "_renewed_at", "attempt", "job_id", "lease_s", "lost_reason")
-
-    def __init__(self, job: Job, lease_s: float, asked_at: float) -> None:
-        """`asked_at`: this process's monotonic time just before it asked for the job; the server began the lease later."""
-        self.job_id, self.attempt, self.lease_s = job.id, job.attempt, lease_s
-        self._renewed_at = asked_at
-        self._lock = threading.Lock()
-        self._on_lost: Callable[[], object] | None = None
-        self.lost_reason: str | None = None
-
-    @property
-    def is_lost(self) -> bool:
-        if self.lost_reason is None and time.monotonic() > self._renewed_at + self.lease_s:
-            self.lose(f"it was not renewed within its {self.lease_s:g} s")
-        return self.lost_reason is not None
-
-    def renewed(self, asked_at: float) -> None:
-        self._renewed_at = max(self._renewed_at, asked_at)
-
-    def watch(self, on_lost: Callable[[], object]) -> None:
-        """Has this called when it is lost, at once if it is already; from whichever thread finds it out."""
-        with self._lock:
-            self._on_lost = on_lost
-        if self.lost_reason is not None:
-            on_lost()
-
-    def lose(self, reason: str) -> None:
-        with self._lock:
-            if self.lost_reason is not None:
-                return
-            self.lost_reason = reason
-            on_lost = self._on_lost
-        if on_lost is not None:
-            on_lost()
-
-
 class HeldJob:
     """A job in the hands of a handler.
 
@@ -80,10 +40,10 @@ class HeldJob:
     an attempt that was given up for dead cannot overwrite its successor's work.
     """
 
-    __slots__ = ("_hold", "_requests", "job")
+    __slots__ = ("_lease", "_requests", "job")
 
-    def __init__(self, job: Job, hold: Hold, requests: Requests) -> None:
-        self.job, self._hold, self._requests = job, hold, requests
+    def __init__(self, job: Job, lease: JobLease, requests: Requests) -> None:
+        self.job, self._lease, self._requests = job, lease, requests
 
     def __repr__(self) -> str:
         return f"<job {self.job.id} {self.job.type}, attempt {self.job.attempt}>"
@@ -111,24 +71,24 @@ class HeldJob:
     @property
     def is_lost(self) -> bool:
         """Whether the job is not this handler's any more. Safe and cheap to ask from any thread."""
-        return self._hold.is_lost
+        return self._lease.is_lost
 
     @property
     def lost_reason(self) -> str | None:
-        return self._hold.lost_reason
+        return self._lease.lost_reason
 
     async def _progress(self, fraction: float, message: str | None) -> None:
-        if self.is_lost:
-            raise LeaseLost(self._hold.lost_reason or "it is lost")
+        if (reason := self.lost_reason) is not None:
+            raise LeaseLost(reason)
         report = {"job_id": self.id, "attempt": self.attempt, "progress": fraction, "message": message}
         asked_at = time.monotonic()
         try:
             await self._requests.request("job.heartbeat", {"jobs": [report]}, dict[str, Any])
-            self._hold.renewed(asked_at)
+            self._lease.renewed(asked_at)
         except MeshError as error:
             if error.kind not in (Kind.CONFLICT, Kind.NOT_FOUND):
                 raise
-            self._hold.lose(error.message)
+            self._lease.lose(error.message)
             raise LeaseLost(error.message) from error
 
 
@@ -145,8 +105,8 @@ class BlockingJobContext(HeldJob):
 
     __slots__ = ("_loop",)
 
-    def __init__(self, job: Job, hold: Hold, requests: Requests, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(job, hold, requests)
+    def __init__(self, job: Job, lease: JobLease, requests: Requests, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(job, lease, requests)
         self._loop = loop
 
     def progress(self, fraction: float, message: str | None = None) -> None:

@@ -19,13 +19,13 @@ import msgspec
 
 from devmesh.client.asking import Requests
 from devmesh.client.errors import MeshError
-from devmesh.client.job_context import Hold
+from devmesh.client.lease import JobLease
 
 log = logging.getLogger("devmesh.client")
 
 RENEWALS_PER_LEASE = 3
 JOBS_PER_REQUEST = 1_000
-START_LIMIT_S = 10.0
+STOP_LIMIT_S = 10.0
 OpenRequests = Callable[[], AbstractAsyncContextManager[Requests]]
 
 
@@ -47,7 +47,7 @@ class _Leases(msgspec.Struct):
 class JobHeart:
     def __init__(self, open_requests: OpenRequests, lease_s: float) -> None:
         self._open_requests, self._lease_s = open_requests, lease_s
-        self._held: dict[uuid.UUID, Hold] = {}
+        self._held: dict[uuid.UUID, JobLease] = {}
         self._worker_id: uuid.UUID | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="devmesh job heart", daemon=True)
         self._stop = threading.Event()
@@ -59,14 +59,14 @@ class JobHeart:
     def stop(self) -> None:
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(START_LIMIT_S)
+            self._thread.join(STOP_LIMIT_S)
 
-    def hold(self, hold: Hold) -> None:
-        self._held[hold.job_id] = hold
+    def hold(self, lease: JobLease) -> None:
+        self._held[lease.job_id] = lease
 
-    def release(self, hold: Hold) -> None:
-        if self._held.get(hold.job_id) is hold:
-            del self._held[hold.job_id]
+    def release(self, lease: JobLease) -> None:
+        if self._held.get(lease.job_id) is lease:
+            del self._held[lease.job_id]
 
     async def _beat(self) -> None:
         """The thread's whole life."""
@@ -78,7 +78,7 @@ class JobHeart:
                 for begin in range(0, len(held), JOBS_PER_REQUEST):
                     await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
 
-    async def _renew(self, requests: Requests, held: list[Hold]) -> None:
+    async def _renew(self, requests: Requests, held: list[JobLease]) -> None:
         asked_at = time.monotonic()
         by_id = {hold.job_id: hold for hold in held}
         reports = [{"job_id": hold.job_id, "attempt": hold.attempt} for hold in held]

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from devmesh.client.errors import Fail, MeshError
-from devmesh.client.job_context import BlockingJobContext, Hold, Job, JobContext
+from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_heart import JobHeart, OpenRequests
+from devmesh.client.lease import JobLease
 from devmesh.client.threads import in_thread
 
 log = logging.getLogger("devmesh.client")
@@ -63,7 +64,7 @@ class _Report(NamedTuple):
 
     verb: str
     text: bytes
-    hold: Hold
+    lease: JobLease
 
 
 class JobWorker:
@@ -150,42 +151,42 @@ class JobWorker:
         }  # fmt: skip
         answer = await self._requests.request("job.claim", asked, _Claimed, timeout_s=WAIT_MS / 1000 + REPORT_TIMEOUT_S)
         for job in answer.jobs:
-            hold = Hold(job, self._lease_s, asked_at)
+            lease = JobLease(job.id, job.attempt, self._lease_s, asked_at)
             self._held += 1
-            self._heart.hold(hold)
-            task = self._running[job.id] = asyncio.create_task(self._work(job, hold))
+            self._heart.hold(lease)
+            task = self._running[job.id] = asyncio.create_task(self._work(job, lease))
             task.add_done_callback(functools.partial(self._ended, job.id))
 
     def _ended(self, job_id: uuid.UUID, task: asyncio.Task[None]) -> None:
         if self._running.get(job_id) is task:
             del self._running[job_id]
 
-    async def _work(self, job: Job, hold: Hold) -> None:
+    async def _work(self, job: Job, lease: JobLease) -> None:
         """One attempt, until its report waits to be sent."""
         try:
-            report = _completed(job, hold, await self._handle(job, hold))
+            report = _completed(job, lease, await self._handle(job, lease))
         except asyncio.CancelledError:
-            report = _given_back(job, hold)
+            report = _given_back(job, lease)
         except Fail as failure:
-            report = _failed(job, hold, failure.error, retryable=failure.retryable)
+            report = _failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
-            report = _failed(job, hold, _described(error))
+            report = _failed(job, lease, _described(error))
         self._say(report)
 
-    async def _handle(self, job: Job, hold: Hold) -> Any:
+    async def _handle(self, job: Job, lease: JobLease) -> Any:
         handler = self._handlers.get(job.type)
         if handler is None:
             raise Fail(
                 {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
             )
         if not handler.is_coroutine:
-            context = BlockingJobContext(job, hold, self._requests, asyncio.get_running_loop())
+            context = BlockingJobContext(job, lease, self._requests, asyncio.get_running_loop())
             return await in_thread(handler.function, context)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
-        hold.watch(lambda: loop.call_soon_threadsafe(task.cancel))
-        return await handler.function(JobContext(job, hold, self._requests))
+        lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
+        return await handler.function(JobContext(job, lease, self._requests))
 
     def _say(self, report: _Report) -> None:
         self._reports.append(report)
@@ -235,17 +236,17 @@ class JobWorker:
             await asyncio.sleep(PAUSE_S)
         self._held -= len(reports)
         for report in reports:
-            self._heart.release(report.hold)
+            self._heart.release(report.lease)
         self._has_room.set()
 
     def _refused(self, verb: str, report: _Report, error: MeshError) -> None:
-        log.warning("job %s: %s was refused: %s", report.hold.job_id, verb, error.message)
+        log.warning("job %s: %s was refused: %s", report.lease.job_id, verb, error.message)
         if verb == "complete" and error.reason != "job.stale_attempt":
-            hold, failure = report.hold, _unusable(error.message)
-            said = {"job_id": hold.job_id, "attempt": hold.attempt, "error": failure, "retryable": False}
+            lease, failure = report.lease, _unusable(error.message)
+            said = {"job_id": lease.job_id, "attempt": lease.attempt, "error": failure, "retryable": False}
             text = msgspec.json.encode(said)
             self._held += 1
-            self._say(_Report("fail", text, report.hold))
+            self._say(_Report("fail", text, report.lease))
 
     async def _all_reported(self) -> None:
         while self._held:
@@ -253,30 +254,30 @@ class JobWorker:
             await self._has_room.wait()
 
 
-def _given_back(job: Job, hold: Hold) -> _Report:
+def _given_back(job: Job, lease: JobLease) -> _Report:
     """Of a handler that was cancelled, because its job was lost or cancelled, or because this worker ends."""
-    return _Report("release", msgspec.json.encode({"job_id": job.id, "attempt": job.attempt}), hold)
+    return _Report("release", msgspec.json.encode({"job_id": job.id, "attempt": job.attempt}), lease)
 
 
-def _completed(job: Job, hold: Hold, result: Any) -> _Report:
+def _completed(job: Job, lease: JobLease, result: Any) -> _Report:
     said = {"job_id": job.id, "attempt": job.attempt, "result": result}
     try:
-        return _Report("complete", msgspec.json.encode(said), hold)
+        return _Report("complete", msgspec.json.encode(said), lease)
     except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
         log.error("the result of job %s, attempt %d, is no JSON: %s", job.id, job.attempt, unusable)
-        return _failed(job, hold, _unusable(unusable), retryable=False)
+        return _failed(job, lease, _unusable(unusable), retryable=False)
 
 
 def _unusable(why: object) -> dict[str, str]:
     return {"type": "UnusableResult", "message": f"the handler's result cannot be sent: {why}"}
 
 
-def _failed(job: Job, hold: Hold, error: Any, *, retryable: bool = True) -> _Report:
+def _failed(job: Job, lease: JobLease, error: Any, *, retryable: bool = True) -> _Report:
     said = {"job_id": job.id, "attempt": job.attempt, "error": error, "retryable": retryable}
     try:
-        return _Report("fail", msgspec.json.encode(said), hold)
+        return _Report("fail", msgspec.json.encode(said), lease)
     except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        return _failed(job, hold, _described(unusable), retryable=retryable)
+        return _failed(job, lease, _described(unusable), retryable=retryable)
 
 
 def _described(error: BaseException) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The right to work on one attempt of a task, as this process knows it: until when, and whether it is lost.
+"""The right to work on one attempt of a task or a job, as this process knows it: until when, and whether it is lost.
 
 It is written by the heart's thread and read by handlers in any other, so that a handler that never looks up from its work
 can still ask. It trusts its own clock: who was stopped for longer than the lease knows that it is lost before anybody says so.
@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 
 class Lease:
-    def __init__(self, task_id: uuid.UUID, attempt: int, agent_id: uuid.UUID, lease_s: float, asked_at: float) -> None:
+    def __init__(self, attempt: int, lease_s: float, asked_at: float) -> None:
         """`asked_at`: this process's monotonic time just before it asked for the lease; the server began it later."""
-        self.task_id, self.attempt, self.agent_id, self.lease_s = task_id, attempt, agent_id, lease_s
+        self.attempt, self.lease_s = attempt, lease_s
         self._renewed_at = asked_at
         self._lock = threading.Lock()
         self._lost_reason: str | None = None
@@ -61,3 +61,15 @@ class Lease:
     def end(self) -> None:
         with self._lock:
             self.is_over = True
+
+
+class TaskLease(Lease):
+    def __init__(self, task_id: uuid.UUID, attempt: int, agent_id: uuid.UUID, lease_s: float, asked_at: float) -> None:
+        super().__init__(attempt, lease_s, asked_at)
+        self.task_id, self.agent_id = task_id, agent_id
+
+
+class JobLease(Lease):
+    def __init__(self, job_id: uuid.UUID, attempt: int, lease_s: float, asked_at: float) -> None:
+        super().__init__(attempt, lease_s, asked_at)
+        self.job_id = job_id

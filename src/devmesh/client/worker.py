@@ -25,7 +25,7 @@ from devmesh.client.connection import Connection, Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
 from devmesh.client.errors import Fail, MeshError, Reject
 from devmesh.client.heart import Heart
-from devmesh.client.lease import Lease
+from devmesh.client.lease import TaskLease
 from devmesh.client.tasks import Page, Task
 from devmesh.client.threads import in_thread
 from devmesh.core.errors import Kind
@@ -87,7 +87,7 @@ class Worker:
         self._is_blocking = not inspect.iscoroutinefunction(declared.handler)
         self._slots = asyncio.Semaphore(declared.concurrency)
         self._runs: dict[tuple[uuid.UUID, int], asyncio.Task[None]] = {}
-        self._leases: set[Lease] = set()
+        self._leases: set[TaskLease] = set()
         self._is_draining = self._is_handing_back = False
 
     async def run(self) -> None:
@@ -169,7 +169,7 @@ class Worker:
                     self._heart.release(lease)
                     self._leases.remove(lease)
 
-    async def _accept(self, task: Task) -> Lease | None:
+    async def _accept(self, task: Task) -> TaskLease | None:
         """The lease, or None when another process of this name has the task, or it is nobody's any more."""
         assert task.assigned_to is not None
         asked_at = time.monotonic()
@@ -179,15 +179,15 @@ class Worker:
         except MeshError as error:
             log.info("task %s, attempt %d, is not taken on: %s", task.id, task.attempt, error.message)
             return None
-        return Lease(task.id, task.attempt, task.assigned_to, task.lease_s, asked_at)
+        return TaskLease(task.id, task.attempt, task.assigned_to, task.lease_s, asked_at)
 
-    async def _handle(self, task: Task, lease: Lease) -> Any:
+    async def _handle(self, task: Task, lease: TaskLease) -> Any:
         if self._is_blocking:
             context = BlockingTaskContext(task, lease, self.client, asyncio.get_running_loop())
             return await in_thread(self.declared.handler, context)
         return await self.declared.handler(TaskContext(task, lease, self.client))
 
-    async def _report(self, task: Task, lease: Lease, handling: asyncio.Task[Any]) -> None:
+    async def _report(self, task: Task, lease: TaskLease, handling: asyncio.Task[Any]) -> None:
         """Tells how the attempt ended, unless it is not this worker's any more."""
         if lease.is_over:
             return  # the handler has handed it on
@@ -204,7 +204,7 @@ class Worker:
         if refusal is not None:
             log.warning("task %s, attempt %d: %s was refused: %s", task.id, task.attempt, said.method, refusal.message)
 
-    async def _tell(self, lease: Lease, said: Said) -> MeshError | None:
+    async def _tell(self, lease: TaskLease, said: Said) -> MeshError | None:
         """Says something as the holder; while it cannot be heard, again and again as long as the lease is held.
 
         The answer is the refusal, if it is one.
