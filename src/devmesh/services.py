@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.types import ASGIApp
 
 from devmesh import __version__, operations
-from devmesh.client import Mesh
 from devmesh.core import envelope
 from devmesh.core.components import Component
 from devmesh.core.errors import MeshError
@@ -26,7 +26,6 @@ from devmesh.edges.sse import EventStreams
 from devmesh.edges.websocket import Gateway
 from devmesh.engine import outbox
 from devmesh.engine.api_log import ApiLog
-from devmesh.engine.app_worker import AppUnusable, AppWorker, load_app
 from devmesh.engine.assigner import Assigner
 from devmesh.engine.bell import Bell
 from devmesh.engine.breaker import watched
@@ -66,6 +65,10 @@ from devmesh.store.migration_states import MigrationStatus, State
 from devmesh.store.migrator import Migrator
 from devmesh.store.partitions import Policy, TableReport
 from devmesh.store.vault import Vault
+
+if TYPE_CHECKING:
+    from devmesh.client import Mesh
+    from devmesh.engine.app_worker import AppWorker
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +111,8 @@ class Service:
                 " ENCRYPTION_MASTER_KEY to it"
             )
         if self.name == "worker" and settings.worker_app:
+            from devmesh.engine.app_worker import AppUnusable, load_app  # the client is nothing to other services
+
             try:
                 self._app = load_app(settings.worker_app)
             except AppUnusable as error:
@@ -294,6 +299,8 @@ class Service:
         bell.listen(assigner.heard)
         reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
         if self._app is not None:
+            from devmesh.engine.app_worker import AppWorker
+
             operations.load_all()
             self._app_worker = AppWorker(self._app, runner, settings)
             self._health.add("app", self._app_worker.check)
