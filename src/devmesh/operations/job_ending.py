@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from devmesh.core import jobs
-from devmesh.core.ids import new_id
+from devmesh.core.ids import new_ids
 from devmesh.core.jobs import Ending, Held, Outcome, Status
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import patch, tell
@@ -59,12 +59,12 @@ async def lock_held(work: Work, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Hel
 async def end_held(
     work: Work,
     ids: Iterable[uuid.UUID],
-    decide: Callable[[HeldRow], Ending | None],
+    decide: Callable[[HeldRow], Ending],
     error: dict[str, Any] | None = None,
 ) -> list[Ended]:
-    """Ends the attempts of those of these jobs that are still held and of which `decide` says how, all with one error."""
+    """Ends the attempts of those of these jobs that are still held, as `decide` says, all with one error."""
     locked = await lock_held(work, ids)
-    endings = {job_id: ending for job_id, held in locked.items() if (ending := decide(held)) is not None}
+    endings = {job_id: decide(held) for job_id, held in locked.items()}
     text = json_text(error) if error is not None else None
     return await write_endings(work, locked, endings, dict.fromkeys(endings, text))
 
@@ -83,7 +83,7 @@ async def write_endings(
         [ending.retries for ending in endings.values()],
         [ending.is_dead for ending in endings.values()],
         *([locked[job_id].row[name] for job_id in endings] for name in AS_THEY_WERE),
-        [new_id() for _ in endings],
+        new_ids(len(endings)),
     )  # fmt: skip
     ended = [
         Ended(job_id, locked[job_id].row["queue"], locked[job_id].held.attempt, ending)

@@ -102,15 +102,12 @@ class Cancel(Mutation, kw_only=True):
 @operation("job.cancel", scope=Scope.WRITE, http="POST /jobs/{job_id}/cancel", single=True)
 async def cancel(work: Work, call: Call[Cancel]) -> JobResult:
     """Cancel a job. One that runs is asked to stop with its worker's next heartbeat, and is CANCELLED when it does."""
-    job_id = call.params.job_id
-    rows = await work.tx.fetch(
-        SQL.take_waiting, work.tenant_id, [job_id], json_text({"message": call.params.reason or "it was cancelled"})
-    )
+    job_id, why = call.params.job_id, {"message": call.params.reason or "it was cancelled"}
+    rows = await work.tx.fetch(SQL.take_waiting, work.tenant_id, [job_id], json_text(why))
     moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
     tell(work, "job.cancelled", moved, Status.CANCELLED, reason=call.params.reason)
     over = [row["job_id"] for row in rows if row["is_parent"]]
     if not rows and await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
-        why = {"message": call.params.reason or "it was cancelled"}
         over = await end_blocked(work, [job_id], Outcome.CANCELLED, why)
     elif not rows:
         held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], call.params.reason)

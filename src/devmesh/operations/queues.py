@@ -106,24 +106,29 @@ async def _changed(work: Work, event_type: str, queue: str) -> QueueResult:
 
 
 async def _queue(work: Work, name: str) -> Queue:
-    """One of them, also if it has neither jobs nor a row."""
-    found = {queue.queue: queue for queue in await _queues(work)}
-    return found.get(name) or Queue(name, 0, 0, 0, None, None, "")
+    """One of them, also if it has neither jobs nor a row; the others are not counted."""
+    [queue] = await _queues(work, name)
+    return queue
 
 
-async def _queues(work: Work) -> list[Queue]:
-    waiting = {row["queue"]: row for row in await work.tx.fetch(JOBS.waiting_by_queue, work.tenant_id, COUNTED_MAX)}
+async def _queues(work: Work, only: str | None = None) -> list[Queue]:
+    """All that have jobs or a row, or one."""
     held = {row["queue"]: row["held"] for row in await work.tx.fetch(JOBS.held_by_queue, work.tenant_id)}
     said = {row["queue"]: row for row in await work.tx.fetch(SQL.list, work.tenant_id)}
+    if only is None:
+        waiting = {row["queue"] for row in await work.tx.fetch(JOBS.queues_waiting, work.tenant_id)}
+        names = sorted(waiting | held.keys() | said.keys())
+    else:
+        names = [only]
     return [
         Queue(
-            name,
-            waiting[name]["waiting"] if name in waiting else 0,
-            waiting[name]["ready"] if name in waiting else 0,
+            name := row["queue"],
+            row["waiting"],
+            row["ready"],
             held.get(name, 0),
-            waiting[name]["oldest_ready_at"] if name in waiting else None,
+            row["oldest_ready_at"],
             said[name]["paused_at"] if name in said else None,
             said[name]["reason"] if name in said else "",
         )
-        for name in sorted(waiting.keys() | held.keys() | said.keys())
+        for row in await work.tx.fetch(JOBS.waiting_by_queue, work.tenant_id, names, COUNTED_MAX)
     ]

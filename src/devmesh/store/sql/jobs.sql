@@ -5,8 +5,8 @@
 -- $12 first back-offs in ms, $13 tags as JSON, or null, $14 whether they wait for others, and so come into no queue yet, or null.
 with asked as materialized (
     select a.*, moment.now, coalesce(a.run_at, moment.now + make_interval(secs => a.delay_ms / 1000.0), moment.now) as due_at
-    from unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::timestamptz[], $9::bigint[], $10::smallint[],
-                $11::integer[], $12::integer[], $13::text[], $14::boolean[])
+    from unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::timestamptz[], $9::bigint[],
+                $10::smallint[], $11::integer[], $12::integer[], $13::text[], $14::boolean[])
          as a (key_id, job_id, queue, type, payload, priority, run_at, delay_ms, max_retries, timeout_ms, backoff_ms, tags,
                is_blocked)
     cross join (select clock_timestamp() as now) moment
@@ -139,10 +139,13 @@ with ended as materialized (
 )
 insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
                                    type, error)
-select $1, e.job_id, e.dead_letter_id, e.created_at, now(), e.is_parent, e.attempt, e.retries, e.priority, e.queue, e.type, e.error::json from ended e
+select $1, e.job_id, e.dead_letter_id, e.created_at, now(), e.is_parent, e.attempt, e.retries, e.priority, e.queue, e.type,
+       e.error::json
+from ended e
 where e.is_dead
 on conflict (tenant_id, job_id) do update
-set dead_letter_id = excluded.dead_letter_id, is_parent = excluded.is_parent, failed_at = excluded.failed_at, attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
+set dead_letter_id = excluded.dead_letter_id, is_parent = excluded.is_parent, failed_at = excluded.failed_at,
+    attempt = excluded.attempt, retries = excluded.retries, error = excluded.error;
 
 -- name: take_waiting
 -- Takes jobs that wait out of their queues, in one order for everybody; those that are being claimed are waited for, and then not
@@ -177,8 +180,8 @@ select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.at
        blocked.attempt as blocked_attempt, blocked.retries as blocked_retries, blocked.priority as blocked_priority,
        held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.started_at as held_since,
        held.lease_until, held.progress, held.progress_message, held.cancel_requested_at,
-       latest.attempt as latest_attempt, latest.retries as latest_retries, latest.outcome, latest.result, latest.error, latest.worker_id as latest_worker,
-       latest.started_at as latest_started_at, latest.finished_at as latest_finished_at
+       latest.attempt as latest_attempt, latest.retries as latest_retries, latest.outcome, latest.result, latest.error,
+       latest.worker_id as latest_worker, latest.started_at as latest_started_at, latest.finished_at as latest_finished_at
 from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
 left join lateral (select * from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
@@ -207,24 +210,28 @@ where x.tenant_id = $1 and x.job_id = $2 and x.attempt > 0 order by x.attempt, x
 -- Held jobs whose lease or time has run out. $1 tenant, $2 how many.
 select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and least(l.lease_until, l.timeout_at) < now() limit $2;
 
--- name: waiting_by_queue
--- How many jobs of each queue wait, may run now, and since when the first does: each counted up to a limit, and the queues found by
--- a loose index scan. $1 tenant, $2 the limit.
+-- name: queues_waiting
+-- The queues in which jobs wait, found by a loose index scan. $1 tenant.
 with recursive name as (
     (select r.queue from mcp.jobs_ready r where r.tenant_id = $1 and r.queue > '' order by r.queue limit 1)
     union all
     select (select r.queue from mcp.jobs_ready r where r.tenant_id = $1 and r.queue > n.queue order by r.queue limit 1)
     from name n where n.queue is not null
 )
+select n.queue from name n where n.queue is not null;
+
+-- name: waiting_by_queue
+-- How many jobs of queues wait, may run now, and since when the first does: each counted up to a limit. $1 tenant, $2 queues, $3 the
+-- limit.
 select n.queue,
-       (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue limit $2) c) as waiting,
+       (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue limit $3) c) as waiting,
        (select count(*) from generate_series(1, 5) as level (priority)
         cross join lateral (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
-                            and r.priority = level.priority and r.run_at <= now() limit $2) c) as ready,
+                            and r.priority = level.priority and r.run_at <= now() limit $3) c) as ready,
        (select min(c.run_at) from generate_series(1, 5) as level (priority)
         cross join lateral (select r.run_at from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
                             and r.priority = level.priority and r.run_at <= now() order by r.run_at limit 1) c) as oldest_ready_at
-from name n where n.queue is not null;
+from unnest($2::text[]) with ordinality as n (queue, place) order by n.place;
 
 -- name: held_by_queue
 -- How many jobs of each queue are held. $1 tenant.
