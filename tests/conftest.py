@@ -22,7 +22,11 @@ from devmesh.store.migrator import Migrator
 from tests.harness import Mesh, running_mesh
 
 PSQL = find_binaries(MAJOR_VERSION) / "psql"
-QUICK = {"DEVMESH_REAPER_INTERVAL_S": "0.25", "DEVMESH_PRESENCE_INTERVAL_S": "0.5"}  # so that tests need not wait long
+QUICK = {  # so that tests need not wait long
+    "DEVMESH_REAPER_INTERVAL_S": "0.25",
+    "DEVMESH_PRESENCE_INTERVAL_S": "0.5",
+    "DEVMESH_PROMOTER_INTERVAL_S": "0.5",
+}
 
 # Each client would read all certificate authorities again: 20 ms that waiting for a service would spend over and over.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]

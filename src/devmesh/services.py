@@ -32,7 +32,7 @@ from devmesh.engine.breaker import watched
 from devmesh.engine.carrier import Carrier
 from devmesh.engine.event_loop import EventLoop
 from devmesh.engine.fanout import Fanout
-from devmesh.engine.job_reaper import JobReaper
+from devmesh.engine.job_loops import job_loops
 from devmesh.engine.key_sets import KeySets
 from devmesh.engine.key_watch import KeyWatch
 from devmesh.engine.limits_keeper import LimitsKeeper
@@ -304,7 +304,6 @@ class Service:
             operations.load_all()
             self._app_worker = AppWorker(self._app, runner, settings)
             self._health.add("app", self._app_worker.check)
-        job_reaper = JobReaper(runner, settings.reaper_interval_s)
         reencryption = Reencryption(
             database, vault, settings.reencryption_interval_s,
             data_key_days_max=settings.data_key_days_max, data_key_kept_s=settings.data_key_kept_s,
@@ -316,7 +315,7 @@ class Service:
         self._loops += [
             assigner,
             reaper,
-            job_reaper,
+            *job_loops(runner, settings),
             Presence(runner, settings.presence_interval_s),
             reencryption,
             keeper,

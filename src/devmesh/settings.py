@@ -147,6 +147,15 @@ class Settings(Group):
     bell_coalesce_ms: float = setting(5.0, "Rings within this time become one.", "ms", at_least=0, at_most=1000)
 
     assigner_interval_s: float = setting(1.0, "Between rounds of assignment without a ring.", "s", at_least=0.01)
+    promoter_interval_s: float = setting(
+        5.0, "Between looks for jobs that have waited for long.", "s", at_least=0.01, at_most=3600
+    )
+    promote_low_after_s: float = setting(
+        60.0, "After which a waiting job of priority 1 has 2; 0 for never.", "s", at_least=0
+    )
+    promote_medium_after_s: float = setting(
+        120.0, "After which a waiting job of priority 2 or 3 has 4; 0 for never.", "s", at_least=0
+    )
     reaper_interval_s: float = setting(0.5, "Between looks for leases that ended.", "s", at_least=0.01)
     presence_interval_s: float = setting(
         2.0, "Between renewals of connected agents, which last 30 s.", "s", at_least=0.01, at_most=10
@@ -233,6 +242,10 @@ class Settings(Group):
     def months_kept_by_table(self) -> dict[str, int]:
         pairs = [pair.split("=") for pair in self.partition_months_kept_by_table.split(",") if pair]
         return {table: int(months) for table, months in pairs}
+
+    def days_kept(self, table: str) -> int:
+        """For how many days at the most rows of a table by months are kept."""
+        return 31 * (self.months_kept_by_table.get(table, self.partition_months_kept) + 2)
 
     @property
     def master_keys(self) -> list[str]:

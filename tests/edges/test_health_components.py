@@ -43,6 +43,8 @@ TABLES = {
     ("worker", "assigner"): "tasks",
     ("worker", "reaper"): "tasks",
     ("worker", "job-reaper"): "jobs_leased",
+    ("worker", "job-limits-keeper"): "jobs_limited",
+    ("worker", "job-promoter"): "jobs_ready",
     ("worker", "presence"): "agent_sessions",
     ("mcp-server", "session-keeper"): "agent_sessions",
     ("mcp-server", "key-watch"): "api_keys",

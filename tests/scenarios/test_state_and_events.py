@@ -6,13 +6,17 @@ import datetime
 from typing import Any
 
 from devmesh.core.events import TYPES
+from tests.conftest import run_sql
 from tests.harness import Mesh, eventually
 from tests.wire import Wire
 
 # Measurements and counts, which are asked for and not told.
 ASKED_FOR = {"active_tasks", "sessions", "load", "metrics", "last_seen_at", "current_load", "heartbeat_at"}
 # Of what moves by the thousand, events tell where it is; the rest is asked for.
-TOLD = {"job": {"queue", "type", "status", "attempt", "retry_count"}, "queue": {"queue", "paused_at", "reason"}}
+TOLD = {
+    "job": {"queue", "type", "status", "attempt", "retry_count", "priority"},
+    "queue": {"queue", "paused_at", "reason", "rate_per_s", "burst"},
+}
 
 
 def apply_event(state: dict[str, dict[str, Any]], event: dict[str, Any]) -> None:
@@ -115,13 +119,13 @@ async def walk_through_everything(mesh: Mesh, key: str, wire: Wire) -> set[str]:
 
     await eventually(lambda: has_ended(late), "the deadline passes")
     await eventually(lambda: has_ended(whole["task"]["id"]), "the pipeline ends")
-    await walk_through_jobs(wire)
+    await walk_through_jobs(mesh, wire)
     await other.call("agent.deregister")
     await other.close()
     return {two}
 
 
-async def walk_through_jobs(wire: Wire) -> None:
+async def walk_through_jobs(mesh: Mesh, wire: Wire) -> None:
     worker = (await wire.call("worker.register", name="w", capacity=100))["worker"]["id"]
 
     async def enqueued(**about: Any) -> dict[str, Any]:
@@ -155,5 +159,22 @@ async def walk_through_jobs(wire: Wire) -> None:
     await wire.call("job.cancel", job_id=child["id"])
     await wire.call("queue.pause", queue="default", reason="enough")
     await wire.call("queue.resume", queue="default")
+    await wire.call("queue.limit", queue="default", rate_per_s=1_000)
+    await wire.call("queue.limit", queue="default", rate_per_s=None)
+    old = (await enqueued(queue="old", priority=1))["id"]
+    for table in ("jobs", "jobs_ready"):
+        run_sql(mesh.dsn, f"update mcp.{table} set run_at = run_at - interval '61 s' where job_id = '{old}'")
+
+    async def is_promoted() -> bool:
+        return bool((await wire.call("job.get", job_id=old))["job"]["priority"] == 2)
+
+    await eventually(is_promoted, "a job that has waited for long is promoted")
+    first = await given(concurrency_key="k", unique_key="u")
+    second = await enqueued(concurrency_key="k")
+    assert (await wire.call("job.enqueue", type="t", unique_key="u"))["is_duplicate"]
+    await wire.call("job.complete", jobs=[first])
+    await wire.call("job.cancel", job_id=second["id"])
+    await wire.call("job.retry", job_id=second["id"])
+    await wire.call("job.cancel", job_id=second["id"])
     await given()
     await wire.call("worker.evacuate", worker_id=worker, reason="maintenance")

@@ -48,6 +48,7 @@ WHOLE_TENANT = {
     "tenants.with_overdue": "all that is held, in all tenants",
     "jobs.overdue_ids": "all that is held: there is no cheaper way to find the late",
     "jobs.held_by_queue": "counts all that is held",
+    "job_limits.ids_of_queue": "what waits for a place, once, to purge a queue",
     "jobs.takers": "explain counts all workers",
     "partitions.oldest_job_alive": "all jobs that are alive, twice a month",
     "queues.list": "a tenant has said something about a handful",

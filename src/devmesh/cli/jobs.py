@@ -27,12 +27,22 @@ JOB_COLUMNS = (
     "created_at",
 )
 JOB_FIELDS = (
-    *JOB_COLUMNS, "payload", "tags", "max_retries", "timeout_ms", "progress", "progress_message", "result", "error",
-    "lease_until", "started_at", "finished_at",
+    *JOB_COLUMNS, "payload", "tags", "unique_key", "concurrency_key", "concurrency_limit", "max_retries", "timeout_ms",
+    "progress", "progress_message", "result", "error", "lease_until", "started_at", "finished_at",
 )  # fmt: skip
 EXECUTION_COLUMNS = ("attempt", "outcome", "worker_id", "started_at", "duration_ms", "error", "next_run_at")
 LETTER_COLUMNS = ("job_id", "type", "queue", "attempt", "retry_count", "error", "failed_at")
-QUEUE_COLUMNS = ("queue", "waiting", "ready", "processing", "oldest_ready_at", "paused_at", "reason")
+QUEUE_COLUMNS = (
+    "queue",
+    "waiting",
+    "ready",
+    "limited",
+    "processing",
+    "rate_per_s",
+    "oldest_ready_at",
+    "paused_at",
+    "reason",
+)
 WORKER_COLUMNS = ("id", "name", "status", "queues", "current_load", "capacity", "heartbeat_at", "reason")
 STEP = 1_000  # of many, in one call
 
@@ -43,9 +53,9 @@ JobIds = Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_de
 Every = Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")]
 TypeFilter = Annotated[str | None, typer.Option("--type", help="Only of this type.")]
 
-jobs = typer.Typer(help="Look at jobs, cancel them, ask why they wait.", no_args_is_help=True)
+jobs = typer.Typer(help="Look at jobs, cancel or retry them, ask why they wait.", no_args_is_help=True)
 dead_letters = typer.Typer(help="Look at jobs that failed for good; replay or discard them.", no_args_is_help=True)
-queues = typer.Typer(help="Count, pause, resume and purge queues.", no_args_is_help=True)
+queues = typer.Typer(help="Count, pause, resume, limit and purge queues.", no_args_is_help=True)
 workers = typer.Typer(help="Look at workers, and empty them.", no_args_is_help=True)
 
 
@@ -94,6 +104,12 @@ def cancel_job(
 ) -> None:
     """Cancel a job. One that runs is asked to stop."""
     print_thing(invoke("job.cancel", {"job_id": job_id, "reason": reason}, data_dir), "job", JOB_FIELDS, as_json)
+
+
+@jobs.command("retry")
+def retry_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Have a job that is FAILED or CANCELLED run again, with all its retries."""
+    print_thing(invoke("job.retry", {"job_id": job_id}, data_dir), "job", JOB_FIELDS, as_json)
 
 
 @dead_letters.command("list")
@@ -160,12 +176,28 @@ def resume(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) 
     print_thing(invoke("queue.resume", {"queue": queue}, data_dir), "queue", QUEUE_COLUMNS, as_json)
 
 
+@queues.command("limit")
+def limit_queue(
+    queue: QueueName,
+    rate_per_s: Annotated[
+        float | None, typer.Argument(help="Jobs a second; without it, any.", show_default=False)
+    ] = None,
+    burst: Annotated[
+        int | None, typer.Option(help="How many at once after a pause; a second's worth.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Give out no more than so many jobs of a queue a second, on all nodes together."""
+    answer = invoke("queue.limit", {"queue": queue, "rate_per_s": rate_per_s, "burst": burst}, data_dir)
+    print_thing(answer, "queue", QUEUE_COLUMNS, as_json)
+
+
 @queues.command("purge")
 def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """Cancel everything that waits in a queue. What runs goes on."""
-    waiting = next(
-        (each["waiting"] for each in invoke("job.stats", {}, data_dir)["queues"] if each["queue"] == queue), 0
-    )
+    found = [each for each in invoke("job.stats", {}, data_dir)["queues"] if each["queue"] == queue]
+    waiting = sum(each["waiting"] + each["limited"] for each in found)
 
     def steps() -> Iterator[int]:
         while (count := invoke("queue.purge", {"queue": queue, "limit": STEP}, data_dir)["purged"]) > 0:

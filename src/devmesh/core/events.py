@@ -48,9 +48,11 @@ TYPES: dict[str, str] = {
     "job.failed": "jobs failed for good; they are dead letters",
     "job.cancelled": "jobs were cancelled",
     "job.cancel_requested": "workers are asked to stop working on jobs",
-    "job.replayed": "dead letters were put back into their queue",
+    "job.replayed": "jobs that were over were put back into their queue",
+    "job.promoted": "jobs that had waited for long have a higher priority",
     "queue.paused": "nothing is given out of a queue any more",
     "queue.resumed": "jobs of a queue are given out again",
+    "queue.limited": "a queue has another rate, or none",
     "worker.registered": "a worker came, or registered again under its name",
     "worker.status": "a worker's status changed",
 }

@@ -66,6 +66,9 @@ class Job(msgspec.Struct, kw_only=True):
     payload: Raw
     priority: int  # 5 first
     tags: list[str]
+    unique_key: str | None
+    concurrency_key: str | None
+    concurrency_limit: int | None
     attempt: int  # 0: it was never claimed
     retry_count: int
     max_retries: int

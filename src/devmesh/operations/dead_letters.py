@@ -15,6 +15,7 @@ from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
+from devmesh.operations.job_limits import wait_again
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -104,6 +105,8 @@ class ChosenResult(msgspec.Struct):
 async def replay(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Put dead letters back into their queues, to run at once with all their retries. Their history goes on."""
     rows = await work.tx.fetch(SQL.replay, work.tenant_id, await _chosen(work, call.params))
+    if rows:
+        await wait_again(work, [row["job_id"] for row in rows])
     tell(
         work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
     )

@@ -15,6 +15,7 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import ClaimedJob, QueueName, Status
 from devmesh.core.names import WaitMs
+from devmesh.operations import queue_rates
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.registry import Call, Mutation, NotYet, operation
 from devmesh.operations.work import Work
@@ -76,20 +77,33 @@ async def _claim(work: Work, call: Call[Claim]) -> list[Record]:
     asked = call.params
     room = min(asked.limit, await _room(work, call))
     queues = list(dict.fromkeys(asked.queues))
-    if room > 0:
-        paused = {row["queue"] for row in await work.tx.fetch(SQL.is_paused, work.tenant_id, queues)}
-        queues = [queue for queue in queues if queue not in paused]
-    if room <= 0 or not queues:
+    if room <= 0:
         return []
+    held_up = await work.tx.fetch(SQL.held_up, work.tenant_id, queues)
+    shares = await queue_rates.shares(work, held_up, room)
+    left = {queue: shares.get(queue, room) for queue in queues}
+    left = {queue: share for queue, share in left.items() if share > 0}
+    rows = await _take_from(work, asked, left, room)
+    await queue_rates.spend(work, shares, rows)
+    return rows
+
+
+async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) -> list[Record]:
+    """Takes up to `room` jobs, from each queue no more than there are `left` to be given out."""
+    if not left:
+        return []
+    queues = list(left)
     since = {queue: work.horizons.since(work.tenant_id, queue, work.now) for queue in queues}
     if len(queues) == 1:
-        return await _take(work, asked, queues[0], room, since[queues[0]])
+        return await _take(work, asked, queues[0], left[queues[0]], since[queues[0]])
     flat = [moment for queue in queues for moment in since[queue]]
-    heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat)
+    heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat, list(left.values()))
     rows: list[Record] = []
     for (queue, priority), count in collections.Counter((row["queue"], row["priority"]) for row in heads).items():
         only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(since[queue])]
-        rows += await _take(work, asked, queue, count, only)
+        taken = await _take(work, asked, queue, min(count, left[queue]), only) if left[queue] > 0 else []
+        left[queue] -= len(taken)
+        rows += taken
     rows.sort(key=lambda row: (-row["priority"], row["run_at"], row["id"]))
     return rows
 

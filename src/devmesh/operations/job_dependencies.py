@@ -16,6 +16,7 @@ from devmesh.core import errors
 from devmesh.core.ids import new_ids
 from devmesh.core.jobs import Outcome, Status
 from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import wait_again
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
@@ -58,7 +59,12 @@ async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
         raise errors.not_found("job", unknown[0])
     left, alive, failed = wanted, set[uuid.UUID](), set[uuid.UUID]()
     for _ in range(MARK_TRIES_MAX):
-        for statement in (SQL.mark_blocked, SQL.mark_ready, SQL.mark_held):  # in the order in which a job goes
+        for statement in (
+            SQL.mark_blocked,
+            SQL.mark_limited,
+            SQL.mark_ready,
+            SQL.mark_held,
+        ):  # in the order in which a job goes
             if left:
                 marked = {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
                 alive |= marked
@@ -129,6 +135,8 @@ async def _unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
         return
     waiting = {row["job_id"] for row in await work.tx.fetch(SQL.still_waiting, work.tenant_id, list(ids))}
     rows = await work.tx.fetch(SQL.unblock, work.tenant_id, [job_id for job_id in ids if job_id not in waiting])
+    if rows:
+        await wait_again(work, [row["job_id"] for row in rows])
     moved = [(row["queue"], patch(row["job_id"], row["attempt"], run_at=row["run_at"])) for row in rows]
     tell(work, "job.unblocked", moved, Status.PENDING)
 

@@ -13,6 +13,8 @@ from devmesh.core.jobs import Status
 from devmesh.operations.job_dependencies import SQL, Policy, Wish, mark, waits_for
 from devmesh.operations.job_enqueuing import PARENTS_MAX, JobResult
 from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import SQL as LIMITS
+from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL as JOBS
@@ -52,10 +54,13 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
 
 
 async def _block(work: Work, asked: Depend) -> None:
-    """Takes the job out of its queue, unless it waits for others already."""
+    """Takes the job from where it waits, unless it waits for others already."""
     if await work.tx.fetch(SQL.lock_blocked, work.tenant_id, [asked.job_id]):
         return
-    row = await work.tx.fetch_row(SQL.take_ready, work.tenant_id, asked.job_id)
+    row = await work.tx.fetch_row(LIMITS.take, work.tenant_id, asked.job_id)
+    if row is None:
+        row = await work.tx.fetch_row(SQL.take_ready, work.tenant_id, asked.job_id)
+        await leave_places(work, [asked.job_id])
     if row is None:
         known = await work.tx.fetch(JOBS.known, work.tenant_id, [asked.job_id])
         if not known:

@@ -19,6 +19,8 @@ from devmesh.core.tasks import JsonValue
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import Policy, Wish, mark, waits_for
 from devmesh.operations.job_events import tell
+from devmesh.operations.job_limits import LimitedJob, wait_for_places
+from devmesh.operations.job_uniqueness import UniqueWish, twins
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL
@@ -27,6 +29,8 @@ JOBS_PER_CALL_MAX = 10_000
 PARENTS_MAX = 100
 DELAY_MS_MAX = 366 * 86_400_000
 TIMEOUT_MS_MAX = 30 * 86_400_000
+UNIQUE_PERIOD_S_MAX = 366 * 86_400
+Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
 
 class JobSpec(Params, kw_only=True):
@@ -34,6 +38,10 @@ class JobSpec(Params, kw_only=True):
 
     It waits until every job of `depends_on` is completed, and has the highest of their priorities unless its own is higher or
     `inherit_priority` is false. When one of them fails, `on_parent_failure` fails it too, waits for a replay, or ignores it.
+
+    With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states`, or older than
+    `unique_period_s` if that is given. Of the jobs of a queue with one `concurrency_key`, `concurrency_limit` at the most are
+    under way at once, as the latest of them says.
     """
 
     together = ({"not": {"required": ["run_at", "delay_ms"], "properties": {
@@ -52,6 +60,13 @@ class JobSpec(Params, kw_only=True):
     depends_on: Annotated[list[uuid.UUID], Meta(max_length=PARENTS_MAX)] = msgspec.field(default_factory=list)
     inherit_priority: bool = True
     on_parent_failure: Policy = Policy.FAIL
+    unique_key: Key | None = None
+    unique_states: Annotated[list[Status], Meta(min_length=1, max_length=len(Status))] = msgspec.field(
+        default_factory=lambda: [Status.PENDING, Status.PROCESSING]
+    )
+    unique_period_s: Annotated[float, Meta(gt=0, le=UNIQUE_PERIOD_S_MAX)] | None = None
+    concurrency_key: Key | None = None
+    concurrency_limit: Annotated[int, Meta(ge=1, le=10_000)] = 1
 
 
 class Enqueue(JobSpec, kw_only=True):
@@ -60,6 +75,13 @@ class Enqueue(JobSpec, kw_only=True):
 
 class JobResult(msgspec.Struct):
     job: Job
+
+
+class EnqueuedJobResult(msgspec.Struct):
+    """With `is_duplicate` the job is the one that there was, by its unique key."""
+
+    job: Job
+    is_duplicate: bool
 
 
 class _New(msgspec.Struct):
@@ -71,7 +93,7 @@ class _New(msgspec.Struct):
 
 
 @operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs")
-async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[JobResult | errors.MeshError]:
+async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[EnqueuedJobResult | errors.MeshError]:
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
     ids = new_ids(len(calls))
     made = [_New(job_id, call.caller.key_id, call.params) for job_id, call in zip(ids, calls, strict=True)]
@@ -82,8 +104,18 @@ async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[JobRes
         except errors.MeshError as error:
             refused[new.id] = error
     good = [new for new in made if new.id not in refused]
-    moment = await _write(work, good) if good else work.now
-    return [refused.get(new.id) or JobResult(_job(new, moment)) for new in made]
+    there = await _twins(work, good)
+    fresh = {new.id: new for new in good if new.id not in there}
+    moment = await _write(work, list(fresh.values())) if fresh else work.now
+    return [refused.get(new.id) or _enqueued(new, there.get(new.id), fresh, moment) for new in made]
+
+
+def _enqueued(
+    new: _New, twin: Job | uuid.UUID | None, fresh: dict[uuid.UUID, _New], moment: datetime.datetime
+) -> EnqueuedJobResult:
+    if isinstance(twin, Job):
+        return EnqueuedJobResult(twin, is_duplicate=True)
+    return EnqueuedJobResult(_job(new if twin is None else fresh[twin], moment), is_duplicate=twin is not None)
 
 
 class EnqueueMany(Mutation, kw_only=True):
@@ -91,11 +123,12 @@ class EnqueueMany(Mutation, kw_only=True):
 
 
 class Enqueued(msgspec.Struct):
-    """A job that waits from now on."""
+    """A job that waits from now on, or with `is_duplicate` the one that there was."""
 
     id: uuid.UUID
     queue: str
     run_at: datetime.datetime
+    is_duplicate: bool = False
 
 
 class EnqueuedResult(msgspec.Struct):
@@ -109,8 +142,29 @@ async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     made = [_New(job_id, key_id, spec) for job_id, spec in zip(ids, call.params.jobs, strict=True)]
     for new in made:
         await _prepare(work, new)
-    moment = await _write(work, made)
-    return EnqueuedResult([Enqueued(new.id, new.spec.queue, _run_at(new.spec, moment)) for new in made])
+    there = await _twins(work, made)
+    fresh = {new.id: new for new in made if new.id not in there}
+    moment = await _write(work, list(fresh.values())) if fresh else work.now
+    return EnqueuedResult([_enqueued_in_short(new, there.get(new.id), fresh, moment) for new in made])
+
+
+def _enqueued_in_short(
+    new: _New, twin: Job | uuid.UUID | None, fresh: dict[uuid.UUID, _New], moment: datetime.datetime
+) -> Enqueued:
+    if isinstance(twin, Job):
+        return Enqueued(twin.id, twin.queue, twin.run_at, is_duplicate=True)
+    one = new if twin is None else fresh[twin]
+    return Enqueued(one.id, one.spec.queue, _run_at(one.spec, moment), is_duplicate=twin is not None)
+
+
+async def _twins(work: Work, made: Sequence[_New]) -> dict[uuid.UUID, Job | uuid.UUID]:
+    """Those that are there already, by their unique keys."""
+    wishes = [
+        UniqueWish(new.id, new.spec.unique_key, new.spec.unique_states, new.spec.unique_period_s)
+        for new in made
+        if new.spec.unique_key is not None
+    ]
+    return await twins(work, wishes) if wishes else {}
 
 
 async def _prepare(work: Work, new: _New) -> None:
@@ -142,10 +196,17 @@ async def _write(work: Work, made: Sequence[_New]) -> datetime.datetime:
         [spec.timeout_ms for spec in specs],
         [spec.backoff_ms for spec in specs],
         _some([msgspec.json.encode(spec.tags).decode() if spec.tags else None for spec in specs]),
-        _some([True if new.parent_ids else None for new in made]),
+        _some([True if new.parent_ids or new.spec.concurrency_key is not None else None for new in made]),
+        _some([spec.unique_key for spec in specs]),
+        _some([spec.concurrency_key for spec in specs]),
+        _some([spec.concurrency_limit if spec.concurrency_key is not None else None for spec in specs]),
     )  # fmt: skip
     if bound := [new for new in made if new.parent_ids]:
         await _block(work, bound, moment)
+    if limited := [
+        _limited(new, moment) for new in made if new.spec.concurrency_key is not None and not new.parent_ids
+    ]:
+        await wait_for_places(work, limited, moment)
     _tell(work, made)
     return moment
 
@@ -160,6 +221,14 @@ async def _block(work: Work, bound: Sequence[_New], moment: datetime.datetime) -
     edges = [(parent_id, new.id) for new in bound for parent_id in new.parent_ids]
     await work.tx.execute(
         DEPENDENCIES.add, work.tenant_id, [parent for parent, _ in edges], [child for _, child in edges]
+    )
+
+
+def _limited(new: _New, moment: datetime.datetime) -> LimitedJob:
+    spec = new.spec
+    assert spec.concurrency_key is not None
+    return LimitedJob(
+        new.id, _run_at(spec, moment), spec.priority, spec.queue, spec.concurrency_key, spec.concurrency_limit
     )
 
 
@@ -189,8 +258,10 @@ def _job(new: _New, moment: datetime.datetime) -> Job:
     spec = new.spec
     return Job(
         id=new.id, queue=spec.queue, type=spec.type, status=Status.PENDING, payload=Raw(spec.payload), priority=spec.priority,
-        tags=spec.tags, attempt=0, retry_count=0, max_retries=spec.max_retries, timeout_ms=spec.timeout_ms,
-        backoff_ms=spec.backoff_ms, worker_id=None, progress=None, progress_message=None, is_cancel_requested=False,
+        tags=spec.tags, unique_key=spec.unique_key, concurrency_key=spec.concurrency_key,
+        concurrency_limit=spec.concurrency_limit if spec.concurrency_key is not None else None,
+        attempt=0, retry_count=0, max_retries=spec.max_retries, timeout_ms=spec.timeout_ms, backoff_ms=spec.backoff_ms,
+        worker_id=None, progress=None, progress_message=None, is_cancel_requested=False,
         result=None, error=None, run_at=_run_at(spec, moment), lease_until=None, created_at=moment,
         created_by_key_id=new.key_id, started_at=None, finished_at=None,
     )  # fmt: skip

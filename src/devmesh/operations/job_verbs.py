@@ -23,6 +23,7 @@ from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.job_enqueuing import DELAY_MS_MAX
 from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL, json_text
@@ -83,6 +84,8 @@ async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[Move
     tell(
         work, "job.completed", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.COMPLETED
     )
+    if placed := [row["job_id"] for row in rows if row["has_place"]]:
+        await leave_places(work, placed)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.WELL)
     return await _answers(work, calls, done)
 

@@ -15,9 +15,12 @@ from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, end_blocked, settle
 from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import SQL as LIMITS
+from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, execution_from_row, from_row, json_text
 
 WALKED_MAX = 10_000  # jobs that one page looks through
@@ -89,7 +92,7 @@ class ExecutionsResult(msgspec.Struct):
 async def executions(work: Work, call: Call[ById]) -> ExecutionsResult:
     """Show the attempts of a job that have ended, the first 1,000, each with its worker, how it ended and how long it took."""
     job_id = call.params.job_id
-    job = await _require_job(work, job_id)
+    job = await require_job(work, job_id)
     rows = await work.tx.fetch(SQL.executions, work.tenant_id, job_id, EXECUTIONS_MAX)
     return ExecutionsResult(job, [execution_from_row(row) for row in rows])
 
@@ -103,70 +106,33 @@ class Cancel(Mutation, kw_only=True):
 async def cancel(work: Work, call: Call[Cancel]) -> JobResult:
     """Cancel a job. One that runs is asked to stop with its worker's next heartbeat, and is CANCELLED when it does."""
     job_id, why = call.params.job_id, {"message": call.params.reason or "it was cancelled"}
-    rows = await work.tx.fetch(SQL.take_waiting, work.tenant_id, [job_id], json_text(why))
-    moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
-    tell(work, "job.cancelled", moved, Status.CANCELLED, reason=call.params.reason)
-    over = [row["job_id"] for row in rows if row["is_parent"]]
-    if not rows and await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
+    if await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
         over = await end_blocked(work, [job_id], Outcome.CANCELLED, why)
-    elif not rows:
+    elif rows := await _take_waiting(work, job_id, json_text(why)):
+        moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
+        tell(work, "job.cancelled", moved, Status.CANCELLED, reason=call.params.reason)
+        over = [row["job_id"] for row in rows if row["is_parent"]]
+    else:
         held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], call.params.reason)
         told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
         tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=call.params.reason)
+        over = []
     await settle(work, over, End.GONE)
-    job = await _require_job(work, job_id)
-    if not rows and job.status is not Status.PROCESSING and job.status is not Status.CANCELLED:
+    job = await require_job(work, job_id)
+    if job.status not in (Status.PROCESSING, Status.CANCELLED):
         raise errors.conflict("job.state", f"the job is {job.status} and cannot be cancelled")
     return JobResult(job)
 
 
-class Explanation(msgspec.Struct):
-    """Why a job is not running, in a word and in a sentence."""
-
-    status: Status
-    reason: str
-    explanation: str
-
-
-class ExplanationResult(msgspec.Struct):
-    explanation: Explanation
+async def _take_waiting(work: Work, job_id: uuid.UUID, why: str) -> list[Record]:
+    """Looks where a job may wait, in the order in which it goes."""
+    rows = await work.tx.fetch(LIMITS.end, work.tenant_id, [job_id], why)
+    if not rows and (rows := await work.tx.fetch(SQL.take_waiting, work.tenant_id, [job_id], why)):
+        await leave_places(work, [job_id])
+    return list(rows)
 
 
-@operation("job.explain", scope=Scope.READ, http="GET /jobs/{job_id}/explain", single=True)
-async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
-    """Say why a job is not running."""
-    job = await _require_job(work, call.params.job_id)
-    reason, sentence = await _reason(work, job)
-    return ExplanationResult(Explanation(job.status, reason, sentence))
-
-
-async def _reason(work: Work, job: Job) -> tuple[str, str]:
-    if job.status is Status.PROCESSING:
-        asked = "; it has been asked to stop" if job.is_cancel_requested else ""
-        return "running", f"worker {job.worker_id} holds it until {job.lease_until}{asked}"
-    if job.status is not Status.PENDING:
-        return "finished", f"it is {job.status}"
-    if parents := await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id):
-        others = f" and {len(parents) - 1} others" if len(parents) > 1 else ""
-        return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} is completed"
-    if await work.tx.fetch(SQL.is_paused, work.tenant_id, [job.queue]):
-        return "queue_paused", f"the queue {job.queue} is paused"
-    if job.run_at > work.now:
-        reason = "backing_off" if job.retry_count else "not_due"
-        return reason, f"it runs at {job.run_at.isoformat()} at the earliest"
-    row = await work.tx.fetch_row(SQL.takers, work.tenant_id, job.queue)
-    assert row is not None
-    if row["workers"] == 0:
-        return "no_worker", f"no ACTIVE worker takes jobs of the queue {job.queue}"
-    if row["free"] <= 0:
-        return "workers_busy", f"all {row['workers']} workers of the queue {job.queue} are at their capacity"
-    before = await work.tx.fetch_value(SQL.count_before, work.tenant_id, job.queue, job.priority, job.run_at, job.id)
-    if before:
-        return "others_first", f"{before:,} jobs of its queue come before it"
-    return "next", "it is the next of its queue; a worker will take it in a moment"
-
-
-async def _require_job(work: Work, job_id: uuid.UUID) -> Job:
+async def require_job(work: Work, job_id: uuid.UUID) -> Job:
     found = await _jobs(work, [job_id])
     if job_id not in found:
         raise errors.not_found("job", job_id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,8 +14,11 @@ from devmesh.core.jobs import QueueName, Status, queue_topic
 from devmesh.core.names import Text
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import SQL as LIMITS
+from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.jobs import json_text
 from devmesh.store.statements import load
@@ -25,15 +29,21 @@ COUNTED_MAX = 100_000  # of each queue
 
 
 class Queue(msgspec.Struct):
-    """`waiting` counts those that wait for their time too, `ready` those that may run now; each up to 100,000."""
+    """`waiting` counts those that wait for their time too, `ready` those that may run now, `limited` those that wait for a
+    place under their concurrency key; each up to 100,000. With a rate it gives out so many jobs a second, and after a pause
+    `burst` at once.
+    """
 
     queue: str
     waiting: int
     ready: int
+    limited: int
     processing: int
     oldest_ready_at: datetime.datetime | None
     paused_at: datetime.datetime | None
     reason: str
+    rate_per_s: float | None
+    burst: int | None
 
 
 class Stats(Params, kw_only=True):
@@ -76,6 +86,22 @@ async def resume(work: Work, call: Call[OneQueue]) -> QueueResult:
     return await _changed(work, "queue.resumed", call.params.queue)
 
 
+class Limit(OneQueue, kw_only=True):
+    """`burst` is a second's worth unless it is given."""
+
+    rate_per_s: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+
+
+@operation("queue.limit", scope=Scope.WRITE, http="POST /queues/{queue}/limit", single=True)
+async def limit(work: Work, call: Call[Limit]) -> QueueResult:
+    """Give out no more than so many jobs of a queue a second, on all nodes together; null: as many as are asked for."""
+    asked = call.params
+    burst = asked.burst or math.ceil(asked.rate_per_s) if asked.rate_per_s is not None else None
+    await work.tx.execute(SQL.limit, work.tenant_id, asked.queue, asked.rate_per_s, burst)
+    return await _changed(work, "queue.limited", asked.queue)
+
+
 class Purge(OneQueue, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=PURGED_MAX)] = PURGED_MAX
 
@@ -92,7 +118,15 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     """Cancel what waits in a queue, up to 10,000 jobs at once. What runs goes on."""
     queue = call.params.queue
     why = {"message": "its queue was purged"}
-    rows = await work.tx.fetch(SQL.take_all, work.tenant_id, queue, call.params.limit, json_text(why))
+    limited = [
+        row["job_id"] for row in await work.tx.fetch(LIMITS.ids_of_queue, work.tenant_id, queue, call.params.limit)
+    ]
+    rows = list(await work.tx.fetch(LIMITS.end, work.tenant_id, limited, json_text(why))) if limited else []
+    room = call.params.limit - len(rows)
+    ready = await work.tx.fetch(SQL.take_all, work.tenant_id, queue, room, json_text(why)) if room else []
+    if ready:
+        await leave_places(work, [row["job_id"] for row in ready])
+    rows += ready
     tell(work, "job.cancelled", [(queue, patch(row["job_id"], row["attempt"])) for row in rows], Status.CANCELLED)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
     return PurgedResult(await _queue(work, queue), len(rows))
@@ -100,7 +134,10 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
 
 async def _changed(work: Work, event_type: str, queue: str) -> QueueResult:
     found = await _queue(work, queue)
-    told = {"queue": queue, "paused_at": found.paused_at, "reason": found.reason}
+    told = {
+        "queue": queue, "paused_at": found.paused_at, "reason": found.reason,
+        "rate_per_s": found.rate_per_s, "burst": found.burst,
+    }  # fmt: skip
     work.emit(event_type, (queue_topic(queue),), told)
     return QueueResult(found)
 
@@ -115,20 +152,22 @@ async def _queues(work: Work, only: str | None = None) -> list[Queue]:
     """All that have jobs or a row, or one."""
     held = {row["queue"]: row["held"] for row in await work.tx.fetch(JOBS.held_by_queue, work.tenant_id)}
     said = {row["queue"]: row for row in await work.tx.fetch(SQL.list, work.tenant_id)}
+    rows = await work.tx.fetch(LIMITS.count_by_queue, work.tenant_id, COUNTED_MAX)
+    limited = {row["queue"]: row["limited"] for row in rows}
     if only is None:
         waiting = {row["queue"] for row in await work.tx.fetch(JOBS.queues_waiting, work.tenant_id)}
-        names = sorted(waiting | held.keys() | said.keys())
+        names = sorted(waiting | held.keys() | said.keys() | limited.keys())
     else:
         names = [only]
     return [
         Queue(
-            name := row["queue"],
-            row["waiting"],
-            row["ready"],
-            held.get(name, 0),
-            row["oldest_ready_at"],
-            said[name]["paused_at"] if name in said else None,
-            said[name]["reason"] if name in said else "",
+            queue=row["queue"], waiting=row["waiting"], ready=row["ready"], limited=limited.get(row["queue"], 0),
+            processing=held.get(row["queue"], 0), oldest_ready_at=row["oldest_ready_at"], **_said(said.get(row["queue"])),
         )
         for row in await work.tx.fetch(JOBS.waiting_by_queue, work.tenant_id, names, COUNTED_MAX)
-    ]
+    ]  # fmt: skip
+
+
+def _said(row: Record | None) -> dict[str, Any]:
+    nothing = {"paused_at": None, "reason": "", "rate_per_s": None, "burst": None}
+    return {name: row[name] for name in nothing} if row is not None else nothing

@@ -22,7 +22,8 @@ def from_row(row: Record) -> Job:
     """A row of `jobs.get_many`: where the job is says what state it is in."""
     job: dict[str, Any] = {
         "id": row["job_id"], "queue": row["queue"], "type": row["type"], "payload": Raw(row["payload"]),
-        "tags": row["tags"] or [],
+        "tags": row["tags"] or [], "unique_key": row["unique_key"],
+        "concurrency_key": row["concurrency_key"], "concurrency_limit": row["concurrency_limit"],
         "max_retries": row["max_retries"], "timeout_ms": row["timeout_ms"], "backoff_ms": row["backoff_ms"],
         "created_at": row["created_at"], "created_by_key_id": row["created_by_key_id"],
         "priority": row["priority"], "progress": None, "progress_message": None, "is_cancel_requested": False,
@@ -41,9 +42,14 @@ def from_row(row: Record) -> Job:
             "status": Status.PENDING, "priority": row["blocked_priority"], "attempt": row["blocked_attempt"],
             "retry_count": row["blocked_retries"],
         }  # fmt: skip
+    elif row["limited_attempt"] is not None:
+        job |= {
+            "status": Status.PENDING, "run_at": row["next_run_at"] or row["run_at"], "priority": row["limited_priority"],
+            "attempt": row["limited_attempt"], "retry_count": row["limited_retries"],
+        }  # fmt: skip
     elif row["ready_at"] is not None:
         job |= {
-            "status": Status.PENDING, "run_at": row["ready_at"], "priority": row["ready_priority"],
+            "status": Status.PENDING, "run_at": row["next_run_at"] or row["run_at"], "priority": row["ready_priority"],
             "attempt": row["ready_attempt"], "retry_count": row["ready_retries"],
         }  # fmt: skip
     else:

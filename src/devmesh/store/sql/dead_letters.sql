@@ -31,6 +31,28 @@ insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retr
 select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
 returning job_id, queue;
 
+-- name: revive
+-- Puts jobs that are over, but neither completed nor dead letters, back into their queues, to run at once with all their retries.
+-- $1 tenant, $2 jobs.
+with over as materialized (
+    select latest.* from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select * from mcp.job_executions y where y.tenant_id = $1 and y.job_id = a.job_id
+                        order by y.attempt desc, y.finished_at desc limit 1) latest
+    left join lateral (select d.job_id from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = a.job_id limit 1) dead
+         on true
+    where dead.job_id is null
+), again as (
+    update mcp.job_executions x set next_run_at = now()
+    where x.tenant_id = $1 and x.job_id = any(array(select over.job_id from over))
+      and x.attempt = any(array(select over.attempt from over)) and x.next_run_at is null and x.outcome <> 'COMPLETED'
+      and (x.job_id, x.finished_at) in (select over.job_id, over.finished_at from over)
+    returning x.job_id, x.attempt
+)
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+select $1, now(), g.job_id, j.created_at, g.attempt, 0, j.priority, false, j.queue from again g
+cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id limit 1) j
+returning job_id, queue;
+
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.
 delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])

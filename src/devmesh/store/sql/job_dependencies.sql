@@ -18,14 +18,16 @@ update mcp.dead_letter_queue d set is_parent = true where d.tenant_id = $1 and d
 -- The same at jobs in their queues. $1 tenant, $2 jobs.
 update mcp.jobs_ready r set is_parent = true where r.ctid = any(array(
     select h.place from unnest($2::uuid[]) as a (job_id)
-    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
-    left join lateral (select x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
-                       order by x.attempt desc, x.finished_at desc limit 1) latest on true
+    cross join lateral (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) p
     cross join generate_series(1, 5) as level (priority)
     cross join lateral (select r.ctid as place from mcp.jobs_ready r
-                        where r.tenant_id = $1 and r.queue = j.queue and r.priority = level.priority
-                          and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = a.job_id limit 1 for update) h))
+                        where r.tenant_id = $1 and r.queue = p.queue and r.priority = level.priority and r.run_at = p.run_at
+                          and r.job_id = a.job_id limit 1 for update) h))
 returning r.job_id;
+
+-- name: mark_limited
+-- The same at jobs that wait for a place. $1 tenant, $2 jobs.
+update mcp.jobs_limited w set is_parent = true where w.tenant_id = $1 and w.job_id = any($2::uuid[]) returning w.job_id;
 
 -- name: block
 -- Writes that jobs wait for others. $1 tenant, then one entry a job: $2 jobs, $3 when they were made, $4 when they may run, $5
@@ -120,12 +122,9 @@ cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id
 -- name: take_ready
 -- Takes a job out of its queue, so that it may wait for others. $1 tenant, $2 the job.
 delete from mcp.jobs_ready r where r.ctid = any(array(
-    select h.place from mcp.jobs j
-    left join lateral (select x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = $2
-                       order by x.attempt desc, x.finished_at desc limit 1) latest on true
+    select h.place from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = $2 limit 1) p
     cross join generate_series(1, 5) as level (priority)
     cross join lateral (select r.ctid as place from mcp.jobs_ready r
-                        where r.tenant_id = $1 and r.queue = j.queue and r.priority = level.priority
-                          and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = $2 limit 1 for update) h
-    where j.tenant_id = $1 and j.job_id = $2))
+                        where r.tenant_id = $1 and r.queue = p.queue and r.priority = level.priority and r.run_at = p.run_at
+                          and r.job_id = $2 limit 1 for update) h))
 returning r.*;

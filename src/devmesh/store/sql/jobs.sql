@@ -2,29 +2,32 @@
 -- Writes new jobs and puts them into their queues, each at its own time or else at this moment by the database's clock. Gives that
 -- moment. $1 tenant, then lists with one entry a job: $2 the callers' keys, $3 ids, $4 queues, $5 types, $6 payloads, $7 priorities,
 -- $8 times before which they do not run, or null, $9 delays in ms, or null, $10 retries at the most, $11 timeouts in ms,
--- $12 first back-offs in ms, $13 tags as JSON, or null, $14 whether they wait for others, and so come into no queue yet, or null.
+-- $12 first back-offs in ms, $13 tags as JSON, or null, $14 whether they wait for others or for a place, and so come into no queue
+-- yet, or null, $15 unique keys, $16 concurrency keys, $17 their limits, each or all of them null.
 with asked as materialized (
     select a.*, moment.now, coalesce(a.run_at, moment.now + make_interval(secs => a.delay_ms / 1000.0), moment.now) as due_at
     from unnest($2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::timestamptz[], $9::bigint[],
-                $10::smallint[], $11::integer[], $12::integer[], $13::text[], $14::boolean[])
+                $10::smallint[], $11::integer[], $12::integer[], $13::text[], $14::boolean[], $15::text[], $16::text[], $17::integer[])
          as a (key_id, job_id, queue, type, payload, priority, run_at, delay_ms, max_retries, timeout_ms, backoff_ms, tags,
-               is_blocked)
+               is_kept_back, unique_key, concurrency_key, concurrency_limit)
     cross join (select clock_timestamp() as now) moment
 ), written as (
     insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority,
-                          queue, type, payload, tags)
+                          queue, type, payload, tags, unique_key, concurrency_key, concurrency_limit)
     select $1, a.job_id, a.now, greatest(a.due_at, a.now), a.key_id, a.timeout_ms, a.backoff_ms, a.max_retries, a.priority, a.queue,
-           a.type, a.payload::json, case when a.tags is not null then array(select json_array_elements_text(a.tags::json)) end
+           a.type, a.payload::json, case when a.tags is not null then array(select json_array_elements_text(a.tags::json)) end,
+           a.unique_key, a.concurrency_key, a.concurrency_limit
     from asked a
 ), queued as (
     insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, priority, queue)
-    select $1, greatest(a.due_at, a.now), a.job_id, a.now, a.priority, a.queue from asked a where a.is_blocked is not true
+    select $1, greatest(a.due_at, a.now), a.job_id, a.now, a.priority, a.queue from asked a where a.is_kept_back is not true
 )
 select a.now from asked a limit 1;
 
--- name: is_paused
--- Which of these queues are paused. $1 tenant, $2 queues.
-select q.queue from mcp.queues q where q.tenant_id = $1 and q.queue = any($2::text[]) and q.paused_at is not null;
+-- name: held_up
+-- Which of these queues are paused or have a rate. $1 tenant, $2 queues.
+select q.queue, q.paused_at is not null as is_paused, q.rate_per_s, q.burst from mcp.queues q
+where q.tenant_id = $1 and q.queue = any($2::text[]) and (q.paused_at is not null or q.rate_per_s is not null);
 
 -- name: claim
 -- Gives a worker the first jobs of a queue, highest priority first, then oldest, under leases. A row that somebody else is taking
@@ -57,14 +60,14 @@ from given g order by g.priority desc, g.run_at, g.job_id;
 
 -- name: heads
 -- What several queues would give, highest priority first, then oldest, without taking it. $1 tenant, $2 queues, $3 how many,
--- $4 where the scan of each begins: for each queue five times, as above.
+-- $4 where the scan of each begins: for each queue five times, as above; $5 how many of each at the most.
 select q.queue, level.priority, h.run_at, h.job_id from unnest($2::text[]) with ordinality as q (queue, place)
 cross join generate_series(5, 1, -1) as level (priority)
 cross join lateral (
     select r.run_at, r.job_id from mcp.jobs_ready r
     where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
       and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= (select clock_timestamp())
-    order by r.run_at, r.job_id limit $3) h
+    order by r.run_at, r.job_id limit ($5::integer[])[q.place]) h
 order by level.priority desc, h.run_at, h.job_id limit $3;
 
 -- name: complete
@@ -84,7 +87,9 @@ with held as materialized (
     select $1, d.job_id, clock_timestamp(), d.started_at, d.worker_id, d.attempt, d.retries, 'COMPLETED', d.result::json from done d
     where d.worker_id is not null
 )
-select d.job_id, d.queue, d.attempt, d.is_parent from done d where d.worker_id is not null;
+select d.job_id, d.queue, d.attempt, d.is_parent, slot.ready_at is not null as has_place from done d
+left join lateral (select s.ready_at from mcp.job_slots s where s.tenant_id = $1 and s.job_id = d.job_id limit 1) slot on true
+where d.worker_id is not null;
 
 -- name: leases
 -- What is known of held jobs, and of those that are not held any more nothing. $1 tenant, $2 jobs.
@@ -109,7 +114,7 @@ where l.tenant_id = $1 and l.job_id = any($2::uuid[]);
 
 -- name: lock_leases
 -- Locks held jobs, in one order for everybody, with what decides how they go on. $1 tenant, $2 jobs, sorted.
-select h.*, j.max_retries, j.backoff_ms, j.type from unnest($2::uuid[]) as a (job_id)
+select h.*, j.max_retries, j.backoff_ms, j.type, j.concurrency_key from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select l.* from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = a.job_id limit 1 for update) h
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = h.job_id and k.created_at = h.created_at
                     limit 1) j;
@@ -152,13 +157,11 @@ set dead_letter_id = excluded.dead_letter_id, is_parent = excluded.is_parent, fa
 -- found. Keeps that they were cancelled. $1 tenant, $2 jobs, sorted, $3 why, as JSON.
 with wanted as materialized (
     select h.place from unnest($2::uuid[]) as a (job_id)
-    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
-    left join lateral (select x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
-                       order by x.attempt desc, x.finished_at desc limit 1) latest on true
+    cross join lateral (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) p
     cross join generate_series(1, 5) as level (priority)
     cross join lateral (select r.ctid as place from mcp.jobs_ready r
-                        where r.tenant_id = $1 and r.queue = j.queue and r.priority = level.priority
-                          and r.run_at = coalesce(latest.next_run_at, j.run_at) and r.job_id = a.job_id limit 1 for update) h
+                        where r.tenant_id = $1 and r.queue = p.queue and r.priority = level.priority and r.run_at = p.run_at
+                          and r.job_id = a.job_id limit 1 for update) h
 ), gone as (
     delete from mcp.jobs_ready r where r.ctid = any(array(select wanted.place from wanted))
     returning r.job_id, r.queue, r.attempt, r.retries, r.is_parent
@@ -178,6 +181,8 @@ returning l.job_id, l.queue, l.worker_id;
 -- Jobs as they are now. $1 tenant, $2 ids.
 select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.attempt as ready_attempt, ready.retries as ready_retries,
        blocked.attempt as blocked_attempt, blocked.retries as blocked_retries, blocked.priority as blocked_priority,
+       limited.attempt as limited_attempt, limited.retries as limited_retries, limited.priority as limited_priority,
+       latest.next_run_at,
        held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.started_at as held_since,
        held.lease_until, held.progress, held.progress_message, held.cancel_requested_at,
        latest.attempt as latest_attempt, latest.retries as latest_retries, latest.outcome, latest.result, latest.error,
@@ -188,10 +193,13 @@ left join lateral (select * from mcp.job_executions x where x.tenant_id = $1 and
                    order by x.attempt desc, x.finished_at desc limit 1) latest on true
 left join lateral (select * from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = a.job_id limit 1) held on true
 left join lateral (select * from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = a.job_id limit 1) blocked on true
+left join lateral (select * from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = a.job_id limit 1) limited on true
+left join lateral (select s.ready_at from mcp.job_slots s where s.tenant_id = $1 and s.job_id = a.job_id limit 1) slot on true
 left join lateral (select r.* from generate_series(1, 5) as level (priority)
                    cross join lateral (select * from mcp.jobs_ready w
                                        where w.tenant_id = $1 and w.queue = j.queue and w.priority = level.priority
-                                         and w.run_at = coalesce(latest.next_run_at, j.run_at) and w.job_id = a.job_id limit 1) r
+                                         and w.run_at = coalesce(slot.ready_at, latest.next_run_at, j.run_at)
+                                         and w.job_id = a.job_id limit 1) r
                    limit 1) ready on true;
 
 -- name: page
@@ -254,3 +262,26 @@ select (select count(*) from mcp.jobs_ready r
         where r.tenant_id = $1 and r.queue = $2 and r.priority > $3 and r.priority <= 5 and r.run_at <= now())
      + (select count(*) from mcp.jobs_ready r
         where r.tenant_id = $1 and r.queue = $2 and r.priority = $3 and (r.run_at, r.job_id) < ($4::timestamptz, $5::uuid));
+
+-- name: promote
+-- Raises the priority of jobs that have waited for long: from 1 to 2, and from 2 and 3 to 4. No more are raised than are there to be
+-- claimed, so that a queue that nobody claims from is not written again and again. $1 tenant, $2 queues, $3 after how many seconds from
+-- priority 1, $4 from 2 and 3, $5 how many of each queue and priority.
+with old as materialized (
+    select h.place from unnest($2::text[]) as q (queue)
+    cross join (values (1, 2, $3::double precision), (2, 4, $4::double precision), (3, 4, $4::double precision))
+         as level (priority, next, after_s)
+    cross join lateral (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = q.queue
+                                              and r.priority = level.next and r.run_at <= now() limit $5) c) above
+    cross join lateral (select r.ctid as place from mcp.jobs_ready r
+                        where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
+                          and r.run_at <= now() - make_interval(secs => level.after_s)
+                        order by r.run_at, r.job_id limit $5 - above.count for update skip locked) h
+    where level.after_s > 0
+), gone as (
+    delete from mcp.jobs_ready r where r.ctid = any(array(select old.place from old)) returning r.*
+)
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+select $1, g.run_at, g.job_id, g.created_at, g.attempt, g.retries, case g.priority when 1 then 2 else 4 end, g.is_parent, g.queue
+from gone g
+returning job_id, queue, attempt, priority;

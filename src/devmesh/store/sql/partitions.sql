@@ -51,4 +51,5 @@ select mcp.drop_detached($1);
 -- name: oldest_job_alive
 -- When the oldest job was made that waits, runs, or may be replayed. No parameters.
 select (least((select min(r.created_at) from mcp.jobs_ready r), (select min(l.created_at) from mcp.jobs_leased l),
+              (select min(b.created_at) from mcp.jobs_blocked b), (select min(w.created_at) from mcp.jobs_limited w),
               (select min(d.created_at) from mcp.dead_letter_queue d)) at time zone 'UTC')::date as day;

@@ -9,9 +9,31 @@ set paused_at = coalesce(q.paused_at, now()), reason = excluded.reason, updated_
 insert into mcp.queues (tenant_id, queue) values ($1, $2)
 on conflict (tenant_id, queue) do update set paused_at = null, reason = '', updated_at = now();
 
+-- name: limit
+-- Gives a queue a rate, or takes it. $1 tenant, $2 queue, $3 jobs a second or null, $4 how many at once after a pause.
+insert into mcp.queues (tenant_id, queue, rate_per_s, burst) values ($1, $2, $3, $4)
+on conflict (tenant_id, queue) do update set rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now();
+
+-- name: fill
+-- Takes the tokens of queues in hand, in one order for everybody, and adds what has come since. A new one is full. $1 tenant, then one
+-- entry a queue, sorted: $2 queues, $3 tokens a second, $4 how many there can be.
+insert into mcp.queue_tokens as t (tenant_id, queue, tokens, filled_at)
+select $1, a.queue, a.burst, clock_timestamp() from unnest($2::text[], $3::double precision[], $4::integer[])
+       as a (queue, rate_per_s, burst) order by a.queue
+on conflict (tenant_id, queue) do update
+set tokens = least(excluded.tokens, t.tokens + ($3::double precision[])[array_position($2::text[], t.queue)]
+                                    * greatest(extract(epoch from excluded.filled_at - t.filled_at), 0)),
+    filled_at = excluded.filled_at
+returning queue, tokens;
+
+-- name: spend
+-- $1 tenant, $2 queues, $3 how many tokens of each.
+update mcp.queue_tokens t set tokens = t.tokens - ($3::integer[])[array_position($2::text[], t.queue)]
+where t.tenant_id = $1 and t.queue = any($2::text[]);
+
 -- name: list
 -- What was said about queues. $1 tenant.
-select q.queue, q.paused_at, q.reason from mcp.queues q where q.tenant_id = $1;
+select q.queue, q.paused_at, q.reason, q.rate_per_s, q.burst from mcp.queues q where q.tenant_id = $1;
 
 -- name: take_all
 -- Takes the first jobs out of a queue, whether or not they may run yet. $1 tenant, $2 queue, $3 how many, $4 why, as JSON.

@@ -53,3 +53,13 @@ select (select count(*) from (select from mcp.tasks k where k.status = 'pending'
 -- name: with_overdue_jobs
 -- Tenants that have jobs to take back. No parameters.
 select distinct l.tenant_id from mcp.jobs_leased l where least(l.lease_until, l.timeout_at) < now();
+
+-- name: with_due_limited_jobs
+-- Tenants that have jobs which waited for their time and may have a place now. No parameters.
+select distinct w.tenant_id from mcp.jobs_limited w where w.is_delayed and w.run_at <= now();
+
+-- name: with_waiting_jobs
+-- Tenants with a job in a queue, found by one probe each.
+select t.tenant_id from mcp.tenants t
+cross join lateral (select 1 from mcp.jobs_ready r where r.tenant_id = t.tenant_id limit 1) waiting
+where t.status = 'active';

@@ -1,0 +1,20 @@
+"""What moves jobs when nobody asks, in one list."""
+
+from __future__ import annotations
+
+from devmesh.engine.job_limits_keeper import JobLimitsKeeper
+from devmesh.engine.job_promoter import JobPromoter
+from devmesh.engine.job_reaper import JobReaper
+from devmesh.engine.loop import Loop
+from devmesh.operations.work import WorkRunner
+from devmesh.settings import Settings
+
+
+def job_loops(runner: WorkRunner, settings: Settings) -> list[Loop]:
+    return [
+        JobReaper(runner, settings.reaper_interval_s),
+        JobLimitsKeeper(runner, settings.reaper_interval_s, settings.days_kept("jobs")),
+        JobPromoter(
+            runner, settings.promoter_interval_s, settings.promote_low_after_s, settings.promote_medium_after_s
+        ),
+    ]

@@ -1,0 +1,38 @@
+"""The promoter: raises the priority of jobs that have waited for long, so that none starves behind more urgent ones."""
+
+from __future__ import annotations
+
+import functools
+
+from devmesh.core.jobs import Status
+from devmesh.engine.reaper import OverdueLoop
+from devmesh.operations.job_events import patch, tell
+from devmesh.operations.work import Work, WorkRunner
+from devmesh.store.jobs import SQL
+from devmesh.store.statements import load
+
+TENANTS = load("tenants")
+PROMOTED_MAX = 400  # jobs of each queue and priority in one transaction
+
+
+class JobPromoter(OverdueLoop):
+    name = "job-promoter"
+
+    def __init__(self, runner: WorkRunner, interval_s: float, low_after_s: float, medium_after_s: float) -> None:
+        """After how long a job of priority 1 is promoted to 2, and one of 2 or 3 to 4; 0: it is not."""
+        body = functools.partial(promote, low_after_s=low_after_s, medium_after_s=medium_after_s)
+        super().__init__(runner, interval_s, TENANTS.with_waiting_jobs, body)
+
+
+async def promote(work: Work, *, low_after_s: float, medium_after_s: float) -> int:
+    """One pass over a tenant: how many jobs were promoted."""
+    queues = [row["queue"] for row in await work.tx.fetch(SQL.queues_waiting, work.tenant_id)]
+    rows = await work.tx.fetch(SQL.promote, work.tenant_id, queues, low_after_s, medium_after_s, PROMOTED_MAX)
+    for priority in (2, 4):
+        moved = [
+            (row["queue"], patch(row["job_id"], row["attempt"], priority=priority))
+            for row in rows
+            if row["priority"] == priority
+        ]
+        tell(work, "job.promoted", moved, Status.PENDING)
+    return len(rows)

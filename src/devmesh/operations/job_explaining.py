@@ -1,0 +1,108 @@
+"""Says why a job is not running: looks at what can hold it up, in the order in which a job meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from devmesh.core.access import Scope
+from devmesh.core.jobs import Job, Status
+from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_limits import SQL as LIMITS
+from devmesh.operations.job_views import ById, require_job
+from devmesh.operations.registry import Call, operation
+from devmesh.operations.work import Work
+from devmesh.store.jobs import SQL
+
+Reason = tuple[str, str]
+
+
+class Explanation(msgspec.Struct):
+    """Why a job is not running, in a word and in a sentence."""
+
+    status: Status
+    reason: str
+    explanation: str
+
+
+class ExplanationResult(msgspec.Struct):
+    explanation: Explanation
+
+
+@operation("job.explain", scope=Scope.READ, http="GET /jobs/{job_id}/explain", single=True)
+async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
+    """Say why a job is not running."""
+    job = await require_job(work, call.params.job_id)
+    reason, sentence = await _reason(work, job)
+    return ExplanationResult(Explanation(job.status, reason, sentence))
+
+
+async def _reason(work: Work, job: Job) -> Reason:
+    if job.status is Status.PROCESSING:
+        asked = "; it has been asked to stop" if job.is_cancel_requested else ""
+        return "running", f"worker {job.worker_id} holds it until {job.lease_until}{asked}"
+    if job.status is not Status.PENDING:
+        return "finished", f"it is {job.status}"
+    for look in LOOKS:
+        if (found := await look(work, job)) is not None:
+            return found
+    return "next", "it is the next of its queue; a worker will take it in a moment"
+
+
+async def _parents(work: Work, job: Job) -> Reason | None:
+    parents = await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id)
+    if not parents:
+        return None
+    others = f" and {len(parents) - 1} others" if len(parents) > 1 else ""
+    return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} is completed"
+
+
+async def _pause(work: Work, job: Job) -> Reason | None:
+    row = await work.tx.fetch_row(SQL.held_up, work.tenant_id, [job.queue])
+    return ("queue_paused", f"the queue {job.queue} is paused") if row is not None and row["is_paused"] else None
+
+
+async def _time(work: Work, job: Job) -> Reason | None:
+    if job.run_at <= work.now:
+        return None
+    return "backing_off" if job.retry_count else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest"
+
+
+async def _limit(work: Work, job: Job) -> Reason | None:
+    row = await work.tx.fetch_row(LIMITS.standing, work.tenant_id, job.id)
+    if row is None:
+        return None
+    under_way = f"{row['count']} jobs with its concurrency key {row['concurrency_key']!r} are under way"
+    return "limit_reached", f"{under_way}, and {row['concurrency_limit']} may be at once"
+
+
+async def _workers(work: Work, job: Job) -> Reason | None:
+    row = await work.tx.fetch_row(SQL.takers, work.tenant_id, job.queue)
+    assert row is not None
+    if row["workers"] == 0:
+        return "no_worker", f"no ACTIVE worker takes jobs of the queue {job.queue}"
+    if row["free"] <= 0:
+        return "workers_busy", f"all {row['workers']} workers of the queue {job.queue} are at their capacity"
+    return None
+
+
+async def _others(work: Work, job: Job) -> Reason | None:
+    before = await work.tx.fetch_value(SQL.count_before, work.tenant_id, job.queue, job.priority, job.run_at, job.id)
+    rate = await work.tx.fetch_row(SQL.held_up, work.tenant_id, [job.queue])
+    if rate is not None and rate["rate_per_s"] is not None:
+        return (
+            "rate",
+            f"the queue {job.queue} gives out {rate['rate_per_s']:g} jobs a second; {before:,} come before it",
+        )
+    return ("others_first", f"{before:,} jobs of its queue come before it") if before else None
+
+
+LOOKS: tuple[Callable[[Work, Job], Awaitable[Reason | None]], ...] = (
+    _parents,
+    _pause,
+    _time,
+    _limit,
+    _workers,
+    _others,
+)

@@ -1,0 +1,76 @@
+"""Jobs that share a limit: of one queue and concurrency key only so many are in their queue or in a worker's hand together.
+
+A job with a key waits for a place before it comes into its queue, and holds it until it ends or waits again (for a retry, after
+a snooze). So claims know nothing of limits, and a job without a key pays nothing. Whoever gives places has the row of the key's
+limit in hand: that keeps them exact on any number of nodes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from devmesh.operations.work import Work
+from devmesh.store.database import Record
+from devmesh.store.statements import Statement, load
+
+SQL = load("job_limits")
+
+
+class LimitedJob(NamedTuple):
+    """A new job that has to have a place first."""
+
+    job_id: uuid.UUID
+    run_at: datetime.datetime
+    priority: int
+    queue: str
+    concurrency_key: str
+    concurrency_limit: int
+
+
+async def wait_for_places(work: Work, jobs: Sequence[LimitedJob], moment: datetime.datetime) -> None:
+    """New jobs wait for places, and get those that are free. The limit of a key is the latest that was asked for."""
+    limits = {(job.queue, job.concurrency_key): job.concurrency_limit for job in jobs}
+    await work.tx.execute(
+        SQL.wait, work.tenant_id, [job.job_id for job in jobs], [moment] * len(jobs), [job.run_at for job in jobs],
+        [job.priority for job in jobs], [job.queue for job in jobs], [job.concurrency_key for job in jobs],
+    )  # fmt: skip
+    await _admit(work, SQL.set, limits)
+
+
+async def leave_places(work: Work, ids: Iterable[uuid.UUID], again: Sequence[uuid.UUID] = ()) -> None:
+    """Others get the places that these jobs had, which have ended or wait. Those of `again` wait for one as well."""
+    left = list(await work.tx.fetch(SQL.leave, work.tenant_id, list(ids)))
+    if again:
+        left += await work.tx.fetch(SQL.hold_back, work.tenant_id, list(again))
+    await _give_places(work, left)
+
+
+async def wait_again(work: Work, ids: Iterable[uuid.UUID]) -> None:
+    """This transaction has put jobs into their queues that had no place. Those of them with a key wait for one first."""
+    await _give_places(work, await work.tx.fetch(SQL.hold_back, work.tenant_id, list(ids)))
+
+
+async def come_due(work: Work, count_max: int) -> int:
+    """The waiting whose time has come are given places. How many there were."""
+    rows = await work.tx.fetch(SQL.come_due, work.tenant_id, count_max)
+    await _give_places(work, rows)
+    return len(rows)
+
+
+async def _give_places(work: Work, rows: Iterable[Record]) -> None:
+    """The keys that these rows name may have free places."""
+    limits = {(row["queue"], row["concurrency_key"]): row["concurrency_limit"] for row in rows}
+    if limits:
+        await _admit(work, SQL.lock, limits)
+
+
+async def _admit(work: Work, lock: Statement, limits: dict[tuple[str, str], int]) -> None:
+    """Takes the limits of keys in hand, and gives their free places to those that wait."""
+    columns = [queue for queue, _ in limits], [key for _, key in limits]
+    await work.tx.execute(lock, work.tenant_id, *columns, list(limits.values()))
+    rows = await work.tx.fetch(SQL.admit, work.tenant_id, *columns)
+    if not rows:
+        await work.tx.execute(SQL.forget, work.tenant_id, *columns)

@@ -1,0 +1,248 @@
+"""J42, J43 and their kin: unique jobs, concurrency keys, rates of queues, promotion, retries by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import random
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.conftest import QUICK
+from tests.harness import Mesh, eventually, running_mesh
+from tests.scenarios.jobs import Bench, held, register
+from tests.wire import Wire, WireError
+
+ENDS = ("job.complete", "job.fail", "job.release", "job.snooze")
+MORE: dict[str, dict[str, Any]] = {"job.fail": {"error": "no"}, "job.snooze": {"delay_ms": 1}}
+
+
+async def test_j42_a_hundred_enqueue_one_unique_key_at_once_and_there_is_one_job(
+    mesh: Mesh, bench: Bench, tenant: str
+) -> None:
+    async def enqueue(wire: Wire) -> dict[str, Any]:
+        return dict(await wire.call("job.enqueue", type="t", queue=bench.queue, unique_key="only"))
+
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        answers = await asyncio.gather(*(enqueue(wire) for wire in (bench.wire, other) for _ in range(50)))
+    assert len({answer["job"]["id"] for answer in answers}) == 1
+    assert sorted(answer["is_duplicate"] for answer in answers) == [False] + [True] * 99
+    [claimed] = await bench.claim(limit=100)
+    assert (await bench.get(claimed))["unique_key"] == "only"
+    assert (await enqueue(bench.wire))["is_duplicate"], "it is under way"
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    fresh = await enqueue(bench.wire)
+    assert (fresh["is_duplicate"], fresh["job"]["id"] != claimed["id"]) == (False, True)
+
+
+async def test_j42_the_scope_of_a_unique_key_is_states_and_time(bench: Bench) -> None:
+    async def enqueue(**scope: Any) -> bool:
+        answer = await bench.wire.call("job.enqueue", type="t", queue=bench.queue, unique_key="k", **scope)
+        return bool(answer["is_duplicate"])
+
+    await enqueue()
+    [claimed] = await bench.claim()
+    assert not await enqueue(unique_states=["PENDING"]), "the other one runs"
+    await bench.wire.call("job.complete", jobs=[held(job) for job in [claimed, *await bench.claim()]])
+    assert await enqueue(unique_states=["COMPLETED"], unique_period_s=3_600)
+    assert not await enqueue(unique_states=["COMPLETED"], unique_period_s=0.001)
+    bad: list[dict[str, Any]] = [
+        {"unique_key": ""}, {"unique_states": ["GONE"]}, {"unique_period_s": 0}, {"unique_states": []}
+    ]  # fmt: skip
+    for wrong in bad:
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call("job.enqueue", **{"type": "t", "unique_key": "k", **wrong})
+        assert refused.value.kind == "invalid_params"
+
+
+async def test_j42_many_at_once_hold_a_key_once_and_a_refused_batch_holds_none(bench: Bench) -> None:
+    jobs = [{"type": "t", "queue": bench.queue, "unique_key": key} for key in ("a", "b", "a")]
+    answer = (await bench.wire.call("job.enqueue_many", jobs=jobs))["jobs"]
+    assert [each["is_duplicate"] for each in answer] == [False, False, True]
+    assert answer[0]["id"] == answer[2]["id"]
+    again = (await bench.wire.call("job.enqueue_many", jobs=jobs))["jobs"]
+    assert [each["id"] for each in again] == [each["id"] for each in answer]
+    lost = [{"type": "t", "unique_key": "c"}, {"type": "t", "depends_on": [str(uuid.uuid4())]}]
+    with pytest.raises(WireError):
+        await bench.wire.call("job.enqueue_many", jobs=lost)
+    assert not (await bench.wire.call("job.enqueue", type="t", queue=bench.queue, unique_key="c"))["is_duplicate"]
+
+
+async def test_j43_of_a_key_with_a_limit_of_three_never_four_are_under_way(
+    mesh: Mesh, bench: Bench, tenant: str
+) -> None:
+    """Four workers of ten places each, on two connections, whose jobs end in every way there is."""
+    jobs = 60
+    await bench.wire.call("job.enqueue_many", jobs=[
+        {"type": "t", "queue": bench.queue, "concurrency_key": key, "concurrency_limit": 3, "backoff_ms": 1, "payload": key}
+        for _ in range(jobs // 2) for key in ("one", "two")
+    ])  # fmt: skip
+    running: dict[str, collections.Counter[str]] = {"most": collections.Counter(), "now": collections.Counter()}
+    completed: set[str] = set()
+    luck = random.Random(43)
+
+    async def work(wire: Wire) -> None:
+        worker = await register(wire, capacity=10)
+        while len(completed) < jobs:
+            given = await bench.claim(limit=3, worker_id=worker, wait_ms=100)
+            for key in (job["payload"] for job in given):
+                running["now"][key] += 1
+                running["most"][key] = max(running["most"][key], running["now"][key])
+            for job in given:
+                how = luck.choices(ENDS, (6, 1, 1, 1))[0]
+                running["now"][job["payload"]] -= 1  # before its end is told: another may begin at once then
+                more: dict[str, Any] = MORE.get(how, {})
+                await wire.call(how, jobs=[held(job, **more)])
+                if how == "job.complete" or await bench.status(job) == "FAILED":
+                    completed.add(job["id"])
+
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        await asyncio.wait_for(asyncio.gather(*(work(wire) for wire in (bench.wire, other, bench.wire, other))), 30)
+    assert set(running["most"]) == {"one", "two"}
+    assert max(running["most"].values()) <= 3
+
+
+async def test_j43_claims_of_one_moment_get_three_places_and_explain_says_so(bench: Bench) -> None:
+    jobs = [
+        await bench.enqueue(concurrency_key="k", concurrency_limit=3, priority=priority) for priority in (1, 1, 1, 1, 5)
+    ]
+    workers = [await register(bench.wire) for _ in range(5)]
+    claims = await asyncio.gather(*(bench.claim(worker_id=worker) for worker in workers))
+    given = [job for each in claims for job in each]
+    assert {job["id"] for job in given} == {job["id"] for job in jobs[:3]}
+    told = (await bench.wire.call("job.explain", job_id=jobs[3]["id"]))["explanation"]
+    assert told["reason"] == "limit_reached"
+    assert "3 jobs" in told["explanation"]
+    [queue] = [each for each in (await bench.wire.call("job.stats"))["queues"] if each["queue"] == bench.queue]
+    assert (queue["waiting"], queue["limited"], queue["processing"]) == (0, 2, 3)
+    await bench.wire.call("job.complete", jobs=[held(given[0])])
+    assert [job["id"] for job in await bench.claim()] == [jobs[4]["id"]], "the most urgent gets the free place"
+
+
+async def test_j43_places_are_given_back_by_whatever_ends_a_job(bench: Bench) -> None:
+    first, second, third = [await bench.enqueue(concurrency_key="k") for _ in range(3)]
+    await bench.wire.call("job.cancel", job_id=first["id"])  # in its queue
+    [claimed] = await bench.claim()
+    assert claimed["id"] == second["id"]
+    await bench.wire.call("job.cancel", job_id=third["id"])  # waiting for a place
+    assert await bench.status(third) == "CANCELLED"
+    later = await bench.enqueue(concurrency_key="k", delay_ms=300)
+    child = await bench.enqueue(concurrency_key="k", depends_on=[second["id"]])
+    assert await bench.claim() == []
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    [claimed] = await bench.claim()
+    assert claimed["id"] == child["id"]
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    [claimed] = await bench.claim(wait_ms=5_000)
+    assert claimed["id"] == later["id"], "its time has come, and nobody else has the place"
+    waiting = [await bench.enqueue(concurrency_key="k") for _ in range(3)]
+    purged = await bench.wire.call("queue.purge", queue=bench.queue)
+    assert (purged["purged"], purged["queue"]["limited"]) == (3, 0)
+    assert {await bench.status(job) for job in waiting} == {"CANCELLED"}
+
+
+async def test_j43_a_lost_worker_s_place_is_given_on(bench: Bench) -> None:
+    first, second = [await bench.enqueue(concurrency_key="k", max_retries=0) for _ in range(2)]
+    [claimed] = await bench.claim(lease_s=0.5)
+    assert claimed["id"] == first["id"]
+    [claimed] = await bench.claim(wait_ms=5_000)
+    assert claimed["id"] == second["id"]
+    assert await bench.status(first) == "FAILED"
+    await bench.wire.call("job.retry", job_id=first["id"])
+    assert await bench.claim() == [], "a job that is run again needs a place again"
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert [job["id"] for job in await bench.claim()] == [first["id"]]
+
+
+async def test_a_queue_with_a_rate_gives_out_no_more_than_that(bench: Bench) -> None:
+    for _ in range(20):
+        await bench.enqueue()
+    answer = await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=20, burst=5)
+    assert (answer["queue"]["rate_per_s"], answer["queue"]["burst"]) == (20, 5)
+    await register(bench.wire, queues=[bench.queue])
+    began = asyncio.get_running_loop().time()
+    given = await bench.claim(limit=20)
+    assert 5 <= len(given) <= 7
+    told = (await bench.wire.call("job.explain", job_id=(await bench.enqueue())["id"]))["explanation"]
+    assert told["reason"] == "rate"
+    while len(given) < 15:
+        given += await bench.claim(limit=20, wait_ms=2_000)
+    took_s = asyncio.get_running_loop().time() - began
+    assert len(given) - 5 <= 20 * took_s + 1
+    await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=None)
+    assert len(given) + len(await bench.claim(limit=20)) == 21
+    with pytest.raises(WireError):
+        await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=0)
+
+
+async def test_a_rate_does_not_hold_up_other_queues(bench: Bench) -> None:
+    other = f"{bench.queue}-other"
+    await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=0.001, burst=2)
+    for queue in (bench.queue, other):
+        for _ in range(4):
+            await bench.wire.call("job.enqueue", type="t", queue=queue)
+    given = await bench.claim(queues=[bench.queue, other], limit=20)
+    assert sorted(job["queue"] for job in given) == [bench.queue] * 2 + [other] * 4
+
+
+@pytest.fixture(scope="module")
+def impatient_mesh(create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh that promotes jobs after a moment."""
+    settings = {
+        **QUICK,
+        "DEVMESH_PROMOTER_INTERVAL_S": "0.1",
+        "DEVMESH_PROMOTE_LOW_AFTER_S": "0.3",
+        "DEVMESH_PROMOTE_MEDIUM_AFTER_S": "1",
+    }
+    directory = tmp_path_factory.mktemp("impatient")
+    with running_mesh(create_database(), directory, "rest-api", "mcp-server", "worker", settings=settings) as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def impatient(impatient_mesh: Mesh) -> Any:
+    async with await Wire.connect(impatient_mesh.ws_url, impatient_mesh.admin_key) as wire:
+        yield Bench(wire, await register(wire))
+
+
+async def test_a_job_that_has_waited_for_long_is_promoted(impatient: Bench) -> None:
+    low, medium, high = [await impatient.enqueue(priority=priority) for priority in (1, 3, 5)]
+
+    async def priorities() -> list[int]:
+        return [(await impatient.get(job))["priority"] for job in (low, medium, high)]
+
+    await eventually(lambda: _is(priorities, [2, 3, 5]), "the low one is promoted")
+    await eventually(lambda: _is(priorities, [4, 4, 5]), "both are promoted")
+    assert [job["id"] for job in await impatient.claim()] == [high["id"], low["id"], medium["id"]]
+
+
+async def _is(found: Callable[[], Any], wanted: Any) -> bool:
+    return bool(await found() == wanted)
+
+
+async def test_a_job_that_is_over_is_retried_by_hand_with_its_history(bench: Bench) -> None:
+    job = await bench.enqueue(max_retries=0)
+    [claimed] = await bench.claim()
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.retry", job_id=job["id"])
+    assert (refused.value.kind, refused.value.data["reason"]) == ("conflict", "job.state")
+    await bench.wire.call("job.fail", jobs=[held(claimed, error="no")])
+    again = (await bench.wire.call("job.retry", job_id=job["id"]))["job"]
+    assert (again["status"], again["retry_count"]) == ("PENDING", 0)
+    assert await bench.dead_letters() == []
+    await bench.wire.call("job.cancel", job_id=job["id"])
+    assert (await bench.wire.call("job.retry", job_id=job["id"]))["job"]["status"] == "PENDING"
+    [claimed] = await bench.claim()
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.retry", job_id=job["id"])
+    assert "COMPLETED" in refused.value.message
+    outcomes = [each["outcome"] for each in await bench.executions(job)]
+    assert outcomes == ["FAILED", "CANCELLED", "COMPLETED"]
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.retry", job_id=str(uuid.uuid4()))
+    assert refused.value.kind == "not_found"
