@@ -168,12 +168,8 @@ def success_status(operation: Operation) -> int:
 
 def versioned_field(operation: Operation) -> str | None:
     """The one thing that an operation answers with, when that has a version."""
-    described = msgspec.inspect.type_info(operation.result)
-    assert isinstance(described, msgspec.inspect.StructType)
-    [first, *others] = described.fields
-    is_versioned = isinstance(first.type, msgspec.inspect.StructType) and any(
-        field.name == "version" for field in first.type.fields
-    )
+    [first, *others] = msgspec.structs.fields(operation.result)
+    is_versioned = "version" in getattr(first.type, "__struct_fields__", ())
     return first.name if is_versioned and not others else None
 
 

@@ -6,6 +6,7 @@ Path, query and body become the operation's parameters as JSON and go down the c
 from __future__ import annotations
 
 import asyncio
+import functools
 import zlib
 from collections.abc import Coroutine
 from importlib.resources import files
@@ -64,9 +65,8 @@ def routes(
             return await streams.open(request, caller)
 
     handlers[openapi.EVENTS_PATH] = {"GET": events}
-    document = msgspec.json.encode(openapi.document())
     page = (files("devmesh.edges") / "static" / "docs.html").read_bytes()
-    handlers["/openapi.json"] = {"GET": _fixed(document, "application/json")}
+    handlers["/openapi.json"] = {"GET": _described}
     handlers["/docs"] = {"GET": _fixed(page, "text/html; charset=utf-8", {"Content-Security-Policy": DOCS_POLICY})}
     handlers["/"] = {"GET": _to_docs}
     return [Route(path, Resource(handlers[path])) for path in sorted(handlers, key=lambda path: ("{" in path, path))]
@@ -175,6 +175,17 @@ def _fixed(content: bytes, media_type: str, headers: dict[str, str] | None = Non
         return Response(content, headers={"Cache-Control": "no-cache", **(headers or {})}, media_type=media_type)
 
     return answer
+
+
+@functools.cache
+def _document() -> bytes:
+    """Made when somebody asks for it: that takes longer than the rest of a service's start."""
+    return msgspec.json.encode(openapi.document())
+
+
+async def _described(_: Request) -> Response:
+    document = await asyncio.to_thread(_document)
+    return Response(document, headers={"Cache-Control": "no-cache"}, media_type="application/json")
 
 
 async def _to_docs(_: Request) -> Response:
