@@ -15,9 +15,14 @@ SQL = load("rates")
 
 
 async def draw(pool: asyncpg.Pool, buckets: list[uuid.UUID], wanted: int, rate_per_s: float) -> list[int]:
-    """How many tokens each bucket gave."""
+    """How many tokens each bucket gave. A new one gives some when it is asked again."""
     count = len(buckets)
     rows = await pool.fetch(SQL.draw.text, buckets, buckets, [wanted] * count, [rate_per_s] * count, 1.0)
+    if any(row["is_new"] for row in rows):
+        again = await draw(
+            pool, [bucket for bucket, row in zip(buckets, rows, strict=True) if row["is_new"]], wanted, rate_per_s
+        )
+        return [again.pop(0) if row["is_new"] else row["drawn"] for row in rows]
     return [row["drawn"] for row in rows]
 
 
@@ -56,6 +61,8 @@ async def test_a_draw_tells_whose_rate_applies(fresh_database: str) -> None:
             key,
         )
         asked = [tenant] * 3, [other, key, tenant], [1, 100, 100], [20_000.0, 20_000.0, 50_000.0], 1.0
+        new = await pool.fetch(SQL.draw.text, *asked)
+        assert [(row["is_new"], row["drawn"]) for row in new] == [(True, 0)] * 3
         rows = await pool.fetch(SQL.draw.text, *asked)
         assert [(row["rate_per_s"], row["drawn"]) for row in rows] == [(20_000, 1), (7, 7), (70, 70)]
         rows = await pool.fetch(SQL.draw.text, [tenant], [other], [5], [0.0], 1.0)

@@ -22,7 +22,7 @@ from devmesh.core.keys import hash_of
 from devmesh.core.rates import Share
 from devmesh.operations.gather import Gather
 from devmesh.settings import Settings
-from devmesh.store.database import Database
+from devmesh.store.database import Database, Record
 from devmesh.store.statements import load
 
 SQL = load("rates")
@@ -143,14 +143,7 @@ class Rates:
         wanted = [bucket.share.wanted(began_s) for bucket in buckets]
         try:
             async with asyncio.timeout(DRAW_LIMIT_S):
-                rows = await self._database.read(
-                    SQL.draw,
-                    [bucket.tenant_id for bucket in buckets],
-                    [bucket.bucket_id for bucket in buckets],
-                    wanted,
-                    [bucket.default_per_s for bucket in buckets],
-                    self._burst_s,
-                )
+                rows = await self._drawn(buckets, wanted)
         except (MeshError, TimeoutError) as error:
             self._not_drawn(buckets, error)
         else:
@@ -163,6 +156,24 @@ class Rates:
                 bucket.drawing = None
         telemetry.RATE_DRAWS.inc(len(buckets))
         return [None] * len(buckets)
+
+    async def _drawn(self, buckets: Sequence[Bucket], wanted: Sequence[int]) -> list[Record]:
+        """What each bucket gives. A new one is drawn from again, now that others see it."""
+        rows = list(
+            await self._database.read(
+                SQL.draw,
+                [bucket.tenant_id for bucket in buckets],
+                [bucket.bucket_id for bucket in buckets],
+                wanted,
+                [bucket.default_per_s for bucket in buckets],
+                self._burst_s,
+            )
+        )
+        if new := [place for place, row in enumerate(rows) if row["is_new"]]:
+            again = await self._drawn([buckets[place] for place in new], [wanted[place] for place in new])
+            for place, row in zip(new, again, strict=True):
+                rows[place] = row
+        return rows
 
     def _not_drawn(self, buckets: Sequence[Bucket], error: Exception) -> None:
         if not self._is_away:
