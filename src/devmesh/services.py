@@ -264,6 +264,7 @@ class Service:
         self._loops += [event_loop, depths, key_sets]
         self._health.add_details("pool", lambda: database.stats._asdict())
         self._health.add_details("tasks", lambda: depths.tasks)
+        self._health.add_details("jobs", lambda: depths.jobs)
         self._health.add("partitions", self._check_partitions, PARTITIONS_INTERVAL_S)
         self._health.add_details("partitions", lambda: self._partitions)
         self._health.add("encryption", functools.partial(vault.check, database))

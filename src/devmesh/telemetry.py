@@ -79,6 +79,12 @@ EVENT_LOOP_LAG_SECONDS = Histogram(
 TASKS = Gauge(
     "devmesh_tasks", "Tasks that wait or are held, in all tenants, up to 100,000", ["state"], registry=REGISTRY
 )
+JOBS = Gauge(
+    "devmesh_jobs",
+    "Jobs that are not over, and dead letters, in all tenants, up to 100,000",
+    ["state"],
+    registry=REGISTRY,
+)
 BELL_IS_CONNECTED = Gauge(
     "devmesh_bell_is_connected", "1 while the process hears other processes' bells", registry=REGISTRY
 )

@@ -285,6 +285,7 @@ async def test_details_are_pools_queues_partitions_and_connections(rest: Rest, m
         await new_task(rest, tenant)
         await new_task(rest, tenant)
         await wire.call("task.claim", agent_id=agent["id"])
+        await wire.call("job.enqueue", type="t")
         for service in SERVICES:
             shown = await details(service)
             assert shown["pool"]["size"] >= 1
@@ -292,10 +293,12 @@ async def test_details_are_pools_queues_partitions_and_connections(rest: Rest, m
             assert {"events", "audit_log"} <= {table["table"] for table in shown["partitions"]}
 
             async def are_counted(service: str = service) -> bool:
-                tasks = (await details(service))["tasks"]
-                return bool(tasks["pending"] and tasks["held"] and tasks["pending"] <= tasks["counted_max"])
+                shown = await details(service)
+                tasks, jobs = shown["tasks"], shown["jobs"]
+                is_counted = tasks["pending"] and tasks["held"] and tasks["pending"] <= tasks["counted_max"]
+                return bool(is_counted and jobs.get("waiting") and "dead_letters" in jobs)
 
-            await eventually(are_counted, f"{service} counts the tasks", 15.0)
+            await eventually(are_counted, f"{service} counts tasks and jobs", 15.0)
         gateway = await details("mcp-server")
         assert gateway["connections"]["open"] >= 1
         assert gateway["connections"]["outbox_bytes"] >= gateway["connections"]["fullest_outbox_bytes"] >= 0

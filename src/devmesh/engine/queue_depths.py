@@ -20,10 +20,13 @@ class QueueDepths(Loop):
         super().__init__(interval_s)
         self._database = database
         self.tasks: dict[str, Any] = {"pending": None, "held": None, "counted_max": COUNTED_MAX}
+        self.jobs: dict[str, Any] = {"counted_max": COUNTED_MAX}
 
     async def run_once(self) -> bool:
-        [row] = await self._database.read(TENANTS.task_depths, COUNTED_MAX)
-        for state, count in row.items():
-            self.tasks[state] = count
-            telemetry.TASKS.labels(state).set(count)
+        counted = ((TENANTS.task_depths, self.tasks, telemetry.TASKS), (TENANTS.job_depths, self.jobs, telemetry.JOBS))
+        for statement, depths, metric in counted:
+            [row] = await self._database.read(statement, COUNTED_MAX)
+            for state, count in row.items():
+                depths[state] = count
+                metric.labels(state).set(count)
         return False

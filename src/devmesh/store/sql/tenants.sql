@@ -50,6 +50,14 @@ select (select count(*) from (select from mcp.tasks k where k.status = 'pending'
        (select count(*) from (select from mcp.tasks k where k.status in ('assigned', 'accepted', 'running') limit $1) held)
        as held;
 
+-- name: job_depths
+-- How many jobs are in each state in all tenants together, but for those that are over. $1 up to how many of each are counted.
+select (select count(*) from (select from mcp.jobs_ready limit $1) c) as waiting,
+       (select count(*) from (select from mcp.jobs_blocked limit $1) c) as blocked,
+       (select count(*) from (select from mcp.jobs_limited limit $1) c) as limited,
+       (select count(*) from (select from mcp.jobs_leased limit $1) c) as processing,
+       (select count(*) from (select from mcp.dead_letter_queue limit $1) c) as dead_letters;
+
 -- name: with_overdue_jobs
 -- Tenants that have jobs to take back. No parameters.
 select distinct l.tenant_id from mcp.jobs_leased l where least(l.lease_until, l.timeout_at) < now();
