@@ -26,6 +26,7 @@ QUICK = {  # so that tests need not wait long
     "DEVMESH_REAPER_INTERVAL_S": "0.25",
     "DEVMESH_PRESENCE_INTERVAL_S": "0.5",
     "DEVMESH_PROMOTER_INTERVAL_S": "0.5",
+    "DEVMESH_QUEUE_DEPTHS_INTERVAL_S": "1",
 }
 
 # Each client would read all certificate authorities again: 20 ms that waiting for a service would spend over and over.

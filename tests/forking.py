@@ -199,15 +199,29 @@ def _become(request: dict[str, Any], files: list[int]) -> Sequence[str]:
 
 def _load() -> None:
     """Everything that commands and services import, and what they prepare from it alone."""
-    import typer._adapters  # which it imports when it reads its first argument: a fifth of the shortest commands' time
+    import httpcore  # these two are imported when they are first needed
+    import typer._adapters
 
     from devmesh import app, client, operations
     from devmesh.cli import application, checks, demo_mesh, loading, local_mesh, readiness, tables, wire
 
-    assert all(
-        (typer._adapters, app, client, application, checks, demo_mesh, loading, local_mesh, readiness, tables, wire)
+    loaded = (
+        app,
+        application,
+        checks,
+        client,
+        demo_mesh,
+        httpcore,
+        loading,
+        local_mesh,
+        readiness,
+        tables,
+        typer,
+        wire,
     )
+    assert all(loaded)
     operations.load_all()
+    application.commands()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -85,10 +88,16 @@ def every_command(version: bool = typer.Option(False, "--version", help="Print t
         raise typer.Exit
 
 
+@functools.cache
+def commands() -> Callable[[], Any]:
+    """All of them, read from their functions: that takes longer than most of what they do."""
+    return typer.main.get_command(application)
+
+
 def main() -> None:
     """The console script."""
     try:
-        application()
+        commands()()
     except Failure as failure:
         complain(failure.message, failure.hint)
         sys.exit(failure.code)

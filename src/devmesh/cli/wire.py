@@ -50,6 +50,7 @@ class Rest:
                 headers={**self.headers, **({"Content-Type": "application/json"} if takes_body else {})},
                 timeout=httpx.Timeout(ANSWER_LIMIT_S, connect=CONNECT_LIMIT_S),
                 trust_env=False,
+                verify=self.url.startswith("https:"),  # or it would read all authorities to trust none
             )
         except httpx.HTTPError as error:
             raise unreachable(self.url, error) from error
