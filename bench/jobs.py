@@ -123,6 +123,7 @@ async def _lives(dsn: str, queue: Queue, worker_id: str, duration_s: float) -> t
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute("checkpoint")
+        ended_before = await connection.fetchval("select count(*) from mcp.job_executions")
         before = await connection.fetchval("select pg_current_wal_insert_lsn()")
         done = 0
 
@@ -130,12 +131,14 @@ async def _lives(dsn: str, queue: Queue, worker_id: str, duration_s: float) -> t
             nonlocal done
             await queue.enqueue_many()
             for _ in range(AT_ONCE // CLAIMED):
-                done += await queue.process(worker_id)
+                count = await queue.process(worker_id)
+                done += count  # not in one line: what the other loop adds meanwhile would be lost
             return AT_ONCE
 
         lives = await rate(duration_s, *[life] * 2)
         while count := await queue.process(worker_id):
             done += count
+        assert done == await connection.fetchval("select count(*) from mcp.job_executions") - ended_before
         return float(await connection.fetchval("select pg_current_wal_insert_lsn() - $1::pg_lsn", before)) / done, lives
     finally:
         await connection.close()

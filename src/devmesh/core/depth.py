@@ -7,7 +7,9 @@ import re
 from devmesh.core import errors
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[{\]}]")
+_KEPT = b'[]{}"'
+_OTHERS = bytes(set(range(256)) - set(_KEPT))
+_ONE_KIND = bytes.maketrans(b"[]", b"{}")
 
 
 def require_depth(raw: bytes | memoryview, depth_max: int) -> None:
@@ -15,8 +17,18 @@ def require_depth(raw: bytes | memoryview, depth_max: int) -> None:
     text = bytes(raw)
     if text.count(b"[") + text.count(b"{") <= depth_max:
         return
-    depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", text)):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > depth_max:
-            raise errors.invalid(f"the parameters are nested more than {depth_max} levels deep")
+    brackets = _brackets(text)
+    for _ in range(depth_max):
+        left = brackets.replace(b"{}", b"")  # the innermost pairs go
+        if not left or left == brackets:  # what is not well-formed is for the decoder to say
+            return
+        brackets = left
+    raise errors.invalid(f"the parameters are nested more than {depth_max} levels deep")
+
+
+def _brackets(text: bytes) -> bytes:
+    """The brackets of a text, all of one kind, without those inside of strings. Without a loop: texts may be long."""
+    if b"\\" in text:
+        text = _STRING.sub(b"", text)
+    text = text.translate(_ONE_KIND, _OTHERS).replace(b'""', b"")
+    return _STRING.sub(b"", text) if b'"' in text else text

@@ -23,13 +23,14 @@ from devmesh.operations.job_limits import LimitedJob, wait_for_places
 from devmesh.operations.job_uniqueness import UniqueWish, twins
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL
+from devmesh.store.jobs import copy_jobs, copy_ready
 
 JOBS_PER_CALL_MAX = 10_000
 PARENTS_MAX = 100
 DELAY_MS_MAX = 366 * 86_400_000
 TIMEOUT_MS_MAX = 30 * 86_400_000
 UNIQUE_PERIOD_S_MAX = 366 * 86_400
+UNDER_WAY = (Status.PENDING, Status.PROCESSING)
 Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
 
@@ -39,9 +40,9 @@ class JobSpec(Params, kw_only=True):
     It waits until every job of `depends_on` is completed, and has the highest of their priorities unless its own is higher or
     `inherit_priority` is false. When one of them fails, `on_parent_failure` fails it too, waits for a replay, or ignores it.
 
-    With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states`, or older than
-    `unique_period_s` if that is given. Of the jobs of a queue with one `concurrency_key`, `concurrency_limit` at the most are
-    under way at once, as the latest of them says.
+    With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states` (PENDING and PROCESSING,
+    unless others are given), or older than `unique_period_s` if that is given. Of the jobs of a queue with one
+    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says.
     """
 
     together = ({"not": {"required": ["run_at", "delay_ms"], "properties": {
@@ -61,9 +62,7 @@ class JobSpec(Params, kw_only=True):
     inherit_priority: bool = True
     on_parent_failure: Policy = Policy.FAIL
     unique_key: Key | None = None
-    unique_states: Annotated[list[Status], Meta(min_length=1, max_length=len(Status))] = msgspec.field(
-        default_factory=lambda: [Status.PENDING, Status.PROCESSING]
-    )
+    unique_states: Annotated[list[Status], Meta(min_length=1, max_length=len(Status))] | None = None
     unique_period_s: Annotated[float, Meta(gt=0, le=UNIQUE_PERIOD_S_MAX)] | None = None
     concurrency_key: Key | None = None
     concurrency_limit: Annotated[int, Meta(ge=1, le=10_000)] = 1
@@ -160,7 +159,7 @@ def _enqueued_in_short(
 async def _twins(work: Work, made: Sequence[_New]) -> dict[uuid.UUID, Job | uuid.UUID]:
     """Those that are there already, by their unique keys."""
     wishes = [
-        UniqueWish(new.id, new.spec.unique_key, new.spec.unique_states, new.spec.unique_period_s)
+        UniqueWish(new.id, new.spec.unique_key, new.spec.unique_states or UNDER_WAY, new.spec.unique_period_s)
         for new in made
         if new.spec.unique_key is not None
     ]
@@ -181,34 +180,32 @@ async def _prepare(work: Work, new: _New) -> None:
 
 async def _write(work: Work, made: Sequence[_New]) -> datetime.datetime:
     """Writes new jobs, and answers with the moment at which they came into their queues."""
-    specs = [new.spec for new in made]
-    moment: datetime.datetime = await work.tx.fetch_value(
-        SQL.enqueue, work.tenant_id,
-        [new.key_id for new in made],
-        [new.id for new in made],
-        [spec.queue for spec in specs],
-        [spec.type for spec in specs],
-        [bytes(spec.payload).decode() for spec in specs],
-        [spec.priority for spec in specs],
-        _some([spec.run_at for spec in specs]),
-        _some([spec.delay_ms for spec in specs]),
-        [spec.max_retries for spec in specs],
-        [spec.timeout_ms for spec in specs],
-        [spec.backoff_ms for spec in specs],
-        _some([msgspec.json.encode(spec.tags).decode() if spec.tags else None for spec in specs]),
-        _some([True if new.parent_ids or new.spec.concurrency_key is not None else None for new in made]),
-        _some([spec.unique_key for spec in specs]),
-        _some([spec.concurrency_key for spec in specs]),
-        _some([spec.concurrency_limit if spec.concurrency_key is not None else None for spec in specs]),
-    )  # fmt: skip
-    if bound := [new for new in made if new.parent_ids]:
+    moment = work.now
+    await copy_jobs(work.tx, (_row(work.tenant_id, new, moment) for new in made))
+    bound = [new for new in made if new.parent_ids]
+    limited = [new for new in made if not new.parent_ids and new.spec.concurrency_key is not None]
+    ready = [new for new in made if not new.parent_ids and new.spec.concurrency_key is None]
+    if ready:
+        await copy_ready(work.tx, (_ready_row(work.tenant_id, new, moment) for new in ready))
+    if bound:
         await _block(work, bound, moment)
-    if limited := [
-        _limited(new, moment) for new in made if new.spec.concurrency_key is not None and not new.parent_ids
-    ]:
-        await wait_for_places(work, limited, moment)
+    if limited:
+        await wait_for_places(work, [_limited(new, moment) for new in limited], moment)
     _tell(work, made)
     return moment
+
+
+def _ready_row(tenant_id: uuid.UUID, new: _New, moment: datetime.datetime) -> tuple[Any, ...]:
+    return (tenant_id, _run_at(new.spec, moment), new.id, moment, new.spec.priority, new.spec.queue)
+
+
+def _row(tenant_id: uuid.UUID, new: _New, moment: datetime.datetime) -> tuple[Any, ...]:
+    spec = new.spec
+    return (
+        tenant_id, new.id, moment, _run_at(spec, moment), new.key_id, spec.timeout_ms, spec.backoff_ms, spec.max_retries,
+        spec.priority, spec.queue, spec.type, bytes(spec.payload).decode(), spec.tags or None, spec.unique_key,
+        spec.concurrency_key, spec.concurrency_limit if spec.concurrency_key is not None else None,
+    )  # fmt: skip
 
 
 async def _block(work: Work, bound: Sequence[_New], moment: datetime.datetime) -> None:
@@ -230,11 +227,6 @@ def _limited(new: _New, moment: datetime.datetime) -> LimitedJob:
     return LimitedJob(
         new.id, _run_at(spec, moment), spec.priority, spec.queue, spec.concurrency_key, spec.concurrency_limit
     )
-
-
-def _some(values: list[Any]) -> list[Any] | None:
-    """Nothing at all, when there is nothing in it: that is what it is taken for."""
-    return values if any(value is not None for value in values) else None
 
 
 def _tell(work: Work, made: Sequence[_New]) -> None:

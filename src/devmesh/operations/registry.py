@@ -105,10 +105,11 @@ class Operation(msgspec.Struct, frozen=True):
         """The parameters, or invalid_params that names the field."""
         try:
             params = self._read(raw)
-            if _HUGE_NUMBER.search(raw):
+            text = bytes(raw)
+            if _may_hold_huge_number(text):
                 # A caller's own JSON is passed on as it came, so it must be such that every codec can carry it.
                 msgspec.msgpack.encode(msgspec.json.decode(raw))
-            if _EDGE_OF_TIME.search(raw):
+            if any(year in text for year in _EDGES_OF_TIME):
                 _require_times_within(params)
             return params
         except msgspec.ValidationError as problem:
@@ -167,8 +168,16 @@ def _is_same(given: Any, taken: Any) -> bool:
     return not isinstance(taken, str | bool) and bool(given == taken)
 
 
-_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9.][eE]\+?[0-9]{3}")  # what may not fit into 64 bits, or be mistaken for such
-_EDGE_OF_TIME = re.compile(rb'"(000[01]|9999)-')  # in another zone these years would be out of the calendar
+def _may_hold_huge_number(text: bytes) -> bool:
+    """Whether there is what may not fit into 64 bits, or be mistaken for such. Most texts are not searched digit by digit."""
+    plain = text.translate(_DIGITS)
+    return any(sign in plain for sign in _SIGNS_OF_HUGE_NUMBERS) and _HUGE_NUMBER.search(text) is not None
+
+
+_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9.][eE]\+?[0-9]{3}")
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+_SIGNS_OF_HUGE_NUMBERS = (b"0" * 19, b"e000", b"E000", b"e+000", b"E+000")
+_EDGES_OF_TIME = (b'"0000-', b'"0001-', b'"9999-')  # in another zone these years would be out of the calendar
 REGISTRY: dict[str, Operation] = {}
 
 

@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -84,6 +84,10 @@ class Transaction:
         tag = await self._connection.execute(statement.text, *args)
         count = tag.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
+
+    async def copy(self, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+        """Writes new rows into a table of ours: many of them for less of the log than an INSERT takes, and as quickly."""
+        await self._connection.copy_records_to_table(table, schema_name="mcp", columns=columns, records=rows)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Has a callback run once this transaction is committed, in the order given. It must be quick and not wait."""

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
 from devmesh.core.jobs import ENDED_AS, ClaimedJob, Execution, Job, Outcome, Status
-from devmesh.store.database import Record
+from devmesh.store.database import Record, Transaction
 from devmesh.store.statements import load
 
 SQL = load("jobs")
+
+
+JOB_COLUMNS = (
+    "tenant_id", "job_id", "created_at", "run_at", "created_by_key_id", "timeout_ms", "backoff_ms", "max_retries", "priority",
+    "queue", "type", "payload", "tags", "unique_key", "concurrency_key", "concurrency_limit",
+)  # fmt: skip
+READY_COLUMNS = ("tenant_id", "run_at", "job_id", "created_at", "priority", "queue")
+
+
+async def copy_jobs(tx: Transaction, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Writes what was asked for: `JOB_COLUMNS` of each new job."""
+    await tx.copy("jobs", JOB_COLUMNS, rows)
+
+
+async def copy_ready(tx: Transaction, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Puts new jobs into their queues: `READY_COLUMNS` of each."""
+    await tx.copy("jobs_ready", READY_COLUMNS, rows)
 
 
 def raw(text: str | None) -> Raw | None:
