@@ -10,8 +10,9 @@ from msgspec import Meta
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Status
+from devmesh.operations.job_adding import PARENTS_MAX
 from devmesh.operations.job_dependencies import SQL, Policy, Wish, mark, waits_for
-from devmesh.operations.job_enqueuing import PARENTS_MAX, JobResult
+from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places

@@ -19,9 +19,9 @@ from devmesh.core.access import Scope
 from devmesh.core.jobs import Ending, Outcome, Status
 from devmesh.core.names import Text
 from devmesh.core.tasks import AttemptNumber, JsonValue
+from devmesh.operations.job_adding import DELAY_MS_MAX
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
-from devmesh.operations.job_enqueuing import DELAY_MS_MAX
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, operation

@@ -1,0 +1,215 @@
+"""How new jobs are written, whoever wishes for them: callers, and schedules."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw
+
+from devmesh.core import errors, jobs
+from devmesh.core.ids import new_ids
+from devmesh.core.jobs import Job, QueueName, Status
+from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Moment
+from devmesh.core.tasks import JsonValue
+from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_dependencies import Policy, Wish, mark, waits_for
+from devmesh.operations.job_events import tell
+from devmesh.operations.job_limits import LimitedJob, wait_for_places
+from devmesh.operations.job_uniqueness import UniqueWish, twins
+from devmesh.operations.registry import Params
+from devmesh.operations.work import Work
+from devmesh.store.jobs import copy_jobs, copy_ready
+
+PARENTS_MAX = 100
+DELAY_MS_MAX = 366 * 86_400_000
+TIMEOUT_MS_MAX = 30 * 86_400_000
+UNIQUE_PERIOD_S_MAX = 366 * 86_400
+UNDER_WAY = (Status.PENDING, Status.PROCESSING)
+Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class JobTemplate(Params, kw_only=True):
+    """What is to be done. `backoff_ms` is before the first retry, and doubles.
+
+    With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states` (PENDING and PROCESSING,
+    unless others are given), or older than `unique_period_s` if that is given. Of the jobs of a queue with one
+    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says.
+    """
+
+    type: Label
+    queue: QueueName = "default"
+    payload: JsonValue = msgspec.field(default_factory=lambda: EMPTY_OBJECT)
+    priority: Annotated[int, Meta(ge=1, le=5)] = jobs.PRIORITY_DEFAULT
+    max_retries: Annotated[int, Meta(ge=0, le=100)] = jobs.MAX_RETRIES_DEFAULT
+    timeout_ms: Annotated[int, Meta(ge=1, le=TIMEOUT_MS_MAX)] = jobs.TIMEOUT_MS_DEFAULT
+    backoff_ms: Annotated[int, Meta(ge=0, le=jobs.BACKOFF_MS_MAX)] = jobs.BACKOFF_MS_DEFAULT
+    tags: Labels = msgspec.field(default_factory=list)
+    unique_key: Key | None = None
+    unique_states: Annotated[list[Status], Meta(min_length=1, max_length=len(Status))] | None = None
+    unique_period_s: Annotated[float, Meta(gt=0, le=UNIQUE_PERIOD_S_MAX)] | None = None
+    concurrency_key: Key | None = None
+    concurrency_limit: Annotated[int, Meta(ge=1, le=10_000)] = 1
+
+
+class JobSpec(JobTemplate, kw_only=True):
+    """What is to be done. `run_at` or `delay_ms` say when at the earliest; `backoff_ms` before the first retry doubles.
+
+    It waits until every job of `depends_on` is completed, and has the highest of their priorities unless its own is higher or
+    `inherit_priority` is false. When one of them fails, `on_parent_failure` fails it too, waits for a replay, or ignores it.
+
+    With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states` (PENDING and PROCESSING,
+    unless others are given), or older than `unique_period_s` if that is given. Of the jobs of a queue with one
+    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says.
+    """
+
+    together = ({"not": {"required": ["run_at", "delay_ms"], "properties": {
+        "run_at": {"not": {"type": "null"}}, "delay_ms": {"not": {"type": "null"}}}}},)  # fmt: skip
+
+    run_at: Moment | None = None
+    delay_ms: Annotated[int, Meta(ge=0, le=DELAY_MS_MAX)] | None = None
+    depends_on: Annotated[list[uuid.UUID], Meta(max_length=PARENTS_MAX)] = msgspec.field(default_factory=list)
+    inherit_priority: bool = True
+    on_parent_failure: Policy = Policy.FAIL
+
+
+class NewJob(msgspec.Struct):
+    id: uuid.UUID
+    key_id: uuid.UUID
+    spec: JobSpec
+    parent_ids: list[uuid.UUID] = []
+    """What it has to wait for, of `depends_on`."""
+
+
+def new_jobs(specs: Sequence[JobSpec], key_ids: Sequence[uuid.UUID]) -> list[NewJob]:
+    """Each with an id of its own; not written yet."""
+    wishes = zip(new_ids(len(specs)), key_ids, specs, strict=True)
+    return [NewJob(job_id, key_id, spec) for job_id, key_id, spec in wishes]
+
+
+class Added(msgspec.Struct):
+    """What became of new jobs."""
+
+    moment: datetime.datetime
+    twins: dict[uuid.UUID, Job | NewJob]
+    """Of those that were not written, the jobs that there are instead, by their unique keys."""
+
+    def one(self, new: NewJob) -> Job | NewJob:
+        """The job that there is now: this one, or its twin."""
+        return self.twins.get(new.id, new)
+
+
+async def add(work: Work, made: Sequence[NewJob]) -> Added:
+    """Writes new jobs that have been prepared, but for those that are there already, and tells of them."""
+    there = await _twins(work, made)
+    fresh = {new.id: new for new in made if new.id not in there}
+    moment = await _write(work, list(fresh.values())) if fresh else work.now
+    return Added(
+        moment, {job_id: fresh[twin] if isinstance(twin, uuid.UUID) else twin for job_id, twin in there.items()}
+    )
+
+
+async def _twins(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, Job | uuid.UUID]:
+    """Those that are there already, by their unique keys."""
+    wishes = [
+        UniqueWish(new.id, new.spec.unique_key, new.spec.unique_states or UNDER_WAY, new.spec.unique_period_s)
+        for new in made
+        if new.spec.unique_key is not None
+    ]
+    return await twins(work, wishes) if wishes else {}
+
+
+async def prepare(work: Work, new: NewJob) -> None:
+    """Sees what keeps a job from being enqueued, and what it has to wait for. Raises MeshError."""
+    spec = new.spec
+    if spec.run_at is not None and spec.delay_ms is not None:
+        raise errors.invalid("give run_at or delay_ms, not both", "delay_ms")
+    if spec.depends_on:
+        parents = await mark(work, spec.depends_on)
+        new.parent_ids = await waits_for(work, Wish(new.id, spec.depends_on, spec.on_parent_failure), parents)
+        if spec.inherit_priority:
+            spec.priority = max(spec.priority, *parents.priorities.values())
+
+
+async def _write(work: Work, made: Sequence[NewJob]) -> datetime.datetime:
+    """Writes new jobs, and answers with the moment at which they came into their queues."""
+    moment = work.now
+    await copy_jobs(work.tx, (_row(work.tenant_id, new, moment) for new in made))
+    bound = [new for new in made if new.parent_ids]
+    limited = [new for new in made if not new.parent_ids and new.spec.concurrency_key is not None]
+    ready = [new for new in made if not new.parent_ids and new.spec.concurrency_key is None]
+    if ready:
+        await copy_ready(work.tx, (_ready_row(work.tenant_id, new, moment) for new in ready))
+    if bound:
+        await _block(work, bound, moment)
+    if limited:
+        await wait_for_places(work, [_limited(new, moment) for new in limited], moment)
+    _tell(work, made)
+    return moment
+
+
+def _ready_row(tenant_id: uuid.UUID, new: NewJob, moment: datetime.datetime) -> tuple[Any, ...]:
+    return (tenant_id, run_at(new.spec, moment), new.id, moment, new.spec.priority, new.spec.queue)
+
+
+def _row(tenant_id: uuid.UUID, new: NewJob, moment: datetime.datetime) -> tuple[Any, ...]:
+    spec = new.spec
+    return (
+        tenant_id, new.id, moment, run_at(spec, moment), new.key_id, spec.timeout_ms, spec.backoff_ms, spec.max_retries,
+        spec.priority, spec.queue, spec.type, bytes(spec.payload).decode(), spec.tags or None, spec.unique_key,
+        spec.concurrency_key, spec.concurrency_limit if spec.concurrency_key is not None else None,
+    )  # fmt: skip
+
+
+async def _block(work: Work, bound: Sequence[NewJob], moment: datetime.datetime) -> None:
+    count = len(bound)
+    await work.tx.execute(
+        DEPENDENCIES.block, work.tenant_id, [new.id for new in bound], [moment] * count,
+        [run_at(new.spec, moment) for new in bound], [0] * count, [0] * count, [new.spec.priority for new in bound],
+        [False] * count, [new.spec.queue for new in bound], [new.spec.on_parent_failure.value for new in bound],
+    )  # fmt: skip
+    edges = [(parent_id, new.id) for new in bound for parent_id in new.parent_ids]
+    await work.tx.execute(
+        DEPENDENCIES.add, work.tenant_id, [parent for parent, _ in edges], [child for _, child in edges]
+    )
+
+
+def _limited(new: NewJob, moment: datetime.datetime) -> LimitedJob:
+    spec = new.spec
+    assert spec.concurrency_key is not None
+    return LimitedJob(
+        new.id, run_at(spec, moment), spec.priority, spec.queue, spec.concurrency_key, spec.concurrency_limit
+    )
+
+
+def _tell(work: Work, made: Sequence[NewJob]) -> None:
+    """Of each type and priority apart, so that neither is said of every job."""
+    groups: dict[tuple[str, int], list[NewJob]] = {}
+    for new in made:
+        groups.setdefault((new.spec.type, new.spec.priority), []).append(new)
+    for (job_type, priority), members in groups.items():
+        moved = [(new.spec.queue, {"id": new.id}) for new in members]
+        tell(work, "job.enqueued", moved, Status.PENDING, type=job_type, priority=priority)
+
+
+def run_at(spec: JobSpec, moment: datetime.datetime) -> datetime.datetime:
+    if spec.delay_ms is not None:
+        return moment + datetime.timedelta(milliseconds=spec.delay_ms)
+    return max(spec.run_at.astimezone(datetime.UTC), moment) if spec.run_at is not None else moment
+
+
+def as_job(new: NewJob, moment: datetime.datetime) -> Job:
+    """The new job, as the tables hold it."""
+    spec = new.spec
+    return Job(
+        id=new.id, queue=spec.queue, type=spec.type, status=Status.PENDING, payload=Raw(spec.payload), priority=spec.priority,
+        tags=spec.tags, unique_key=spec.unique_key, concurrency_key=spec.concurrency_key,
+        concurrency_limit=spec.concurrency_limit if spec.concurrency_key is not None else None,
+        attempt=0, retry_count=0, max_retries=spec.max_retries, timeout_ms=spec.timeout_ms, backoff_ms=spec.backoff_ms,
+        worker_id=None, progress=None, progress_message=None, is_cancel_requested=False,
+        result=None, error=None, run_at=run_at(spec, moment), lease_until=None, created_at=moment,
+        created_by_key_id=new.key_id, started_at=None, finished_at=None,
+    )  # fmt: skip
