@@ -147,6 +147,12 @@ class Settings(Group):
     bell_coalesce_ms: float = setting(5.0, "Rings within this time become one.", "ms", at_least=0, at_most=1000)
 
     assigner_interval_s: float = setting(1.0, "Between rounds of assignment without a ring.", "s", at_least=0.01)
+    scheduler_interval_s: float = setting(
+        0.5, "Between looks for schedules that are due.", "s", at_least=0.01, at_most=60
+    )
+    schedule_grace_s: float = setting(
+        60.0, "How late a schedule may fire before its time counts as missed.", "s", at_least=0
+    )
     promoter_interval_s: float = setting(
         5.0, "Between looks for jobs that have waited for long.", "s", at_least=0.01, at_most=3600
     )

@@ -69,6 +69,15 @@ TASKS_REAPED = Counter(
 JOBS_REAPED = Counter(
     "devmesh_jobs_reaped_total", "Attempts at jobs that the reaper has ended", ["outcome"], registry=REGISTRY
 )
+SCHEDULE_TIMES = Counter(
+    "devmesh_schedule_times_total",
+    "Times of schedules that have come, fired and missed",
+    ["outcome"],
+    registry=REGISTRY,
+)
+SCHEDULE_LATENESS_SECONDS = Histogram(
+    "devmesh_schedule_lateness_seconds", "From the time of a schedule to its job", registry=REGISTRY
+)
 LOOP_FAILURES = Counter(
     "devmesh_loop_failures_total", "Passes of engine loops that failed", ["loop"], registry=REGISTRY
 )

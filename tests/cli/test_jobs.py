@@ -92,3 +92,33 @@ def test_workers_are_listed_and_emptied(command: Command) -> None:
     answer(command("call", "job.claim", f"worker_id={worker}", f"queues={queue}", "limit=3"))
     assert worker in command("workers", "list").stdout
     assert "3 jobs wait for others" in command("workers", "evacuate", worker, "--reason", "maintenance").stdout
+
+
+def test_schedules_are_added_shown_triggered_paused_and_deleted(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    added = command(
+        "schedules", "add", "nightly run", "--type", "report", "--cron", "0 2 * * *", "--queue", queue, "--json"
+    )
+    schedule = answer(added)["schedule"]
+    assert "nightly run" in command("schedules", "list").stdout
+    shown = command("schedules", "show", "nightly run")
+    assert [schedule["id"] in shown.stdout, "next: " in shown.stdout] == [True] * 2
+    assert "job " in command("schedules", "trigger", "nightly run").stdout
+    assert len(answer(command("jobs", "list", "--queue", queue, "--json"))["jobs"]) == 1
+    assert answer(command("schedules", "pause", schedule["id"], "--json"))["schedule"]["next_fire_at"] is None
+    assert answer(command("schedules", "resume", schedule["id"], "--json"))["schedule"]["next_fire_at"] is not None
+    assert command("schedules", "delete", "nightly run").returncode == 0
+    gone = command("schedules", "show", "nightly run")
+    assert (gone.returncode, gone.stderr.startswith("error: not_found: there is no schedule")) == (1, True)
+    wrong = command("schedules", "add", "x", "--type", "t", "--interval-s", "60", "--payload", "{")
+    assert (wrong.returncode, "no JSON" in wrong.stderr) == (2, True)
+
+
+def test_a_queue_s_rate_is_set_and_a_job_is_retried(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    [job_id] = enqueue(command, 1, queue, max_retries=0)
+    assert answer(command("queues", "limit", queue, "5", "--json"))["queue"]["rate_per_s"] == 5
+    assert answer(command("queues", "limit", queue, "--json"))["queue"]["rate_per_s"] is None
+    fail_all(command, queue)
+    assert answer(command("jobs", "retry", job_id, "--json"))["job"]["status"] == "PENDING"
+    assert command("jobs", "retry", job_id).stderr.startswith("error: conflict")

@@ -45,6 +45,7 @@ TABLES = {
     ("worker", "job-reaper"): "jobs_leased",
     ("worker", "job-limits-keeper"): "jobs_limited",
     ("worker", "job-promoter"): "jobs_ready",
+    ("worker", "scheduler"): "schedules",
     ("worker", "presence"): "agent_sessions",
     ("mcp-server", "session-keeper"): "agent_sessions",
     ("mcp-server", "key-watch"): "api_keys",

@@ -31,6 +31,7 @@ SAMPLES: dict[str, Any] = {
     "capabilities": ["sum"],
     "issuer": "https://issuer.example",
     "depends_on": [],
+    "job": {"type": "sample"},
     "jobs": [],
     "kind": "user",
     "name": "sample",
@@ -47,7 +48,7 @@ REPORTED: dict[str, dict[str, Any]] = {"job.fail": {"error": "broken"}, "job.sno
 ID_FIELDS = {
     "task_id": "task", "parent_id": "task", "agent_id": "agent", "to_agent": "agent", "agent": "agent", "assigned_to": "agent",
     "created_by": "agent", "key_id": "key", "tenant_id": "tenant", "issuer_id": "issuer",
-    "job_id": "job", "worker_id": "worker",
+    "job_id": "job", "worker_id": "worker", "schedule_id": "schedule",
 }  # fmt: skip
 
 
@@ -81,6 +82,8 @@ def required(operation: Operation, ids: dict[str, str]) -> dict[str, Any]:
         params["depends_on"] = [ids["job"]]
     if operation.name in ("dead_letter.replay", "dead_letter.discard"):
         params["job_ids"] = [ids["job"]]
+    if operation.name == "schedule.create":
+        params["interval_s"] = 3_600
     if operation.name == "issuer.create":
         params["jwks_url"] = "https://issuer.example/keys"
     return params
@@ -137,9 +140,12 @@ async def things_of(wire: Wire) -> dict[str, str]:
     )["issuer"]
     job = (await wire.call("job.enqueue", type="theirs", queue="theirs"))["job"]
     worker = (await wire.call("worker.register", name=f"w{uuid.uuid4().hex}"))["worker"]
+    schedule = (
+        await wire.call("schedule.create", name=f"s{uuid.uuid4().hex}", cron="0 0 1 1 *", job={"type": "theirs"})
+    )["schedule"]
     return {
         "agent": agent["id"], "task": task["id"], "key": key["id"], "issuer": issuer["id"], "job": job["id"],
-        "worker": worker["id"],
+        "worker": worker["id"], "schedule": schedule["id"],
         "tenant": wire.initialized["tenant_id"],
     }  # fmt: skip
 
@@ -245,7 +251,9 @@ async def test_w05_only_the_operator_looks_after_tenants(mesh: Mesh, tenant: str
 async def test_every_operation_asks_for_its_scope(mesh: Mesh, tenant: str, scope: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         key = await admin.call("key.create", kind="user", scopes=[scope])
-        ids = dict.fromkeys(("agent", "task", "key", "tenant", "issuer", "job", "worker"), str(uuid.uuid4()))
+        ids = dict.fromkeys(
+            ("agent", "task", "key", "tenant", "issuer", "job", "worker", "schedule"), str(uuid.uuid4())
+        )
         async with await Wire.connect(mesh.ws_url, key["secret"]) as wire:
             for operation in REGISTRY.values():
                 answer = await over_websocket(wire, operation, required(operation, ids))

@@ -119,13 +119,14 @@ async def walk_through_everything(mesh: Mesh, key: str, wire: Wire) -> set[str]:
 
     await eventually(lambda: has_ended(late), "the deadline passes")
     await eventually(lambda: has_ended(whole["task"]["id"]), "the pipeline ends")
-    await walk_through_jobs(mesh, wire)
+    gone = await walk_through_jobs(mesh, wire)
     await other.call("agent.deregister")
     await other.close()
-    return {two}
+    return {two, *gone}
 
 
-async def walk_through_jobs(mesh: Mesh, wire: Wire) -> None:
+async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
+    """Answers with what is not there any more."""
     worker = (await wire.call("worker.register", name="w", capacity=100))["worker"]["id"]
 
     async def enqueued(**about: Any) -> dict[str, Any]:
@@ -176,5 +177,14 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> None:
     await wire.call("job.cancel", job_id=second["id"])
     await wire.call("job.retry", job_id=second["id"])
     await wire.call("job.cancel", job_id=second["id"])
+    schedule = (await wire.call("schedule.create", name="s", interval_s=3_600, job={"type": "t", "queue": "old"}))[
+        "schedule"
+    ]
+    for act in ("pause", "resume", "trigger"):
+        await wire.call(f"schedule.{act}", schedule_id=schedule["id"])
+    await wire.call("schedule.update", schedule_id=schedule["id"], cron="0 0 1 1 *")
+    brief = (await wire.call("schedule.create", name="brief", interval_s=3_600, job={"type": "t"}))["schedule"]
+    await wire.call("schedule.delete", schedule_id=brief["id"])
     await given()
     await wire.call("worker.evacuate", worker_id=worker, reason="maintenance")
+    return {brief["id"]}

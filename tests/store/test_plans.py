@@ -52,6 +52,7 @@ WHOLE_TENANT = {
     "jobs.takers": "explain counts all workers",
     "partitions.oldest_job_alive": "all jobs that are alive, twice a month",
     "queues.list": "a tenant has said something about a handful",
+    "schedules.page": "a list may ask for any schedules",
     "workers.page": "a list may ask for any workers",
     "tenants.with_overdue_jobs": "all that is held, in all tenants",
     "tenants.with_unannounced": "presence is of all agents",

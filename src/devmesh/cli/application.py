@@ -22,6 +22,7 @@ from devmesh.cli.jobs import dead_letters, jobs, queues, workers
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
 from devmesh.cli.partitions import partitions
+from devmesh.cli.schedules import schedules
 from devmesh.cli.showing import settings
 from devmesh.cli.up import up
 from devmesh.cli.watching import watch
@@ -68,6 +69,7 @@ application.add_typer(jobs, name="jobs", rich_help_panel=USE)
 application.add_typer(dead_letters, name="dead-letters", rich_help_panel=USE)
 application.add_typer(queues, name="queues", rich_help_panel=USE)
 application.add_typer(workers, name="workers", rich_help_panel=USE)
+application.add_typer(schedules, name="schedules", rich_help_panel=USE)
 keys.command("generate", rich_help_panel=ENCRYPTION)(generate)
 keys.command("encryption", rich_help_panel=ENCRYPTION)(encryption)
 keys.command("rotate-data", rich_help_panel=ENCRYPTION)(rotate_data)

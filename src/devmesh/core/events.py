@@ -52,6 +52,12 @@ TYPES: dict[str, str] = {
     "job.promoted": "jobs that had waited for long have a higher priority",
     "queue.paused": "nothing is given out of a queue any more",
     "queue.resumed": "jobs of a queue are given out again",
+    "schedule.created": "a job is to be enqueued again and again",
+    "schedule.updated": "a schedule was changed",
+    "schedule.paused": "a schedule fires no more",
+    "schedule.resumed": "a schedule fires again",
+    "schedule.fired": "times of a schedule have come, and its jobs were enqueued, or the times were missed",
+    "schedule.deleted": "a schedule has ended",
     "queue.limited": "a queue has another rate, or none",
     "worker.registered": "a worker came, or registered again under its name",
     "worker.status": "a worker's status changed",
@@ -122,7 +128,7 @@ def topics_heard(event: Event) -> tuple[str, ...]:
 
 
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
-NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker")
+NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker", "schedule")
 _QUEUE = r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,199}"  # no comma, which stands between topics in a URL
 _TOPIC = f"^(tenant|inbox|queue:{_QUEUE}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
 Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]

@@ -71,3 +71,9 @@ select distinct w.tenant_id from mcp.jobs_limited w where w.is_delayed and w.run
 select t.tenant_id from mcp.tenants t
 cross join lateral (select 1 from mcp.jobs_ready r where r.tenant_id = t.tenant_id limit 1) waiting
 where t.status = 'active';
+
+-- name: with_due_schedules
+-- Tenants that have schedules which are due. No parameters.
+select distinct s.tenant_id from mcp.schedules s
+join mcp.tenants t on t.tenant_id = s.tenant_id and t.status = 'active'
+where s.paused_at is null and s.next_fire_at <= (select clock_timestamp());

@@ -1,0 +1,136 @@
+"""When a schedule fires, and what becomes of the times at which nobody was there to see it.
+
+Pure: must not know rows or clocks.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import itertools
+import math
+import zoneinfo
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cronsim import CronSim, CronSimError
+
+INTERVAL_S_MIN = 1.0
+INTERVAL_S_MAX = 366 * 86_400.0
+FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
+COUNTED_MAX = 10_000  # times that were missed
+
+
+class Missed(enum.StrEnum):
+    """What becomes of times that have gone by unseen."""
+
+    SKIP = "skip"
+    ONCE = "once"  # one job for all of them
+    ALL = "all"
+
+
+class TimingUnusable(ValueError):
+    """Says what is wrong with it, and of which field."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Timing(NamedTuple):
+    """Either `cron`, read in a time zone, or `interval_s`, counted from `starts_at`. Nothing fires after `ends_at`."""
+
+    cron: str | None
+    interval_s: float | None
+    time_zone: str
+    starts_at: datetime.datetime
+    ends_at: datetime.datetime | None
+
+    def check(self) -> None:
+        """Raises TimingUnusable."""
+        if (self.cron is None) == (self.interval_s is None):
+            raise TimingUnusable("cron", "give either cron or interval_s")
+        try:
+            zoneinfo.ZoneInfo(self.time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            message = f"there is no time zone {self.time_zone!r}; use a name like Europe/Berlin"
+            raise TimingUnusable("time_zone", message) from None
+        if self.cron is not None:
+            try:
+                next(CronSim(self.cron, self.starts_at))
+            except (CronSimError, ValueError) as problem:
+                raise TimingUnusable("cron", f"{self.cron!r} is no cron expression: {problem}") from None
+            except StopIteration:
+                raise TimingUnusable("cron", f"{self.cron!r} never fires") from None
+
+    def after(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
+        """The times after one, in UTC."""
+        return itertools.takewhile(self._is_within, self._times(moment))
+
+    def next_after(self, moment: datetime.datetime) -> datetime.datetime | None:
+        return next(self.after(moment), None)
+
+    def latest_until(self, moment: datetime.datetime) -> datetime.datetime | None:
+        """The last time that is not after one."""
+        moment = min(moment, self.ends_at) if self.ends_at is not None else moment
+        if self.interval_s is not None:
+            steps = self._steps_until(moment)
+            return self._step(steps) if steps >= 0 else None
+        assert self.cron is not None
+        just_after = moment.astimezone(zoneinfo.ZoneInfo(self.time_zone)) + datetime.timedelta(microseconds=1)
+        found = next(CronSim(self.cron, just_after, reverse=True), None)
+        found = found.astimezone(datetime.UTC) if found is not None else None
+        return found if found is not None and found >= self.starts_at else None
+
+    def _times(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
+        if self.interval_s is not None:
+            yield from (self._step(steps) for steps in itertools.count(max(self._steps_until(moment) + 1, 0)))
+            return
+        assert self.cron is not None
+        begin = max(moment, self.starts_at - datetime.timedelta(microseconds=1))
+        for time in CronSim(self.cron, begin.astimezone(zoneinfo.ZoneInfo(self.time_zone))):
+            yield time.astimezone(datetime.UTC)
+
+    def _steps_until(self, moment: datetime.datetime) -> int:
+        """The number of the last step that is not after a moment; times are rounded to microseconds, so it is looked at."""
+        assert self.interval_s is not None
+        steps = math.floor((moment - self.starts_at).total_seconds() / self.interval_s) + 1
+        while self._step(steps) > moment:
+            steps -= 1
+        return steps
+
+    def _step(self, steps: int) -> datetime.datetime:
+        assert self.interval_s is not None
+        return self.starts_at + datetime.timedelta(seconds=steps * self.interval_s)
+
+    def _is_within(self, moment: datetime.datetime) -> bool:
+        return self.ends_at is None or moment <= self.ends_at
+
+
+class Firing(NamedTuple):
+    """`times` for each of which a job is enqueued, how many more have gone by, and when it fires next."""
+
+    times: list[datetime.datetime]
+    missed: int
+    next_fire_at: datetime.datetime | None
+
+
+def fire(timing: Timing, due_at: datetime.datetime, now: datetime.datetime, missed: Missed, grace_s: float) -> Firing:
+    """What is to be done at `now` for a schedule that was due at `due_at`.
+
+    The latest of the times until now is on time if it is no older than the grace; it and all before it are missed otherwise. Of
+    more that were missed a thousand have jobs, the latest; and no more than 10,000 are counted.
+    """
+    latest = timing.latest_until(now) or due_at
+    next_fire_at = timing.next_after(now)
+    gone = list(itertools.takewhile(lambda time: time <= latest, itertools.islice(timing.after(due_at), COUNTED_MAX)))
+    times = [due_at, *gone]
+    if times[-1] != latest and latest > due_at:
+        times.append(latest)
+    if missed is Missed.ALL:
+        fired = times[-FIRED_AT_ONCE_MAX:]
+    elif missed is Missed.ONCE or now - latest <= datetime.timedelta(seconds=grace_s):
+        fired = [latest]
+    else:
+        fired = []
+    return Firing(fired, len(times) - len(fired), next_fire_at)

@@ -1,0 +1,23 @@
+"""The scheduler: enqueues the jobs of schedules that are due, by the database's clock.
+
+Every worker has one, and each firing is done by one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from devmesh.engine.reaper import OverdueLoop
+from devmesh.operations.schedule_firing import fire_due
+from devmesh.operations.work import WorkRunner
+from devmesh.store.statements import load
+
+TENANTS = load("tenants")
+
+
+class Scheduler(OverdueLoop):
+    name = "scheduler"
+
+    def __init__(self, runner: WorkRunner, interval_s: float, grace_s: float) -> None:
+        body = functools.partial(fire_due, grace_s=grace_s)
+        super().__init__(runner, interval_s, TENANTS.with_due_schedules, body)

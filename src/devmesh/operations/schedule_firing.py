@@ -1,0 +1,84 @@
+"""How schedules fire: their jobs and their next time are written together, so a firing is neither lost nor done twice."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from devmesh import telemetry
+from devmesh.core.schedules import Firing, Missed, Timing, fire
+from devmesh.operations.job_adding import JobSpec, add, new_jobs
+from devmesh.operations.work import Work
+from devmesh.store.database import Record
+from devmesh.store.statements import load
+
+SQL = load("schedules")
+FIRED_MAX = 100  # schedules in one transaction
+
+
+class Fired(NamedTuple):
+    """A schedule and what it fires; `at` are the times that were due."""
+
+    row: Record
+    firing: Firing
+
+
+def timing_of(row: Record) -> Timing:
+    return Timing(row["cron"], row["interval_s"], row["time_zone"], row["starts_at"], row["ends_at"])
+
+
+def schedule_topic(schedule_id: uuid.UUID) -> str:
+    return f"schedule:{schedule_id}"
+
+
+def spec_of(row: Record, at: datetime.datetime) -> JobSpec:
+    """The job of a schedule for one of its times. Its tags say whose it is and which time it stands for."""
+    spec = msgspec.json.decode(row["job"], type=JobSpec)
+    due = at.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    spec.tags = [*spec.tags, schedule_topic(row["schedule_id"]), f"scheduled_at:{due}"]
+    return spec
+
+
+async def fire_due(work: Work, grace_s: float) -> int:
+    """One pass over a tenant: how many schedules were due."""
+    rows = await work.tx.fetch(SQL.due, work.tenant_id, FIRED_MAX)
+    moments = [max(work.now, row["next_fire_at"]) for row in rows]
+    fired = [
+        Fired(row, fire(timing_of(row), row["next_fire_at"], moment, Missed(row["missed"]), grace_s))
+        for row, moment in zip(rows, moments, strict=True)
+    ]
+    await write(work, fired)
+    for one, moment in zip(fired, moments, strict=True):
+        telemetry.SCHEDULE_TIMES.labels("missed").inc(one.firing.missed)
+        telemetry.SCHEDULE_TIMES.labels("fired").inc(len(one.firing.times))
+        if one.firing.times:
+            telemetry.SCHEDULE_LATENESS_SECONDS.observe((moment - one.firing.times[-1]).total_seconds())
+    return len(rows)
+
+
+async def write(work: Work, fired: Sequence[Fired]) -> list[uuid.UUID]:
+    """Enqueues the jobs, and writes what has become of the schedules. Answers with the last job of each that has any."""
+    if not fired:
+        return []
+    wishes = [(one.row["created_by_key_id"], spec_of(one.row, at)) for one in fired for at in one.firing.times]
+    made = new_jobs([spec for _, spec in wishes], [key_id for key_id, _ in wishes])
+    added = await add(work, made)
+    ids = iter([added.one(new).id for new in made])
+    jobs = [[next(ids) for _ in one.firing.times] for one in fired]
+    rows = await work.tx.fetch(
+        SQL.fired, work.tenant_id, [one.row["schedule_id"] for one in fired], [one.firing.next_fire_at for one in fired],
+        [one.firing.times[-1] if one.firing.times else None for one in fired],
+        [of_one[-1] if of_one else None for of_one in jobs],
+        [len(of_one) for of_one in jobs], [one.firing.missed for one in fired],
+    )  # fmt: skip
+    for row in rows:
+        work.emit("schedule.fired", (schedule_topic(row["schedule_id"]),), {"schedule": _patch(row)})
+    return [of_one[-1] for of_one in jobs if of_one]
+
+
+def _patch(row: Record) -> dict[str, Any]:
+    return {"id": row["schedule_id"], **{name: row[name] for name in row.keys() if name != "schedule_id"}}  # noqa: SIM118

@@ -1,0 +1,103 @@
+"""When schedules fire, held against a plain count of their times."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devmesh.core.schedules import FIRED_AT_ONCE_MAX, Missed, Timing, TimingUnusable, fire
+
+BEGIN = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
+moments = st.datetimes(datetime.datetime(2026, 3, 1), datetime.datetime(2026, 11, 30), timezones=st.just(datetime.UTC))  # noqa: DTZ001
+timings = st.builds(
+    Timing,
+    st.sampled_from(["*/7 * * * *", "30 2 * * *", "0 9 * * 1-5", "0 0 29 * *", "30 15 10 * * *"]),
+    st.none(),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu"]),
+    st.just(BEGIN),
+    st.none(),
+) | st.builds(Timing, st.none(), st.floats(1, 100_000), st.just("UTC"), st.just(BEGIN), st.none())
+
+
+@given(timings, moments)
+def test_times_rise_and_the_latest_is_the_one_before_the_next(timing: Timing, moment: datetime.datetime) -> None:
+    timing.check()
+    times = list(itertools.islice(timing.after(moment), 5))
+    assert times == sorted(set(times))
+    assert all(time > moment for time in times)
+    for earlier, later in itertools.pairwise(times):
+        assert timing.latest_until(later) == later
+        assert timing.latest_until(later - datetime.timedelta(microseconds=1)) == earlier
+        assert timing.next_after(earlier) == later
+
+
+@given(timings, moments, st.integers(0, 30), st.sampled_from(Missed), st.floats(0, 100_000), st.floats(0, 3_600))
+def test_every_time_until_now_is_fired_or_missed(
+    timing: Timing, moment: datetime.datetime, gone: int, missed: Missed, later_s: float, grace_s: float
+) -> None:
+    times = list(itertools.islice(timing.after(moment), gone + 2))
+    due, last = times[0], times[gone]
+    now = min(last + datetime.timedelta(seconds=later_s), times[gone + 1] - datetime.timedelta(microseconds=1))
+    firing = fire(timing, due, now, missed, grace_s)
+    assert firing.next_fire_at == times[gone + 1]
+    assert len(firing.times) + firing.missed == gone + 1
+    if missed is Missed.ALL:
+        assert firing.times == times[: gone + 1]
+    else:
+        is_on_time = now - last <= datetime.timedelta(seconds=grace_s)
+        assert firing.times == ([last] if missed is Missed.ONCE or is_on_time else [])
+
+
+def test_a_long_absence_is_bounded_and_the_latest_time_is_never_left_out() -> None:
+    timing = Timing(None, 1.0, "UTC", BEGIN, None)
+    now = BEGIN + datetime.timedelta(days=30)
+    firing = fire(timing, BEGIN, now, Missed.ALL, 60)
+    assert len(firing.times) == FIRED_AT_ONCE_MAX
+    assert firing.times[-1] == now
+    assert fire(timing, BEGIN, now, Missed.ONCE, 60).times == [now]
+
+
+def test_nothing_fires_after_the_end() -> None:
+    timing = Timing("0 * * * *", None, "UTC", BEGIN, BEGIN + datetime.timedelta(hours=3))
+    assert len(list(timing.after(BEGIN))) == 3
+    firing = fire(timing, BEGIN + datetime.timedelta(hours=1), BEGIN + datetime.timedelta(days=1), Missed.ALL, 60)
+    assert (len(firing.times), firing.next_fire_at) == (3, None)
+
+
+def test_wall_clock_times_go_with_the_zone() -> None:
+    timing = Timing("30 2 * * *", None, "Europe/Berlin", BEGIN, None)
+    march = timing.after(datetime.datetime(2026, 3, 28, 12, tzinfo=datetime.UTC))
+    assert [time.isoformat() for time in itertools.islice(march, 2)] == [
+        "2026-03-29T01:00:00+00:00",  # there is no half past two that night: it is three o'clock
+        "2026-03-30T00:30:00+00:00",
+    ]
+    october = timing.after(datetime.datetime(2026, 10, 24, 12, tzinfo=datetime.UTC))
+    assert [time.isoformat() for time in itertools.islice(october, 2)] == [
+        "2026-10-25T00:30:00+00:00",  # there are two of them: it is the first
+        "2026-10-26T01:30:00+00:00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cron", "interval_s", "zone", "field"),
+    [
+        (None, None, "UTC", "cron"),
+        ("* * * * *", 5.0, "UTC", "cron"),
+        ("61 * * * *", None, "UTC", "cron"),
+        ("* * * *", None, "UTC", "cron"),
+        ("0 0 31 2 *", None, "UTC", "cron"),
+        ("\u0665 * * * *", None, "UTC", "cron"),
+        ("* * * * *", None, "Mars/Olympus", "time_zone"),
+        ("* * * * *", None, "../etc/passwd", "time_zone"),
+    ],
+)
+def test_what_never_fires_is_refused_by_field(
+    cron: str | None, interval_s: float | None, zone: str, field: str
+) -> None:
+    with pytest.raises(TimingUnusable) as refused:
+        Timing(cron, interval_s, zone, BEGIN, None).check()
+    assert refused.value.field == field

@@ -1,0 +1,194 @@
+"""J41 and its kin: schedules fire once on any number of nodes, and what was missed is treated as was asked."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.conftest import QUICK, run_sql
+from tests.harness import Mesh, eventually, running_mesh
+from tests.wire import Wire, WireError
+
+SETTINGS = {**QUICK, "DEVMESH_SCHEDULER_INTERVAL_S": "0.05", "DEVMESH_SCHEDULE_GRACE_S": "5"}
+
+
+@pytest.fixture(scope="module")
+def nodes(create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A mesh with three workers, so that each schedule is seen by three."""
+    directory = tmp_path_factory.mktemp("scheduling")
+    services = ("rest-api", "mcp-server", "worker", "worker", "worker")
+    with running_mesh(create_database(), directory, *services, settings=SETTINGS) as running:
+        yield running
+
+
+class Planner:
+    def __init__(self, mesh: Mesh, wire: Wire) -> None:
+        self.mesh, self.wire = mesh, wire
+        self.queue = f"q{uuid.uuid4().hex}"
+
+    async def create(self, **about: Any) -> dict[str, Any]:
+        asked = {"name": f"s{uuid.uuid4().hex}", "job": {"type": "t", "queue": self.queue}, **about}
+        schedule: dict[str, Any] = (await self.wire.call("schedule.create", **asked))["schedule"]
+        return schedule
+
+    async def get(self, schedule: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.wire.call("schedule.get", schedule_id=schedule["id"]))["schedule"]
+        return found
+
+    async def jobs(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.wire.call("job.list", queue=self.queue, limit=200))["jobs"]
+        return found
+
+    async def times(self) -> list[str]:
+        """Which times the jobs stand for, the earliest first."""
+        tags = [tag for job in await self.jobs() for tag in job["tags"] if tag.startswith("scheduled_at:")]
+        return sorted(tag.removeprefix("scheduled_at:") for tag in tags)
+
+    def was_away_for(self, schedule: dict[str, Any], seconds: float) -> None:
+        """As if no node had looked for so long: the times since then are due."""
+        run_sql(
+            self.mesh.dsn,
+            "update mcp.schedules set"
+            f" starts_at = starts_at - interval '{seconds} s', next_fire_at = now() - interval '{seconds - 1} s'"
+            f" where schedule_id = '{schedule['id']}'",
+        )
+
+
+@pytest_asyncio.fixture
+async def planner(nodes: Mesh) -> Any:
+    async with await Wire.connect(nodes.ws_url, nodes.new_tenant()) as wire:
+        yield Planner(nodes, wire)
+
+
+async def test_j41_three_nodes_fire_each_time_once_and_one_is_killed_meanwhile(planner: Planner) -> None:
+    schedule = await planner.create(interval_s=1)
+
+    async def has_fired(count: int) -> bool:
+        return len(await planner.times()) >= count
+
+    await eventually(lambda: has_fired(2), "two times have come")
+    victim = planner.mesh.of("worker")[0]
+    victim.kill()
+    await eventually(lambda: has_fired(4), "the others go on")
+    victim.start()
+    victim.wait_ready()
+    await planner.wire.call("schedule.pause", schedule_id=schedule["id"])
+    times = [datetime.datetime.fromisoformat(time) for time in await planner.times()]
+    assert len(times) == len(set(times)), "each time has one job"
+    steps = {(later - earlier).total_seconds() for earlier, later in itertools.pairwise(times)}
+    assert steps == {1.0}, "and none is left out"
+    now = await planner.get(schedule)
+    assert (now["fired_count"], now["missed_count"], now["next_fire_at"]) == (len(times), 0, None)
+    newest = (await planner.jobs())[0]
+    assert (now["last_job_id"], f"schedule:{schedule['id']}" in newest["tags"]) == (newest["id"], True)
+
+
+@pytest.mark.parametrize(("missed", "jobs"), [("skip", 0), ("once", 1), ("all", 4)])
+async def test_j41_what_was_missed_while_all_were_down_is_treated_as_was_asked(
+    planner: Planner, missed: str, jobs: int
+) -> None:
+    schedule = await planner.create(interval_s=100, missed=missed)
+    planner.was_away_for(schedule, 390)  # four times have gone by, the last 90 s ago
+
+    async def is_dealt_with() -> bool:
+        return bool((await planner.get(schedule))["next_fire_at"] > schedule["created_at"])
+
+    await eventually(is_dealt_with, "it is seen that they have gone by")
+    now = await planner.get(schedule)
+    assert (len(await planner.jobs()), now["fired_count"], now["missed_count"]) == (jobs, jobs, 4 - jobs)
+
+
+async def test_a_time_seen_within_the_grace_is_on_time(planner: Planner) -> None:
+    schedule = await planner.create(interval_s=3_600, missed="skip")
+    run_sql(
+        planner.mesh.dsn,
+        "update mcp.schedules set starts_at = starts_at - interval '3602 s', next_fire_at = next_fire_at - interval '3602 s'"
+        f" where schedule_id = '{schedule['id']}'",
+    )
+
+    async def has_fired() -> bool:
+        return len(await planner.jobs()) == 1
+
+    await eventually(has_fired, "it fires, two seconds late")
+
+
+async def test_a_fired_job_is_as_the_template_says(planner: Planner) -> None:
+    job = {
+        "type": "report", "queue": planner.queue, "payload": {"a": [1, None]}, "priority": 5, "max_retries": 0,
+        "timeout_ms": 1_000, "tags": ["mine"], "unique_key": "one at a time",
+    }  # fmt: skip
+    schedule = await planner.create(cron="0 0 1 1 *", job=job)
+    first = await planner.wire.call("schedule.trigger", schedule_id=schedule["id"])
+    [made] = await planner.jobs()
+    assert made["id"] == first["job_id"]
+    assert {name: made[name] for name in job if name != "tags"} == {name: job[name] for name in job if name != "tags"}
+    assert made["tags"][:2] == ["mine", f"schedule:{schedule['id']}"]
+    again = await planner.wire.call("schedule.trigger", schedule_id=schedule["id"])
+    assert again["job_id"] == first["job_id"], "its unique key keeps firings from overlapping"
+    assert again["schedule"]["next_fire_at"] == schedule["next_fire_at"]
+
+
+async def test_a_schedule_is_changed_paused_resumed_and_deleted(planner: Planner) -> None:
+    schedule = await planner.create(cron="0 6 * * *", time_zone="Europe/Berlin")
+    shown = await planner.wire.call("schedule.get", schedule_id=schedule["id"])
+    assert (len(shown["upcoming"]), shown["upcoming"][0]) == (5, schedule["next_fire_at"])
+
+    async def act(verb: str, **about: Any) -> dict[str, Any]:
+        found: dict[str, Any] = (await planner.wire.call(f"schedule.{verb}", schedule_id=schedule["id"], **about))[
+            "schedule"
+        ]
+        return found
+
+    assert (await act("pause"))["next_fire_at"] is None
+    changed = await act("update", interval_s=60, missed="all", name=f"other {schedule['id']}")
+    assert (changed["cron"], changed["interval_s"], changed["missed"], changed["next_fire_at"]) == (
+        None,
+        60,
+        "all",
+        None,
+    )
+    resumed = await act("resume")
+    assert (resumed["paused_at"], resumed["next_fire_at"] is not None) == (None, True)
+    listed = await planner.wire.call("schedule.list", name=changed["name"])
+    assert [each["id"] for each in listed["schedules"]] == [schedule["id"]]
+    await act("delete")
+    with pytest.raises(WireError) as refused:
+        await planner.get(schedule)
+    assert refused.value.kind == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("about", "field"),
+    [
+        ({}, "cron"),
+        ({"cron": "* * * * *", "interval_s": 5}, "cron"),
+        ({"cron": "61 * * * *"}, "cron"),
+        ({"cron": "0 0 31 2 *"}, "cron"),
+        ({"interval_s": 0.5}, "interval_s"),
+        ({"interval_s": 60, "time_zone": "Mars/Olympus"}, "time_zone"),
+        ({"interval_s": 60, "missed": "perhaps"}, "missed"),
+        ({"interval_s": 60, "job": {"type": ""}}, "job.type"),
+        ({"interval_s": 60, "job": {"type": "t", "run_at": "2030-01-01T00:00:00Z"}}, "job"),
+    ],
+)
+async def test_a_wrong_schedule_is_refused_by_field(planner: Planner, about: dict[str, Any], field: str) -> None:
+    with pytest.raises(WireError) as refused:
+        await planner.create(**about)
+    assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", field)
+
+
+async def test_two_schedules_of_one_name_are_refused(planner: Planner) -> None:
+    schedule = await planner.create(interval_s=60)
+    with pytest.raises(WireError) as refused:
+        await planner.create(interval_s=60, name=schedule["name"])
+    assert refused.value.data["reason"] == "schedule.name"
+    other = await planner.create(interval_s=60)
+    with pytest.raises(WireError) as refused:
+        await planner.wire.call("schedule.update", schedule_id=other["id"], name=schedule["name"])
+    assert refused.value.data["reason"] == "schedule.name"
