@@ -147,6 +147,9 @@ class Settings(Group):
     bell_coalesce_ms: float = setting(5.0, "Rings within this time become one.", "ms", at_least=0, at_most=1000)
 
     assigner_interval_s: float = setting(1.0, "Between rounds of assignment without a ring.", "s", at_least=0.01)
+    worker_health_days_kept: int = setting(
+        7, "For how long it is kept what workers said of their health.", "days", at_most=366
+    )
     scheduler_interval_s: float = setting(
         0.5, "Between looks for schedules that are due.", "s", at_least=0.01, at_most=60
     )

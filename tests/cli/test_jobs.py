@@ -122,3 +122,18 @@ def test_a_queue_s_rate_is_set_and_a_job_is_retried(command: Command) -> None:
     fail_all(command, queue)
     assert answer(command("jobs", "retry", job_id, "--json"))["job"]["status"] == "PENDING"
     assert command("jobs", "retry", job_id).stderr.startswith("error: conflict")
+
+
+def test_the_health_of_workers_is_shown(command: Command) -> None:
+    worker = answer(command("call", "worker.register", f"name=w{uuid.uuid4().hex}"))["worker"]["id"]
+    for usage in (0.3, 0.3, 0.3, 0.31, 0.3, 0.9):
+        answer(
+            command("call", "worker.heartbeat", f"worker_id={worker}", f"metrics={json.dumps({'cpu_usage': usage})}")
+        )
+    shown = command("workers", "health", worker)
+    assert ["heartbeat" in shown.stdout, "health_score" in shown.stdout] == [True] * 2
+    assert answer(command("workers", "predict", worker, "--json"))["recommendation"] == "CONTINUE"
+    assert "CONTINUE" in command("workers", "predict", worker).stdout
+    assert "cpu_usage" in command("workers", "anomalies", worker).stdout
+    assert worker in command("workers", "optimal").stdout
+    assert answer(command("workers", "alerts", "--worker", worker, "--json"))["alerts"] == []

@@ -46,6 +46,7 @@ TABLES = {
     ("worker", "job-limits-keeper"): "jobs_limited",
     ("worker", "job-promoter"): "jobs_ready",
     ("worker", "scheduler"): "schedules",
+    ("worker", "worker-watch"): "workers",
     ("worker", "presence"): "agent_sessions",
     ("mcp-server", "session-keeper"): "agent_sessions",
     ("mcp-server", "key-watch"): "api_keys",

@@ -11,7 +11,10 @@ from tests.harness import Mesh, eventually
 from tests.wire import Wire
 
 # Measurements and counts, which are asked for and not told.
-ASKED_FOR = {"active_tasks", "sessions", "load", "metrics", "last_seen_at", "current_load", "heartbeat_at"}
+ASKED_FOR = {
+    "active_tasks", "sessions", "load", "metrics", "last_seen_at", "current_load", "heartbeat_at", "health_score",
+    "missed_beats",
+}  # fmt: skip
 # Of what moves by the thousand, events tell where it is; the rest is asked for.
 TOLD = {
     "job": {"queue", "type", "status", "attempt", "retry_count", "priority"},
@@ -187,4 +190,11 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
     await wire.call("schedule.delete", schedule_id=brief["id"])
     await given()
     await wire.call("worker.evacuate", worker_id=worker, reason="maintenance")
+    about = {"heartbeat_interval_s": 0.1, "stale_after_s": 0.5}
+    silent = (await wire.call("worker.register", name="silent", **about))["worker"]["id"]
+
+    async def is_given_up() -> bool:
+        return bool((await wire.call("worker.get", worker_id=silent))["worker"]["status"] == "FAILED")
+
+    await eventually(is_given_up, "a silent worker is given up")
     return {brief["id"]}

@@ -18,7 +18,7 @@ from devmesh.cli.demo import demo
 from devmesh.cli.docs import docs
 from devmesh.cli.doctor import doctor
 from devmesh.cli.encryption import encryption, forget, generate, rotate_data
-from devmesh.cli.jobs import dead_letters, jobs, queues, workers
+from devmesh.cli.jobs import dead_letters, jobs, queues
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
 from devmesh.cli.partitions import partitions
@@ -26,6 +26,7 @@ from devmesh.cli.schedules import schedules
 from devmesh.cli.showing import settings
 from devmesh.cli.up import up
 from devmesh.cli.watching import watch
+from devmesh.cli.workers import workers
 
 RUN, USE, ADMINISTER, DEVELOP = "Run a mesh", "Use a mesh", "Look after a mesh", "Work on DevMesh"
 ENCRYPTION = "Master keys, which secrets in the database are encrypted under"

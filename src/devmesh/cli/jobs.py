@@ -1,4 +1,4 @@
-"""Jobs, dead letters, queues and workers from the shell: tables, filters, and acts on many with a bar that shows how far."""
+"""Jobs, dead letters and queues from the shell: tables, filters, and acts on many with a bar that shows how far."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ QUEUE_COLUMNS = (
     "paused_at",
     "reason",
 )
-WORKER_COLUMNS = ("id", "name", "status", "queues", "current_load", "capacity", "heartbeat_at", "reason")
 STEP = 1_000  # of many, in one call
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
@@ -56,7 +55,6 @@ TypeFilter = Annotated[str | None, typer.Option("--type", help="Only of this typ
 jobs = typer.Typer(help="Look at jobs, cancel or retry them, ask why they wait.", no_args_is_help=True)
 dead_letters = typer.Typer(help="Look at jobs that failed for good; replay or discard them.", no_args_is_help=True)
 queues = typer.Typer(help="Count, pause, resume, limit and purge queues.", no_args_is_help=True)
-workers = typer.Typer(help="Look at workers, and empty them.", no_args_is_help=True)
 
 
 @jobs.command("list")
@@ -208,26 +206,6 @@ def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -
         print_json({"purged": done})
     else:
         say(f"cancelled {done:,} jobs of {queue}")
-
-
-@workers.command("list")
-def list_workers(limit: Limit = 50, cursor: Cursor = None, as_json: AsJson = False, data_dir: DataDir = None) -> None:
-    """List workers, newest first."""
-    print_page(invoke("worker.list", {"limit": limit, "cursor": cursor}, data_dir), "workers", WORKER_COLUMNS, as_json)
-
-
-@workers.command("evacuate")
-def evacuate(
-    worker_id: Annotated[str, typer.Argument(help="The worker's id.", show_default=False)],
-    reason: Annotated[str, typer.Option(help="Why.")] = "",
-    as_json: AsJson = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Give a worker no more jobs, and give those that it holds to others at once."""
-    answer = invoke("worker.evacuate", {"worker_id": worker_id, "reason": reason}, data_dir)
-    print_thing(answer, "worker", WORKER_COLUMNS, as_json)
-    if not as_json:
-        say(f"{answer['released']} jobs wait for others")
 
 
 def _act_on_many(

@@ -20,6 +20,7 @@ import msgspec
 from devmesh.client.asking import Requests
 from devmesh.client.errors import MeshError
 from devmesh.client.lease import JobLease
+from devmesh.client.vitals import Vitals
 
 log = logging.getLogger("devmesh.client")
 
@@ -51,6 +52,7 @@ class JobHeart:
         self._worker_id: uuid.UUID | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="devmesh job heart", daemon=True)
         self._stop = threading.Event()
+        self._vitals = Vitals()
 
     def start(self, worker_id: uuid.UUID) -> None:
         self._worker_id = worker_id
@@ -73,7 +75,8 @@ class JobHeart:
         async with self._open_requests() as requests:
             while not await asyncio.to_thread(self._stop.wait, self._lease_s / RENEWALS_PER_LEASE):
                 with contextlib.suppress(MeshError):  # the leases say how that stands
-                    await requests.request("worker.heartbeat", {"worker_id": self._worker_id}, dict[str, Any])
+                    beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
+                    await requests.request("worker.heartbeat", beat, dict[str, Any])
                 held = list(self._held.values())
                 for begin in range(0, len(held), JOBS_PER_REQUEST):
                     await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])

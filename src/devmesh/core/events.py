@@ -60,6 +60,7 @@ TYPES: dict[str, str] = {
     "schedule.deleted": "a schedule has ended",
     "queue.limited": "a queue has another rate, or none",
     "worker.registered": "a worker came, or registered again under its name",
+    "worker.alert": "something is wrong with a worker, or more so than before",
     "worker.status": "a worker's status changed",
 }
 

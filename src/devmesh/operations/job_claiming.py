@@ -125,7 +125,11 @@ async def _room(work: Work, call: Call[Claim]) -> int:
     assert row is not None
     if row["status"] != WorkerStatus.ACTIVE:
         message = f"this worker is {row['status']}, and only an ACTIVE one is given jobs"
+        if row["status"] == WorkerStatus.FAILED:
+            message += "; a heartbeat makes it ACTIVE again"
         raise errors.conflict("worker.state", message)
+    if row["is_silent"]:  # who claims is there
+        await work.tx.execute(WORKERS.seen, work.tenant_id, worker_id)
     work.horizons.oldest_lease(work.tenant_id, worker_id, row["oldest"] or work.now)
     room: int = row["capacity"] - row["current_load"]
     return room

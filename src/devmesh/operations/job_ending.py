@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import random
 import uuid
 from collections.abc import Callable, Iterable
@@ -16,8 +17,11 @@ from devmesh.operations.job_limits import leave_places
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, json_text
+from devmesh.store.statements import load
 
 AS_THEY_WERE = ("created_at", "started_at", "worker_id", "attempt", "priority", "queue", "type", "is_parent")
+FAILURES = (Outcome.FAILED, Outcome.TIMED_OUT, Outcome.LEASE_LOST)
+WORKERS = load("workers")
 _random = random.SystemRandom()
 EVENTS = {
     Outcome.FAILED: "job.failed",
@@ -91,6 +95,11 @@ async def write_endings(
         for job_id, ending in endings.items()
     ]
     _tell(work, ended)
+    failed = collections.Counter(
+        locked[job_id].row["worker_id"] for job_id, ending in endings.items() if ending.outcome in FAILURES
+    )
+    if failed:
+        await work.tx.execute(WORKERS.note_failures, work.tenant_id, list(failed), list(failed.values()))
     limited = {
         job_id: ending for job_id, ending in endings.items() if locked[job_id].row["concurrency_key"] is not None
     }

@@ -13,11 +13,12 @@ from msgspec import Meta
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
+from devmesh.core.health import stale_after_s
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import Outcome, QueueName
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
 from devmesh.operations.job_ending import end_held
-from devmesh.operations.registry import Call, Mutation, Params, operation, subject_of
+from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.statements import load
@@ -36,7 +37,9 @@ class WorkerStatus(enum.StrEnum):
 
 
 class Worker(msgspec.Struct):
-    """`current_load` is how many jobs it holds. Only an ACTIVE one is given any."""
+    """`current_load` is how many jobs it holds. Only an ACTIVE one is given any. `health_score` is between 0 and 1;
+    `failure_count` says how often it was given up, not having been heard of for `stale_after_s`.
+    """
 
     id: uuid.UUID
     name: str
@@ -46,7 +49,12 @@ class Worker(msgspec.Struct):
     status: WorkerStatus
     reason: str
     heartbeat_interval_s: float
+    stale_after_s: float
     heartbeat_at: datetime.datetime
+    health_score: float
+    missed_beats: int
+    failure_count: int
+    last_failure_at: datetime.datetime | None
     registered_at: datetime.datetime
 
 
@@ -61,6 +69,8 @@ class Register(Mutation, kw_only=True):
     )
     capacity: Annotated[int, Meta(ge=1, le=10_000)] = CAPACITY_DEFAULT
     heartbeat_interval_s: Annotated[float, Meta(ge=0.1, le=3_600)] = HEARTBEAT_INTERVAL_S_DEFAULT
+    stale_after_s: Annotated[float, Meta(ge=0.5, le=86_400)] | None = None
+    """After how long without a heartbeat it is given up; six of its intervals, and a minute at the most, unless it says so."""
 
 
 @operation("worker.register", scope=Scope.WORKER, http="POST /workers", single=True)
@@ -72,11 +82,12 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     asked, caller = call.params, call.caller
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, new_id(), caller.owner_id, asked.name, list(dict.fromkeys(asked.queues)), asked.capacity,
-        asked.heartbeat_interval_s, caller.is_admin,
+        asked.heartbeat_interval_s, caller.is_admin, asked.stale_after_s or stale_after_s(asked.heartbeat_interval_s),
     )  # fmt: skip
     if row is None:
         raise errors.conflict("worker.name", "another key has registered a worker under this name")
-    worker = await _worker(work, row["worker_id"])
+    await work.tx.execute(SQL.clear_alerts, work.tenant_id, [row["worker_id"]])
+    worker = await require_worker(work, row["worker_id"])
     work.emit("worker.registered", (f"worker:{worker.id}",), {"worker": worker})
     return WorkerResult(worker)
 
@@ -88,7 +99,7 @@ class ById(Params, kw_only=True):
 @operation("worker.get", scope=Scope.READ, http="GET /workers/{worker_id}", single=True)
 async def get(work: Work, call: Call[ById]) -> WorkerResult:
     """Show a worker as it is now."""
-    return WorkerResult(await _worker(work, call.params.worker_id))
+    return WorkerResult(await require_worker(work, call.params.worker_id))
 
 
 class ListWorkers(Params, kw_only=True):
@@ -107,27 +118,12 @@ async def list_workers(work: Work, call: Call[ListWorkers]) -> WorkersResult:
     """List workers, newest first, filtered by status."""
     asked = call.params
     rows = await work.tx.fetch(SQL.page, work.tenant_id, decode_page_cursor(asked.cursor), asked.limit, asked.status)
-    found = [_from_row(row) for row in rows]
+    found = [worker_from_row(row) for row in rows]
     return WorkersResult(found, page_cursor([worker.id for worker in found], asked.limit))
 
 
 class OneWorker(Mutation, kw_only=True):
     worker_id: uuid.UUID
-
-
-@operation("worker.heartbeat", scope=Scope.WORKER, http="POST /workers/{worker_id}/heartbeat",
-           subject=subject_of("worker_id"), in_hand=True)  # fmt: skip
-async def heartbeat(work: Work, calls: Sequence[Call[OneWorker]]) -> Sequence[WorkerResult | errors.MeshError]:
-    """Say that a worker is there. Its leases are renewed by `job.heartbeat`."""
-    ids = [call.params.worker_id for call in calls]
-    owners = await owners_of(work, ids)
-    allowed = [call for call in calls if refusal(call.caller, call.params.worker_id, owners) is None]
-    await work.tx.fetch(SQL.heartbeat, work.tenant_id, [call.params.worker_id for call in allowed])
-    found = {row["worker_id"]: row for row in await work.tx.fetch(SQL.get_many, work.tenant_id, ids)}
-    return [
-        refusal(call.caller, call.params.worker_id, owners) or WorkerResult(_from_row(found[call.params.worker_id]))
-        for call in calls
-    ]
 
 
 class Evacuate(OneWorker, kw_only=True):
@@ -168,7 +164,7 @@ async def _leave(
         lambda row: jobs.handed_back(row.held, Outcome.RELEASED, work.now),
         {"message": f"evacuated: {reason}"},
     )
-    worker = await _worker(work, worker_id)
+    worker = await require_worker(work, worker_id)
     work.emit(
         "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
     )
@@ -190,16 +186,18 @@ def refusal(caller: Caller, worker_id: uuid.UUID, owners: dict[uuid.UUID, Record
     return None
 
 
-async def _worker(work: Work, worker_id: uuid.UUID) -> Worker:
+async def require_worker(work: Work, worker_id: uuid.UUID) -> Worker:
     row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [worker_id])
     if row is None:
         raise errors.not_found("worker", worker_id)
-    return _from_row(row)
+    return worker_from_row(row)
 
 
-def _from_row(row: Record) -> Worker:
+def worker_from_row(row: Record) -> Worker:
     return Worker(
         id=row["worker_id"], name=row["name"], queues=row["queues"], capacity=row["capacity"], current_load=row["current_load"],
         status=WorkerStatus(row["status"]), reason=row["reason"], heartbeat_interval_s=row["heartbeat_interval_s"],
-        heartbeat_at=row["heartbeat_at"], registered_at=row["registered_at"],
+        stale_after_s=row["stale_after_s"], heartbeat_at=row["heartbeat_at"], health_score=round(row["health_score"], 4),
+        missed_beats=row["missed_beats"], failure_count=row["failure_count"], last_failure_at=row["last_failure_at"],
+        registered_at=row["registered_at"],
     )  # fmt: skip

@@ -1,12 +1,12 @@
 -- name: register
 -- Registers a worker, or updates the one that this owner registered under the same name. Nothing when the name is another's.
 -- $1 tenant, $2 id, $3 owner, $4 name, $5 queues, $6 capacity, $7 heartbeat interval in seconds, $8 whether the caller is an
--- administrator.
-insert into mcp.workers as w (tenant_id, worker_id, owner_id, name, queues, capacity, heartbeat_interval_s)
-values ($1, $2, $3, $4, $5, $6, $7)
+-- administrator, $9 after how many seconds without a heartbeat it is given up.
+insert into mcp.workers as w (tenant_id, worker_id, owner_id, name, queues, capacity, heartbeat_interval_s, stale_after_s)
+values ($1, $2, $3, $4, $5, $6, $7, $9)
 on conflict (tenant_id, name) where coalesce(status, '') <> 'TERMINATED' do update
 set queues = excluded.queues, capacity = excluded.capacity, heartbeat_interval_s = excluded.heartbeat_interval_s,
-    status = 'ACTIVE', reason = '', heartbeat_at = now()
+    stale_after_s = excluded.stale_after_s, status = 'ACTIVE', reason = '', heartbeat_at = now(), health_score = 1, missed_beats = 0
 where w.owner_id = excluded.owner_id or $8
 returning w.worker_id;
 
@@ -31,7 +31,8 @@ select pg_advisory_xact_lock(hashtextextended($1::uuid::text || $2::uuid::text, 
 
 -- name: for_claim
 -- What a claim needs to know of its worker. $1 tenant, $2 worker, $3 no lease of it began before.
-select w.status, w.capacity, w.owner_id, held.count as current_load, held.oldest from mcp.workers w
+select w.status, w.capacity, w.owner_id, w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s / 2) as is_silent,
+       held.count as current_load, held.oldest from mcp.workers w
 cross join lateral (select count(*)::integer as count, min(l.started_at) as oldest from mcp.jobs_leased l
                     where l.tenant_id = $1 and l.worker_id = $2 and l.started_at >= $3) held
 where w.tenant_id = $1 and w.worker_id = $2;
@@ -41,11 +42,117 @@ where w.tenant_id = $1 and w.worker_id = $2;
 select w.worker_id, w.owner_id, w.status from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
 
 -- name: heartbeat
--- A worker is there. One that had been given up for dead is active again. $1 tenant, $2 ids.
-update mcp.workers w set heartbeat_at = now(), status = case when w.status = 'FAILED' then 'ACTIVE' else w.status end,
-                         reason = case when w.status = 'FAILED' then '' else w.reason end
-where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) and w.status <> 'TERMINATED'
-returning w.worker_id;
+-- Workers are there, each with what is known of its health. $1 tenant, then one entry a worker: $2 ids, $3 scores, $4 statuses,
+-- $5 kinds of log rows, $6 metrics as JSON, or null.
+with beat as (
+    update mcp.workers w
+    set heartbeat_at = now(), missed_beats = 0, health_score = ($3::real[])[array_position($2::uuid[], w.worker_id)],
+        status = ($4::text[])[array_position($2::uuid[], w.worker_id)],
+        reason = case when w.status in ('FAILED', 'DEGRADED') and ($4::text[])[array_position($2::uuid[], w.worker_id)] = 'ACTIVE'
+                      then '' else w.reason end
+    where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) and w.status <> 'TERMINATED'
+    returning w.worker_id, w.health_score, array_position($2::uuid[], w.worker_id) as place
+)
+insert into mcp.worker_health_logs (tenant_id, worker_id, health_score, kind, metrics)
+select $1, b.worker_id, b.health_score, ($5::text[])[b.place], ($6::text[])[b.place]::json from beat b
+on conflict do nothing;
+
+-- name: states
+-- What decides a worker's health. $1 tenant, $2 ids.
+select w.worker_id, w.owner_id, w.status, w.reason, w.capacity, w.health_score, w.missed_beats,
+       w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60) as failure_level
+from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
+
+-- name: late
+-- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease. $1 tenant,
+-- $2 how many.
+select w.worker_id, w.status, w.capacity, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s, w.failure_count,
+       extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s,
+       w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60) as failure_level
+from mcp.workers w
+cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s)) as renewed_at from mcp.jobs_leased l
+                    where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
+where w.tenant_id = $1 and w.status in ('ACTIVE', 'DEGRADED', 'DRAINING')
+  and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s)
+order by w.worker_id limit $2 for update of w skip locked;
+
+-- name: note_missed
+-- Writes what became of workers that this transaction has locked: how many heartbeats were missed, the score, the status and why.
+-- $1 tenant, then one entry a worker: $2 ids, $3 missed, $4 scores, $5 statuses, $6 reasons, or null for the one that there is.
+with missed as (
+    update mcp.workers w
+    set missed_beats = ($3::integer[])[array_position($2::uuid[], w.worker_id)],
+        health_score = ($4::real[])[array_position($2::uuid[], w.worker_id)],
+        status = ($5::text[])[array_position($2::uuid[], w.worker_id)],
+        reason = coalesce(($6::text[])[array_position($2::uuid[], w.worker_id)], w.reason),
+        failure_count = w.failure_count + (($5::text[])[array_position($2::uuid[], w.worker_id)] = 'FAILED')::integer,
+        last_failure_at = case when ($5::text[])[array_position($2::uuid[], w.worker_id)] = 'FAILED' then now()
+                               else w.last_failure_at end
+    where w.tenant_id = $1 and w.worker_id = any($2::uuid[])
+    returning w.worker_id, w.health_score, w.status, w.failure_count, w.last_failure_at, w.reason
+), logged as (
+    insert into mcp.worker_health_logs (tenant_id, worker_id, health_score, kind)
+    select $1, m.worker_id, m.health_score, case when m.status = 'FAILED' then 'failed' else 'missed' end from missed m
+    on conflict do nothing
+)
+select m.* from missed m;
+
+-- name: note_failures
+-- Attempts of these workers have failed. $1 tenant, $2 workers, $3 how many of each.
+update mcp.workers w
+set failure_level = w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60)
+                    + ($3::integer[])[array_position($2::uuid[], w.worker_id)],
+    failure_level_at = now()
+where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
+
+-- name: raise_alerts
+-- Raises alerts, or raises those that are open already further. $1 tenant, then one entry an alert: $2 ids, $3 workers, $4 kinds, $5
+-- severities, $6 messages.
+insert into mcp.worker_alerts as a (tenant_id, alert_id, worker_id, kind, severity, message)
+select $1, r.* from unnest($2::uuid[], $3::uuid[], $4::text[], $5::smallint[], $6::text[]) r
+on conflict (worker_id, kind) where cleared_at is null do update
+set severity = greatest(a.severity, excluded.severity), message = excluded.message;
+
+-- name: clear_alerts
+-- Alerts of workers are over. $1 tenant, $2 workers.
+update mcp.worker_alerts a set cleared_at = now()
+where a.cleared_at is null and a.worker_id = any($2::uuid[]) and a.tenant_id is not distinct from $1;
+
+-- name: alerts
+-- A page of alerts, newest first. $1 tenant, $2 ids below this one, $3 a worker or null, $4 only open ones, $5 how many.
+select a.alert_id, a.worker_id, a.kind, a.severity, a.message, a.raised_at, a.cleared_at from mcp.worker_alerts a
+where a.tenant_id = $1 and a.alert_id < $2 and ($3::uuid is null or a.worker_id = $3) and (not $4 or a.cleared_at is null)
+order by a.alert_id desc limit $5;
+
+-- name: health_log
+-- The latest rows of a worker's log, the newest first. $1 tenant, $2 worker, $3 before this time, $4 how many.
+select h.at, h.health_score, h.kind, h.metrics from mcp.worker_health_logs h
+where h.tenant_id = $1 and h.worker_id = $2 and h.at < $3 order by h.at desc limit $4;
+
+-- name: optimal
+-- The healthiest ACTIVE workers with a score and a load within bounds, the least loaded first among equals. $1 tenant, $2 least score,
+-- $3 greatest load, $4 a queue that they take, or null, $5 how many.
+select w.*, held.count as current_load from mcp.workers w
+cross join lateral (select count(*)::integer as count from mcp.jobs_leased l
+                    where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
+where w.tenant_id = $1 and w.status = 'ACTIVE' and w.health_score >= $2 and held.count <= $3 * w.capacity
+  and held.count < w.capacity and ($4::text is null or $4 = any(w.queues))
+order by w.health_score desc, held.count::real / w.capacity, w.worker_id limit $5;
+
+-- name: forget_health
+-- Removes old rows of the log, of any tenant. $1 in days, $2 how many at most.
+delete from mcp.worker_health_logs h where h.ctid = any(array(
+    select o.ctid from mcp.worker_health_logs o where o.at < now() - make_interval(days => $1) order by o.at limit $2
+    for update skip locked));
+
+-- name: forget_alerts
+-- Removes alerts that were cleared long ago, of any tenant. $1 in days, $2 how many at most.
+delete from mcp.worker_alerts a where a.ctid = any(array(
+    select o.ctid from mcp.worker_alerts o where o.cleared_at < now() - make_interval(days => $1) limit $2 for update skip locked));
+
+-- name: seen
+-- A worker was heard of, though not by a heartbeat. $1 tenant, $2 worker.
+update mcp.workers w set heartbeat_at = now(), missed_beats = 0 where w.tenant_id = $1 and w.worker_id = $2;
 
 -- name: set_status
 -- $1 tenant, $2 worker, $3 status, $4 why.

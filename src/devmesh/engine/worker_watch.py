@@ -1,0 +1,120 @@
+"""Watches workers: notes heartbeats that were missed, and gives up those that are silent for too long, by the database's clock.
+
+What such a worker holds is taken from it at once: its attempts have lost their lease, and others follow.
+"""
+
+from __future__ import annotations
+
+import time
+
+from devmesh import telemetry
+from devmesh.core import health, jobs
+from devmesh.core.ids import new_ids
+from devmesh.core.jobs import Outcome
+from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
+from devmesh.operations.job_ending import end_held, jitter
+from devmesh.operations.work import Work, WorkRunner
+from devmesh.operations.workers import SQL, WorkerStatus
+from devmesh.store.database import Record
+from devmesh.store.statements import load
+
+TENANTS = load("tenants")
+COUNT_INTERVAL_S = 5.0
+ALERTS_KEPT_DAYS = 90
+
+
+class WorkerWatch(OverdueLoop):
+    name = "worker-watch"
+
+    def __init__(self, runner: WorkRunner, interval_s: float, health_days_kept: int) -> None:
+        super().__init__(runner, interval_s, TENANTS.with_late_workers, look)
+        self._health_days_kept = health_days_kept
+        self._counts_at = 0.0
+
+    async def run_once(self) -> bool:
+        is_more = await super().run_once()
+        if time.monotonic() >= self._counts_at:
+            self._counts_at = time.monotonic() + COUNT_INTERVAL_S
+            database = self._runner.database
+            counts = {row["status"]: row["count"] for row in await database.read(TENANTS.workers_by_status)}
+            for status in WorkerStatus:
+                telemetry.WORKERS.labels(status).set(counts.get(status, 0))
+            await database.read(SQL.forget_health, self._health_days_kept, FORGOTTEN_MAX)
+            await database.read(SQL.forget_alerts, ALERTS_KEPT_DAYS, FORGOTTEN_MAX)
+        return is_more
+
+
+async def look(work: Work) -> int:
+    """One pass over a tenant: of how many workers there is something new."""
+    rows = await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX)
+    missed = {row["worker_id"]: health.missed_beats(row["silent_s"], row["heartbeat_interval_s"]) for row in rows}
+    news = [row for row in rows if missed[row["worker_id"]] > row["missed_beats"] or _is_stale(row)]
+    if not news:
+        return 0
+    scores = [health.score(missed[row["worker_id"]], row["failure_level"], row["capacity"], None, None) for row in news]
+    statuses = [_status(row, score) for row, score in zip(news, scores, strict=True)]
+    changed = await work.tx.fetch(
+        SQL.note_missed, work.tenant_id, [row["worker_id"] for row in news], [missed[row["worker_id"]] for row in news], scores,
+        [status.value for status in statuses],
+        [_silence(row) if status is not row["status"] else None for row, status in zip(news, statuses, strict=True)],
+    )  # fmt: skip
+    await _raise_alerts(work, news, missed)
+    before = {row["worker_id"]: row["status"] for row in news}
+    for row in changed:
+        if row["status"] != before[row["worker_id"]]:
+            told = {name: row[name] for name in ("status", "reason", "failure_count", "last_failure_at")}
+            work.emit("worker.status", (f"worker:{row['worker_id']}",), {"worker": {"id": row["worker_id"], **told}})
+    for row, status in zip(news, statuses, strict=True):
+        if status is WorkerStatus.FAILED:
+            await _take_jobs(work, row)
+    return len(news)
+
+
+def _is_stale(row: Record) -> bool:
+    return bool(row["silent_s"] > row["stale_after_s"])
+
+
+def _status(row: Record, score: float) -> WorkerStatus:
+    if _is_stale(row):
+        return WorkerStatus.FAILED
+    if row["status"] == WorkerStatus.ACTIVE and score < health.DEGRADED_BELOW:
+        return WorkerStatus.DEGRADED
+    return WorkerStatus(row["status"])
+
+
+def _silence(row: Record) -> str:
+    return f"it was not heard of for {row['silent_s']:.1f} s"
+
+
+async def _raise_alerts(work: Work, news: list[Record], missed: dict[object, int]) -> None:
+    alerts = [
+        (row, "MISSED_HEARTBEAT", health.severity_of_missed(missed[row["worker_id"]]))
+        for row in news
+        if missed[row["worker_id"]]
+    ] + [(row, "WORKER_FAILED", 5) for row in news if _is_stale(row)]
+    await work.tx.execute(
+        SQL.raise_alerts, work.tenant_id, new_ids(len(alerts)), [row["worker_id"] for row, _, _ in alerts],
+        [kind for _, kind, _ in alerts], [severity for _, _, severity in alerts], [_silence(row) for row, _, _ in alerts],
+    )  # fmt: skip
+    for row, kind, severity in alerts:
+        told = {
+            "worker": {"id": row["worker_id"]},
+            "alert": {"kind": kind, "severity": severity, "message": _silence(row)},
+        }
+        work.emit("worker.alert", (f"worker:{row['worker_id']}",), told)
+
+
+async def _take_jobs(work: Work, worker: Record) -> None:
+    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker["worker_id"])]
+    if held:
+        why = {"message": f"its worker {worker['worker_id']} was given up: {_silence(worker)}"}
+        await end_held(
+            work,
+            held,
+            lambda row: (
+                jobs.cancelled(row.held)
+                if row.row["cancel_requested_at"] is not None
+                else jobs.after_failure(row.held, Outcome.LEASE_LOST, is_retryable=True, now=work.now, jitter=jitter())
+            ),
+            why,
+        )

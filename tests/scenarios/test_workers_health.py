@@ -1,0 +1,190 @@
+"""J8 to J14: the health of workers through the wire, on a mesh that looks often."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.harness import Mesh, eventually
+from tests.scenarios.jobs import Bench, held, register
+from tests.wire import Wire, WireError
+
+INTERVAL_S = 0.5
+
+
+class Ward:
+    """A worker that beats every half second, for as long as it is told to."""
+
+    def __init__(self, wire: Wire, worker_id: str) -> None:
+        self.wire, self.worker_id = wire, worker_id
+        self._beating: asyncio.Task[None] | None = None
+
+    async def beat(self, **about: Any) -> dict[str, Any]:
+        answer = await self.wire.call("worker.heartbeat", worker_id=self.worker_id, **about)
+        worker: dict[str, Any] = answer["worker"]
+        return worker
+
+    def start(self) -> None:
+        async def forever() -> None:
+            while True:
+                await self.beat(metrics={"cpu_usage": 0.3})
+                await asyncio.sleep(INTERVAL_S)
+
+        self._beating = asyncio.create_task(forever())
+
+    async def stop(self) -> None:
+        assert self._beating is not None
+        self._beating.cancel()
+        await asyncio.gather(self._beating, return_exceptions=True)
+
+    async def health(self, **about: Any) -> dict[str, Any]:
+        return dict(await self.wire.call("worker.health", worker_id=self.worker_id, **about))
+
+    async def worker(self) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.health())["worker"]
+        return found
+
+    async def alerts(self, **about: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await self.wire.call("worker.alerts", worker_id=self.worker_id, **about))[
+            "alerts"
+        ]
+        return found
+
+
+@pytest.fixture
+async def ward(bench: Bench) -> Ward:
+    return Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, queues=[bench.queue]))
+
+
+async def test_j08_each_heartbeat_is_noted(ward: Ward) -> None:
+    ward.start()
+
+    async def has_three() -> bool:
+        return len((await ward.health())["log"]) >= 3
+
+    await eventually(has_three, "three heartbeats are noted", within_s=2.5)
+    await ward.stop()
+    shown = await ward.health()
+    latest = datetime.datetime.fromisoformat(shown["log"][0]["at"])
+    heard = datetime.datetime.fromisoformat(shown["worker"]["heartbeat_at"])
+    assert abs((latest - heard).total_seconds()) < 1
+    assert {entry["kind"] for entry in shown["log"]} == {"heartbeat"}
+    assert shown["log"][0]["metrics"] == {"cpu_usage": 0.3}
+    assert (shown["worker"]["health_score"], shown["worker"]["status"]) == (1.0, "ACTIVE")
+
+
+async def test_j09_j10_j11_a_silent_worker_is_noted_given_up_and_comes_back(bench: Bench, ward: Ward) -> None:
+    job = await bench.enqueue(max_retries=1, backoff_ms=1)
+    [claimed] = await bench.claim(worker_id=ward.worker_id, lease_s=600)
+    await ward.beat()
+
+    async def is_unwell() -> bool:
+        return bool((await ward.worker())["health_score"] < 0.7)
+
+    await eventually(is_unwell, "J9: the missed heartbeat shows in its health", within_s=5)
+    [missed] = [alert for alert in await ward.alerts() if alert["kind"] == "MISSED_HEARTBEAT"]
+    assert missed["severity"] >= 3
+    assert missed["cleared_at"] is None
+
+    async def is_given_up() -> bool:
+        return bool((await ward.worker())["status"] == "FAILED")
+
+    await eventually(is_given_up, "J10: it is given up", within_s=5)
+    failed = await ward.worker()
+    assert (failed["failure_count"], failed["last_failure_at"] is not None) == (1, True)
+    assert "not heard of" in failed["reason"]
+    assert {alert["kind"] for alert in await ward.alerts(only_open=True)} == {"MISSED_HEARTBEAT", "WORKER_FAILED"}
+    with pytest.raises(WireError) as refused:
+        await bench.claim(worker_id=ward.worker_id)
+    assert "heartbeat makes it ACTIVE" in refused.value.message
+    [again] = await bench.claim(wait_ms=5_000)
+    assert (again["id"], again["attempt"]) == (job["id"], 2), (
+        "its jobs are given to others at once, though their leases last"
+    )
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert refused.value.data["reason"] == "job.stale_attempt"
+
+    back = await ward.beat()
+    assert (back["status"], back["health_score"] > 0.9, back["missed_beats"]) == ("ACTIVE", True, 0)
+    assert (await ward.health())["log"][0]["kind"] == "recovered", "J11"
+    assert await ward.alerts(only_open=True) == []
+    kinds = {entry["kind"] for entry in (await ward.health())["log"]}
+    assert kinds == {"heartbeat", "missed", "failed", "recovered"}
+
+
+async def test_a_worker_whose_leases_are_renewed_or_that_claims_is_heard_of(bench: Bench, ward: Ward) -> None:
+    await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=ward.worker_id)
+    other = Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, queues=[bench.queue]))
+    given_up = Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, queues=[bench.queue]))
+
+    async def is_given_up() -> bool:
+        await bench.wire.call("job.heartbeat", jobs=[held(claimed)])
+        assert await bench.claim(worker_id=other.worker_id) == []
+        return bool((await given_up.worker())["status"] == "FAILED")
+
+    await eventually(is_given_up, "a third is given up meanwhile")
+    assert [(await each.worker())["status"] for each in (ward, other)] == ["ACTIVE", "ACTIVE"]
+
+
+async def test_j12_falling_scores_are_foretold_as_a_failure(ward: Ward) -> None:
+    for step in range(10):
+        await ward.beat(health_score=1.0 - 0.7 * step / 9)
+    found = await ward.wire.call("worker.predict", worker_id=ward.worker_id)
+    assert found["probability"] > 0.7
+    assert found["time_to_failure_s"] < 3_600
+    assert (found["recommendation"], found["samples"]) == ("PREEMPTIVE_RESTART", 10)
+    assert (await ward.worker())["status"] == "DEGRADED", "by its own word"
+    assert (await ward.beat())["status"] == "ACTIVE"
+
+
+async def test_j13_metrics_out_of_line_are_named(ward: Ward) -> None:
+    for step in range(10):
+        await ward.beat(metrics={"cpu_usage": 0.3 + step / 100, "memory_usage": 0.5 + step % 2 / 100})
+    await ward.beat(metrics={"cpu_usage": 0.95, "memory_usage": 0.5})
+    found = await ward.wire.call("worker.anomalies", worker_id=ward.worker_id)
+    [worst, *_] = found["anomalies"]
+    assert (worst["metric"], found["samples"]) == ("cpu_usage", 11)
+    assert worst["severity"] >= 3
+    assert worst["score"] > 2
+
+
+async def test_j14_the_healthy_worker_is_the_best_at_any_minimum(bench: Bench, ward: Ward) -> None:
+    unwell = Ward(bench.wire, await register(bench.wire, queues=[bench.queue]))
+    await ward.beat(health_score=1.0)
+    await unwell.beat(health_score=0.5)
+    for min_health, count in ((0.7, 1), (0.3, 2)):
+        found = await bench.wire.call("worker.optimal", min_health=min_health, max_load=0.9, queue=bench.queue)
+        assert found["worker"]["id"] == ward.worker_id
+        assert len(found["workers"]) == count
+    none = await bench.wire.call("worker.optimal", queue=f"q{uuid.uuid4().hex}")
+    assert none == {"worker": None, "workers": []}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"metrics": {"cpu": "high"}},
+        {"metrics": {"cpu": 1e300}},
+        {"metrics": {"": 1}},
+        {"metrics": {f"m{n}": 1 for n in range(51)}},
+        {"health_score": 1.5},
+    ],
+)
+async def test_wrong_metrics_are_refused(ward: Ward, about: dict[str, Any]) -> None:
+    with pytest.raises(WireError) as refused:
+        await ward.beat(**about)
+    assert refused.value.kind == "invalid_params"
+
+
+async def test_another_tenant_s_worker_is_not_there(mesh: Mesh, ward: Ward) -> None:
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as stranger:
+        for name in ("health", "predict", "anomalies", "alerts", "heartbeat"):
+            with pytest.raises(WireError) as refused:
+                await stranger.call(f"worker.{name}", worker_id=ward.worker_id)
+            assert refused.value.kind == "not_found"
