@@ -151,7 +151,7 @@ class Settings(Group):
         7, "For how long it is kept what workers said of their health.", "days", at_most=366
     )
     scheduler_interval_s: float = setting(
-        0.5, "Between looks for schedules that are due.", "s", at_least=0.01, at_most=60
+        0.5, "Between looks for schedules and snapshots that are due.", "s", at_least=0.01, at_most=60
     )
     schedule_grace_s: float = setting(
         60.0, "How late a schedule may fire before its time counts as missed.", "s", at_least=0

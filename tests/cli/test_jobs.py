@@ -137,3 +137,15 @@ def test_the_health_of_workers_is_shown(command: Command) -> None:
     assert "cpu_usage" in command("workers", "anomalies", worker).stdout
     assert worker in command("workers", "optimal").stdout
     assert answer(command("workers", "alerts", "--worker", worker, "--json"))["alerts"] == []
+
+
+def test_snapshots_are_taken_shown_and_put_back(command: Command) -> None:
+    [job_id] = enqueue(command, 1, f"q{uuid.uuid4().hex}")
+    snapshot = answer(command("snapshots", "create", "--reason", "first", "--json"))["snapshot"]
+    assert "first" in command("snapshots", "list").stdout
+    assert job_id in command("snapshots", "show", snapshot["id"]).stdout
+    assert command("snapshots", "restore", snapshot["id"]).stdout.startswith("put back nothing from snapshot")
+    assert command("snapshots", "restore").returncode == 2
+    assert "every 60 s" in command("snapshots", "auto", "60").stdout
+    assert "no snapshots" in command("snapshots", "auto").stdout
+    assert command("snapshots", "delete", snapshot["id"]).returncode == 0

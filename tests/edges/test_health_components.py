@@ -47,6 +47,7 @@ TABLES = {
     ("worker", "job-promoter"): "jobs_ready",
     ("worker", "scheduler"): "schedules",
     ("worker", "worker-watch"): "workers",
+    ("worker", "snapshotter"): "snapshot_policies",
     ("worker", "presence"): "agent_sessions",
     ("mcp-server", "session-keeper"): "agent_sessions",
     ("mcp-server", "key-watch"): "api_keys",

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "issuer": "https://issuer.example",
     "depends_on": [],
     "job": {"type": "sample"},
+    "interval_s": 3_600,
     "jobs": [],
     "kind": "user",
     "name": "sample",
@@ -44,11 +46,22 @@ SAMPLES: dict[str, Any] = {
     "title": "sample",
     "type": "sample",
 }
+# What an operation needs besides, or otherwise.
+ALSO: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
+    "task.delegate": lambda _: {"capabilities": ["sum"]},
+    "job.enqueue_many": lambda _: {"jobs": [{"type": "part"}]},
+    "job.depend": lambda ids: {"depends_on": [ids["job"]]},
+    "dead_letter.replay": lambda ids: {"job_ids": [ids["job"]]},
+    "dead_letter.discard": lambda ids: {"job_ids": [ids["job"]]},
+    "schedule.create": lambda _: {"interval_s": 3_600},
+    "snapshot.restore": lambda ids: {"snapshot_id": ids["snapshot"]},
+    "issuer.create": lambda _: {"jwks_url": "https://issuer.example/keys"},
+}
 REPORTED: dict[str, dict[str, Any]] = {"job.fail": {"error": "broken"}, "job.snooze": {"delay_ms": 1}}
 ID_FIELDS = {
     "task_id": "task", "parent_id": "task", "agent_id": "agent", "to_agent": "agent", "agent": "agent", "assigned_to": "agent",
     "created_by": "agent", "key_id": "key", "tenant_id": "tenant", "issuer_id": "issuer",
-    "job_id": "job", "worker_id": "worker", "schedule_id": "schedule",
+    "job_id": "job", "worker_id": "worker", "schedule_id": "schedule", "snapshot_id": "snapshot",
 }  # fmt: skip
 
 
@@ -72,20 +85,9 @@ def required(operation: Operation, ids: dict[str, str]) -> dict[str, Any]:
         if is_needed:
             noun = ID_FIELDS.get(field.name)
             params[field.name] = ids[noun] if noun else SAMPLES[field.name]
-    if operation.name == "task.delegate":
-        params["capabilities"] = ["sum"]
-    if operation.name == "job.enqueue_many":
-        params["jobs"] = [{"type": "part"}]
-    elif "jobs" in params:
+    if "jobs" in params:
         params["jobs"] = [{"job_id": ids["job"], "attempt": 1, **REPORTED.get(operation.name, {})}]
-    if operation.name == "job.depend":
-        params["depends_on"] = [ids["job"]]
-    if operation.name in ("dead_letter.replay", "dead_letter.discard"):
-        params["job_ids"] = [ids["job"]]
-    if operation.name == "schedule.create":
-        params["interval_s"] = 3_600
-    if operation.name == "issuer.create":
-        params["jwks_url"] = "https://issuer.example/keys"
+    params |= ALSO.get(operation.name, lambda _: {})(ids)
     return params
 
 
@@ -143,9 +145,10 @@ async def things_of(wire: Wire) -> dict[str, str]:
     schedule = (
         await wire.call("schedule.create", name=f"s{uuid.uuid4().hex}", cron="0 0 1 1 *", job={"type": "theirs"})
     )["schedule"]
+    snapshot = (await wire.call("snapshot.create"))["snapshot"]
     return {
         "agent": agent["id"], "task": task["id"], "key": key["id"], "issuer": issuer["id"], "job": job["id"],
-        "worker": worker["id"], "schedule": schedule["id"],
+        "worker": worker["id"], "schedule": schedule["id"], "snapshot": snapshot["id"],
         "tenant": wire.initialized["tenant_id"],
     }  # fmt: skip
 
@@ -252,7 +255,7 @@ async def test_every_operation_asks_for_its_scope(mesh: Mesh, tenant: str, scope
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         key = await admin.call("key.create", kind="user", scopes=[scope])
         ids = dict.fromkeys(
-            ("agent", "task", "key", "tenant", "issuer", "job", "worker", "schedule"), str(uuid.uuid4())
+            ("agent", "task", "key", "tenant", "issuer", "job", "worker", "schedule", "snapshot"), str(uuid.uuid4())
         )
         async with await Wire.connect(mesh.ws_url, key["secret"]) as wire:
             for operation in REGISTRY.values():

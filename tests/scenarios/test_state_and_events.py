@@ -138,7 +138,8 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
 
     async def given(**about: Any) -> dict[str, Any]:
         job = await enqueued(**about)
-        [claimed] = (await wire.call("job.claim", worker_id=worker, limit=1))["jobs"]
+        queues = [about.get("queue", "default")]
+        [claimed] = (await wire.call("job.claim", worker_id=worker, limit=1, queues=queues))["jobs"]
         assert claimed["id"] == job["id"]
         return {"job_id": job["id"], "attempt": claimed["attempt"]}
 
@@ -189,6 +190,13 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
     brief = (await wire.call("schedule.create", name="brief", interval_s=3_600, job={"type": "t"}))["schedule"]
     await wire.call("schedule.delete", schedule_id=brief["id"])
     await given()
+    held = await given(queue="lost")
+    snapshot = (await wire.call("snapshot.create"))["snapshot"]
+    run_sql(mesh.dsn, f"delete from mcp.jobs_leased where job_id = '{held['job_id']}'")
+    run_sql(mesh.dsn, f"delete from mcp.jobs where job_id = '{held['job_id']}'")
+    await wire.call("snapshot.restore", snapshot_id=snapshot["id"])
+    other = (await wire.call("snapshot.create"))["snapshot"]
+    await wire.call("snapshot.delete", snapshot_id=other["id"])
     await wire.call("worker.evacuate", worker_id=worker, reason="maintenance")
     about = {"heartbeat_interval_s": 0.1, "stale_after_s": 0.5}
     silent = (await wire.call("worker.register", name="silent", **about))["worker"]["id"]
@@ -197,4 +205,4 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
         return bool((await wire.call("worker.get", worker_id=silent))["worker"]["status"] == "FAILED")
 
     await eventually(is_given_up, "a silent worker is given up")
-    return {brief["id"]}
+    return {brief["id"], other["id"]}

@@ -24,6 +24,7 @@ from devmesh.cli.migrating import migrate
 from devmesh.cli.partitions import partitions
 from devmesh.cli.schedules import schedules
 from devmesh.cli.showing import settings
+from devmesh.cli.snapshots import snapshots
 from devmesh.cli.up import up
 from devmesh.cli.watching import watch
 from devmesh.cli.workers import workers
@@ -71,6 +72,7 @@ application.add_typer(dead_letters, name="dead-letters", rich_help_panel=USE)
 application.add_typer(queues, name="queues", rich_help_panel=USE)
 application.add_typer(workers, name="workers", rich_help_panel=USE)
 application.add_typer(schedules, name="schedules", rich_help_panel=USE)
+application.add_typer(snapshots, name="snapshots", rich_help_panel=USE)
 keys.command("generate", rich_help_panel=ENCRYPTION)(generate)
 keys.command("encryption", rich_help_panel=ENCRYPTION)(encryption)
 keys.command("rotate-data", rich_help_panel=ENCRYPTION)(rotate_data)

@@ -52,6 +52,10 @@ TYPES: dict[str, str] = {
     "job.promoted": "jobs that had waited for long have a higher priority",
     "queue.paused": "nothing is given out of a queue any more",
     "queue.resumed": "jobs of a queue are given out again",
+    "job.restored": "jobs were put back as a snapshot has them",
+    "snapshot.created": "what is under way was written down",
+    "snapshot.restored": "what a snapshot has was put back",
+    "snapshot.deleted": "a snapshot was forgotten",
     "schedule.created": "a job is to be enqueued again and again",
     "schedule.updated": "a schedule was changed",
     "schedule.paused": "a schedule fires no more",
@@ -129,7 +133,7 @@ def topics_heard(event: Event) -> tuple[str, ...]:
 
 
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
-NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker", "schedule")
+NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker", "schedule", "snapshot")
 _QUEUE = r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,199}"  # no comma, which stands between topics in a URL
 _TOPIC = f"^(tenant|inbox|queue:{_QUEUE}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
 Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]

@@ -7,6 +7,7 @@ from devmesh.engine.job_promoter import JobPromoter
 from devmesh.engine.job_reaper import JobReaper
 from devmesh.engine.loop import Loop
 from devmesh.engine.scheduler import Scheduler
+from devmesh.engine.snapshotter import Snapshotter
 from devmesh.engine.worker_watch import WorkerWatch
 from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
@@ -17,6 +18,7 @@ def job_loops(runner: WorkRunner, settings: Settings) -> list[Loop]:
         JobReaper(runner, settings.reaper_interval_s),
         JobLimitsKeeper(runner, settings.reaper_interval_s, settings.days_kept("jobs")),
         WorkerWatch(runner, settings.reaper_interval_s, settings.worker_health_days_kept),
+        Snapshotter(runner, settings.scheduler_interval_s),
         Scheduler(runner, settings.scheduler_interval_s, settings.schedule_grace_s),
         JobPromoter(
             runner, settings.promoter_interval_s, settings.promote_low_after_s, settings.promote_medium_after_s

@@ -126,11 +126,12 @@ async def settle(work: Work, ids: Iterable[uuid.UUID], end: End) -> None:
             pairs = [edge["parent_id"] for edge in gone], [edge["child_id"] for edge in gone]
             await work.tx.execute(SQL.remove, work.tenant_id, *pairs)
         free = [job_id for job_id in dict.fromkeys(edge["child_id"] for edge in gone) if job_id not in doomed]
-        await _unblock(work, free)
+        await unblock(work, free)
         left = dict.fromkeys(await _fail(work, doomed), End.FAILED)
 
 
-async def _unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
+async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
+    """Puts those of these jobs into their queues that wait for nobody any more."""
     if not ids:
         return
     waiting = {row["job_id"] for row in await work.tx.fetch(SQL.still_waiting, work.tenant_id, list(ids))}

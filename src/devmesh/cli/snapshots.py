@@ -1,0 +1,115 @@
+"""Snapshots from the shell: what is under way is written down, looked at, and put back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from devmesh.cli.calling import AsJson, invoke
+from devmesh.cli.console import print_json, say
+from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
+from devmesh.cli.services import DataDir
+from devmesh.core.snapshots import OnConflict, SnapshotKind
+
+COLUMNS = ("id", "kind", "taken_at", "counts", "base_id", "reason")
+JOB_COLUMNS = ("id", "status", "queue", "attempt", "worker_id")
+CONFLICT_COLUMNS = ("kind", "noun", "id", "resolution", "snapshot_value", "current_value")
+
+SnapshotId = Annotated[str, typer.Argument(help="The snapshot's id.", show_default=False)]
+snapshots = typer.Typer(help="Write down what is under way, and put it back.", no_args_is_help=True)
+
+
+@snapshots.command("list")
+def list_snapshots(
+    kind: Annotated[SnapshotKind | None, typer.Option(help="Only of this kind.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """List snapshots, the latest first."""
+    asked = {"kind": kind, "limit": limit, "cursor": cursor}
+    print_page(invoke("snapshot.list", asked, data_dir), "snapshots", COLUMNS, as_json)
+
+
+@snapshots.command("create")
+def create(
+    kind: Annotated[SnapshotKind, typer.Option(help="FULL, or INCREMENTAL: what has changed.")] = SnapshotKind.FULL,
+    base: Annotated[
+        str | None, typer.Option(help="What an INCREMENTAL one stands on; the latest.", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Write down what is under way."""
+    asked = {"kind": kind, "base_id": base, "reason": reason}
+    print_thing(invoke("snapshot.create", asked, data_dir), "snapshot", COLUMNS, as_json)
+
+
+@snapshots.command("show")
+def show(
+    snapshot_id: SnapshotId, limit: Limit = 50, cursor: Cursor = None, as_json: AsJson = False, data_dir: DataDir = None
+) -> None:
+    """Show a snapshot and the jobs in it."""
+    answer = invoke("snapshot.get", {"snapshot_id": snapshot_id}, data_dir)
+    found = invoke("snapshot.jobs", {"snapshot_id": snapshot_id, "limit": limit, "cursor": cursor}, data_dir)
+    if as_json:
+        print_json({**answer, **found})
+        return
+    print_thing(answer, "snapshot", COLUMNS, as_json)
+    if found["jobs"]:
+        print_page(found, "jobs", JOB_COLUMNS, as_json)
+
+
+@snapshots.command("restore")
+def restore(
+    snapshot_id: Annotated[str | None, typer.Argument(help="The snapshot's id.", show_default=False)] = None,
+    at: Annotated[
+        str | None, typer.Option(help="Or the latest that was taken by this time.", show_default=False)
+    ] = None,
+    on_conflict: Annotated[
+        OnConflict, typer.Option(help="What becomes of what is otherwise now.")
+    ] = OnConflict.PRESERVE,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Put back what a snapshot has. What was made since stays."""
+    if (snapshot_id is None) == (at is None):
+        raise typer.BadParameter("name a snapshot, or give a time with --at")
+    asked = {"snapshot_id": snapshot_id, "at": at, "on_conflict": on_conflict}
+    answer = invoke("snapshot.restore", asked, data_dir)
+    if as_json:
+        print_json(answer)
+        return
+    counts = ", ".join(f"{count:,} {noun.replace('_', ' ')}" for noun, count in answer["restored"].items() if count)
+    say(f"put back {counts or 'nothing'} from snapshot {answer['snapshot_id']} of {answer['taken_at']}")
+    if answer["conflicts"]:
+        say(f"{answer['conflict_count']:,} things are otherwise now:")
+        print_page(answer, "conflicts", CONFLICT_COLUMNS, as_json)
+
+
+@snapshots.command("delete")
+def delete(snapshot_id: SnapshotId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Forget a snapshot."""
+    print_thing(invoke("snapshot.delete", {"snapshot_id": snapshot_id}, data_dir), "snapshot", COLUMNS, as_json)
+
+
+@snapshots.command("auto")
+def auto(
+    interval_s: Annotated[
+        float | None, typer.Argument(help="Every so many seconds; without it, no more.", show_default=False)
+    ] = None,
+    keep: Annotated[int, typer.Option(help="How many are kept.")] = 24,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Have snapshots taken at an interval, and the latest kept."""
+    answer = invoke("snapshot.auto", {"interval_s": interval_s, "keep": keep}, data_dir)
+    if as_json:
+        print_json(answer)
+    elif answer["next_at"] is None:
+        say("no snapshots are taken by themselves")
+    else:
+        say(f"every {answer['interval_s']:g} s, {answer['keep']} are kept; the next at {answer['next_at']}")

@@ -1,0 +1,230 @@
+-- name: decide_jobs
+-- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; `same` where it is as it
+-- was; else `conflict`. $1 tenant, $2 the rows.
+with place as materialized (
+    select r.id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2
+      and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue'])
+), decided as materialized (
+    select p.id, case
+               when j.job_id is null and (x.attempt is null or x.attempt < p.attempt
+                                          or x.attempt = p.attempt and p.noun <> 'jobs_leased') then 'insert'
+               when now.noun is not null and now.attempt = p.attempt
+                    and (now.noun = p.noun or (now.noun || p.noun) in ('jobs_readyjobs_limited', 'jobs_limitedjobs_ready'))
+                    then 'same'
+               else 'conflict' end as decision
+    from place p
+    left join lateral (select k.job_id from mcp.jobs k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) j on true
+    left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = p.id::uuid
+                       order by e.attempt desc, e.finished_at desc limit 1) x on true
+    left join lateral (select * from (
+        (select 'jobs_leased' as noun, l.attempt from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = p.id::uuid limit 1)
+        union all
+        (select 'jobs_blocked', b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = p.id::uuid limit 1)
+        union all
+        (select 'jobs_limited', w.attempt from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = p.id::uuid limit 1)
+        union all
+        (select 'dead_letter_queue', d.attempt from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = p.id::uuid limit 1)
+        union all
+        (select 'jobs_ready', q.attempt from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) at
+         cross join generate_series(1, 5) as level (priority)
+         cross join lateral (select r.attempt from mcp.jobs_ready r
+                             where r.tenant_id = $1 and r.queue = at.queue and r.priority = level.priority and r.run_at = at.run_at
+                               and r.job_id = p.id::uuid limit 1) q limit 1)) there limit 1) now on true
+)
+update mcp.state_snapshot_rows r set decision = d.decision from decided d
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.id = d.id
+  and r.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue']);
+
+-- name: decide_others
+-- The same of queues, workers and schedules. $1 tenant, $2 the rows.
+update mcp.state_snapshot_rows r set decision = case
+    when r.noun = 'queues' then coalesce(
+        (select case when (q.paused_at is null) = (r."row" ->> 'paused_at' is null)
+                          and q.rate_per_s is not distinct from (r."row" ->> 'rate_per_s')::double precision then 'same' else 'conflict' end
+         from mcp.queues q where q.tenant_id = $1 and q.queue = r.id), 'insert')
+    when r.noun = 'workers' then coalesce(
+        (select case when w.status = r."row" ->> 'status' then 'same' else 'conflict' end
+         from mcp.workers w where w.tenant_id = $1 and w.worker_id = r.id::uuid), 'insert')
+    else coalesce(
+        (select case when s.cron is not distinct from r."row" ->> 'cron' and s.job::text = r."row" ->> 'job'
+                          and (s.paused_at is null) = (r."row" ->> 'paused_at' is null)
+                          and s.interval_s is not distinct from (r."row" ->> 'interval_s')::double precision
+                          then 'same' else 'conflict' end
+         from mcp.schedules s where s.tenant_id = $1 and s.schedule_id = r.id::uuid), 'insert') end
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['queues', 'workers', 'schedules']);
+
+-- name: conflicts
+-- What is otherwise now. $1 tenant, $2 the rows, $3 how many.
+select r.noun, r.id, count(*) over () as total,
+       case r.noun when 'workers' then r."row" ->> 'status' end as was,
+       case r.noun when 'workers' then (select w.status from mcp.workers w where w.tenant_id = $1 and w.worker_id = r.id::uuid) end
+       as is_now
+from mcp.state_snapshot_rows r
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['jobs', 'queues', 'workers', 'schedules'])
+  and r.decision = 'conflict'
+order by r.noun, r.id limit $3;
+
+-- name: take_away
+-- Takes jobs that are otherwise now from where they are. $1 tenant, $2 the rows.
+with wanted as materialized (
+    select r.id::uuid as job_id from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict'
+), place as materialized (
+    select h.place from wanted w
+    cross join lateral (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = w.job_id limit 1) p
+    cross join generate_series(1, 5) as level (priority)
+    cross join lateral (select q.ctid as place from mcp.jobs_ready q
+                        where q.tenant_id = $1 and q.queue = p.queue and q.priority = level.priority and q.run_at = p.run_at
+                          and q.job_id = w.job_id limit 1 for update) h
+), ready as (
+    delete from mcp.jobs_ready q where q.ctid = any(array(select place.place from place))
+), limited as (
+    delete from mcp.jobs_limited l where l.tenant_id = $1 and l.job_id = any(array(select wanted.job_id from wanted))
+), blocked as (
+    delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any(array(select wanted.job_id from wanted))
+), edges as (
+    delete from mcp.job_dependencies d where d.child_id = any(array(select wanted.job_id from wanted)) and d.tenant_id = $1
+), dead as (
+    delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any(array(select wanted.job_id from wanted))
+), held as (
+    delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any(array(select wanted.job_id from wanted))
+    returning l.job_id, l.worker_id, l.attempt, l.retries, l.started_at
+), ended as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, attempt, retries, outcome, error)
+    select $1, h.job_id, clock_timestamp(), h.started_at, h.worker_id, h.attempt, h.retries, 'CANCELLED',
+           '{"message": "a snapshot was put back over it"}'
+    from held h
+)
+select w.job_id from wanted w;
+
+-- name: put_back_jobs
+-- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. $1 tenant, $2 the rows, $3 the decisions
+-- by which they are.
+with latest as (
+    insert into mcp.job_executions
+    select x.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_executions, r."row") x
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'latest' and r.decision = any($3::text[])
+    on conflict do nothing
+)
+insert into mcp.jobs
+select j.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
+on conflict do nothing;
+
+-- name: put_back_waiting
+-- Puts jobs into their queues that waited there, or for a place; and those that were held, unless nothing has become of them since. Their
+-- attempts go on from the latest that there was, and a row of the history says when they go on. $1 tenant, $2 the rows, $3 the decisions.
+with waiting as materialized (
+    select p.*, greatest(p.attempt, x.attempt) as from_attempt, greatest(p.run_at, (select clock_timestamp())) as due_at
+    from mcp.state_snapshot_rows r
+    cross join lateral json_populate_record(null::mcp.jobs_ready, r."row") p
+    left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
+                       order by e.attempt desc, e.finished_at desc limit 1) x on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = any($3::text[])
+      and (r.noun = any(array['jobs_ready', 'jobs_limited']) or r.noun = 'jobs_leased' and r.decision = 'conflict')
+), kept as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, next_run_at, attempt, retries, outcome)
+    select $1, w.job_id, clock_timestamp(), w.due_at, w.from_attempt, w.retries, 'UNBLOCKED' from waiting w
+    returning job_id, next_run_at
+)
+insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+select $1, k.next_run_at, w.job_id, w.created_at, w.from_attempt, w.retries, w.priority, w.is_parent, w.queue
+from waiting w full join kept k on k.job_id = w.job_id
+where w.job_id is not null
+returning job_id, queue, attempt;
+
+-- name: put_back_held
+-- Gives jobs back to the workers that held them, under fresh leases. $1 tenant, $2 the rows.
+with held as materialized (
+    select l.* from mcp.state_snapshot_rows r
+    cross join lateral json_populate_record(null::mcp.jobs_leased, (r."row"::jsonb || jsonb_build_object(
+        'lease_until', now() + make_interval(secs => (r."row" ->> 'lease_s')::double precision),
+        'timeout_at', now() + ((r."row" ->> 'timeout_at')::timestamptz - (r."row" ->> 'started_at')::timestamptz)))::json) l
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
+), placed as (
+    insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key)
+    select $1, h.job_id, h.started_at, h.queue, j.concurrency_key from held h
+    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = h.job_id limit 1) j
+    where j.concurrency_key is not null
+    on conflict do nothing
+)
+insert into mcp.jobs_leased select h.* from held h
+returning job_id, queue, attempt;
+
+-- name: put_back_blocked
+-- Has jobs wait for others again, and notes for which. $1 tenant, $2 the rows, $3 the decisions.
+with blocked as (
+    insert into mcp.jobs_blocked
+    select b.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs_blocked, r."row") b
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
+    returning job_id, queue, attempt
+)
+select b.job_id, b.queue, b.attempt,
+       array(select (e."row" ->> 'parent_id')::uuid from mcp.state_snapshot_rows e
+             where e.tenant_id = $1 and e.snapshot_id = $2 and e.noun = 'job_dependencies'
+               and (e."row" ->> 'child_id')::uuid = b.job_id) as parent_ids
+from blocked b;
+
+-- name: put_back_dead
+-- Puts dead letters back. $1 tenant, $2 the rows, $3 the decisions.
+insert into mcp.dead_letter_queue
+select d.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.dead_letter_queue, r."row") d
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
+on conflict do nothing
+returning job_id, queue, attempt;
+
+-- name: put_back_keys
+-- Puts unique keys back that nobody has. $1 tenant, $2 the rows.
+insert into mcp.job_unique_keys
+select u.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_unique_keys, r."row") u
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'job_unique_keys'
+on conflict do nothing;
+
+-- name: put_back_queues
+-- $1 tenant, $2 the rows, $3 the decisions.
+insert into mcp.queues as n
+select q.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.queues, r."row") q
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'queues' and r.decision = any($3::text[])
+on conflict (tenant_id, queue) do update
+set paused_at = excluded.paused_at, reason = excluded.reason, rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now()
+returning queue, paused_at, reason, rate_per_s, burst;
+
+-- name: put_back_workers
+-- Workers as they were, as if they had just been heard of. A name that another has by now stays that one's. $1 tenant, $2 the rows,
+-- $3 the decisions.
+with missing as (
+    insert into mcp.workers
+    select w.* from mcp.state_snapshot_rows r
+    cross join lateral json_populate_record(null::mcp.workers, (r."row"::jsonb || jsonb_build_object(
+        'heartbeat_at', now(), 'missed_beats', 0))::json) w
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'workers' and r.decision = 'insert'
+    on conflict do nothing
+    returning worker_id, status, reason
+), changed as (
+    update mcp.workers w set status = r."row" ->> 'status', reason = r."row" ->> 'reason'
+    from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'workers' and r.decision = 'conflict' and 'conflict' = any($3::text[])
+      and w.tenant_id = $1 and w.worker_id = r.id::uuid
+    returning w.worker_id, w.status, w.reason
+)
+select m.* from missing m union all select c.* from changed c;
+
+-- name: put_back_schedules
+-- $1 tenant, $2 the rows, $3 the decisions.
+with missing as (
+    insert into mcp.schedules
+    select s.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") s
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'insert'
+    on conflict do nothing
+    returning schedule_id
+), changed as (
+    update mcp.schedules s
+    set cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone, job = p.job, missed = p.missed, paused_at = p.paused_at,
+        ends_at = p.ends_at, next_fire_at = p.next_fire_at, updated_at = now()
+    from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and 'conflict' = any($3::text[])
+      and s.tenant_id = $1 and s.schedule_id = r.id::uuid
+    returning s.schedule_id
+)
+select m.* from missing m union all select c.* from changed c;
