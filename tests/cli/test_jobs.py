@@ -149,3 +149,14 @@ def test_snapshots_are_taken_shown_and_put_back(command: Command) -> None:
     assert "every 60 s" in command("snapshots", "auto", "60").stdout
     assert "no snapshots" in command("snapshots", "auto").stdout
     assert command("snapshots", "delete", snapshot["id"]).returncode == 0
+
+
+def test_contexts_are_listed_searched_and_deleted(command: Command) -> None:
+    context = answer(command("call", "context.store", "type=t", "text=the invoices of march were summed"))["context"][
+        "id"
+    ]
+    assert context in command("contexts", "list").stdout
+    found = command("contexts", "search", "sum the invoices")
+    assert [context in found.stdout, "searched by text" in found.stdout] == [True] * 2
+    assert command("contexts", "delete", context).returncode == 0
+    assert command("contexts", "show", context).stderr.startswith("error: not_found")

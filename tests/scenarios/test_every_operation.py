@@ -42,6 +42,7 @@ SAMPLES: dict[str, Any] = {
     "rate_per_s": 100_000,
     "subtasks": [{"title": "part"}],
     "tasks": [{"title": "part"}],
+    "text": "sample",
     "timeout_ms": 0,
     "title": "sample",
     "type": "sample",
@@ -54,6 +55,7 @@ ALSO: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
     "dead_letter.replay": lambda ids: {"job_ids": [ids["job"]]},
     "dead_letter.discard": lambda ids: {"job_ids": [ids["job"]]},
     "schedule.create": lambda _: {"interval_s": 3_600},
+    "context.search": lambda _: {"text": "sample"},
     "snapshot.restore": lambda ids: {"snapshot_id": ids["snapshot"]},
     "issuer.create": lambda _: {"jwks_url": "https://issuer.example/keys"},
 }
@@ -61,7 +63,7 @@ REPORTED: dict[str, dict[str, Any]] = {"job.fail": {"error": "broken"}, "job.sno
 ID_FIELDS = {
     "task_id": "task", "parent_id": "task", "agent_id": "agent", "to_agent": "agent", "agent": "agent", "assigned_to": "agent",
     "created_by": "agent", "key_id": "key", "tenant_id": "tenant", "issuer_id": "issuer",
-    "job_id": "job", "worker_id": "worker", "schedule_id": "schedule", "snapshot_id": "snapshot",
+    "job_id": "job", "worker_id": "worker", "schedule_id": "schedule", "snapshot_id": "snapshot", "context_id": "context",
 }  # fmt: skip
 
 
@@ -146,9 +148,10 @@ async def things_of(wire: Wire) -> dict[str, str]:
         await wire.call("schedule.create", name=f"s{uuid.uuid4().hex}", cron="0 0 1 1 *", job={"type": "theirs"})
     )["schedule"]
     snapshot = (await wire.call("snapshot.create"))["snapshot"]
+    context = (await wire.call("context.store", type="theirs", text="theirs"))["context"]
     return {
         "agent": agent["id"], "task": task["id"], "key": key["id"], "issuer": issuer["id"], "job": job["id"],
-        "worker": worker["id"], "schedule": schedule["id"], "snapshot": snapshot["id"],
+        "worker": worker["id"], "schedule": schedule["id"], "snapshot": snapshot["id"], "context": context["id"],
         "tenant": wire.initialized["tenant_id"],
     }  # fmt: skip
 
@@ -255,7 +258,8 @@ async def test_every_operation_asks_for_its_scope(mesh: Mesh, tenant: str, scope
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         key = await admin.call("key.create", kind="user", scopes=[scope])
         ids = dict.fromkeys(
-            ("agent", "task", "key", "tenant", "issuer", "job", "worker", "schedule", "snapshot"), str(uuid.uuid4())
+            ("agent", "task", "key", "tenant", "issuer", "job", "worker", "schedule", "snapshot", "context"),
+            str(uuid.uuid4()),
         )
         async with await Wire.connect(mesh.ws_url, key["secret"]) as wire:
             for operation in REGISTRY.values():

@@ -190,6 +190,9 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
     brief = (await wire.call("schedule.create", name="brief", interval_s=3_600, job={"type": "t"}))["schedule"]
     await wire.call("schedule.delete", schedule_id=brief["id"])
     await given()
+    await wire.call("context.store", type="t", text="how it was done")
+    context = (await wire.call("context.store", type="t", text="how it was not done"))["context"]
+    await wire.call("context.delete", context_id=context["id"])
     held = await given(queue="lost")
     snapshot = (await wire.call("snapshot.create"))["snapshot"]
     run_sql(mesh.dsn, f"delete from mcp.jobs_leased where job_id = '{held['job_id']}'")
@@ -205,4 +208,4 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
         return bool((await wire.call("worker.get", worker_id=silent))["worker"]["status"] == "FAILED")
 
     await eventually(is_given_up, "a silent worker is given up")
-    return {brief["id"], other["id"]}
+    return {brief["id"], other["id"], context["id"]}

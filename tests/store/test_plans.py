@@ -52,6 +52,7 @@ WHOLE_TENANT = {
     "jobs.takers": "explain counts all workers",
     "partitions.oldest_job_alive": "all jobs that are alive, twice a month",
     "queues.list": "a tenant has said something about a handful",
+    "contexts.by_vector": "an exact search compares all of a tenant's vectors",
     "snapshots.capture": "everything that is under way",
     "snapshots.latest_until": "a tenant has a thousand at the most",
     "snapshots.surplus": "a tenant has a thousand at the most",

@@ -14,6 +14,7 @@ from devmesh.cli import services
 from devmesh.cli.administering import keys, tenants
 from devmesh.cli.calling import call
 from devmesh.cli.console import Failure, complain
+from devmesh.cli.contexts import contexts
 from devmesh.cli.demo import demo
 from devmesh.cli.docs import docs
 from devmesh.cli.doctor import doctor
@@ -73,6 +74,7 @@ application.add_typer(queues, name="queues", rich_help_panel=USE)
 application.add_typer(workers, name="workers", rich_help_panel=USE)
 application.add_typer(schedules, name="schedules", rich_help_panel=USE)
 application.add_typer(snapshots, name="snapshots", rich_help_panel=USE)
+application.add_typer(contexts, name="contexts", rich_help_panel=USE)
 keys.command("generate", rich_help_panel=ENCRYPTION)(generate)
 keys.command("encryption", rich_help_panel=ENCRYPTION)(encryption)
 keys.command("rotate-data", rich_help_panel=ENCRYPTION)(rotate_data)

@@ -65,6 +65,10 @@ class HeldJob:
         return self.job.attempt
 
     @property
+    def tags(self) -> list[str]:
+        return self.job.tags
+
+    @property
     def retry_count(self) -> int:
         return self.job.retry_count
 
@@ -76,6 +80,15 @@ class HeldJob:
     @property
     def lost_reason(self) -> str | None:
         return self._lease.lost_reason
+
+    async def _remember(
+        self, text: str, data: Any, tags: list[str], vector: list[float] | None, model: str | None
+    ) -> uuid.UUID:
+        told = {"type": self.type, "text": text, "data": data, "tags": tags, "job_id": self.id, "attempt": self.attempt}
+        if vector is not None:
+            told |= {"vector": vector, "model": model}
+        answer = await self._requests.request("context.store", told, dict[str, Any])
+        return uuid.UUID(answer["context"]["id"])
 
     async def _progress(self, fraction: float, message: str | None) -> None:
         if (reason := self.lost_reason) is not None:
@@ -99,6 +112,10 @@ class JobContext(HeldJob):
         """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone."""
         await self._progress(fraction, message)
 
+    async def remember(self, text: str, **about: Any) -> uuid.UUID:
+        """Keep what was learned, for executions that do something alike. Takes what `context.store` takes; answers with its id."""
+        return await self._remember(text, about)
+
 
 class BlockingJobContext(HeldJob):
     """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long."""
@@ -112,3 +129,7 @@ class BlockingJobContext(HeldJob):
     def progress(self, fraction: float, message: str | None = None) -> None:
         """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone."""
         asyncio.run_coroutine_threadsafe(self._progress(fraction, message), self._loop).result()
+
+    def remember(self, text: str, **about: Any) -> uuid.UUID:
+        """Keep what was learned, for executions that do something alike. Takes what `context.store` takes; answers with its id."""
+        return asyncio.run_coroutine_threadsafe(self._remember(text, about), self._loop).result()

@@ -56,6 +56,8 @@ TYPES: dict[str, str] = {
     "snapshot.created": "what is under way was written down",
     "snapshot.restored": "what a snapshot has was put back",
     "snapshot.deleted": "a snapshot was forgotten",
+    "context.stored": "an execution has left something behind for those after it",
+    "context.deleted": "a context was forgotten",
     "schedule.created": "a job is to be enqueued again and again",
     "schedule.updated": "a schedule was changed",
     "schedule.paused": "a schedule fires no more",
@@ -133,7 +135,7 @@ def topics_heard(event: Event) -> tuple[str, ...]:
 
 
 PLAIN_TOPICS = frozenset({"tenant", "inbox"})
-NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker", "schedule", "snapshot")
+NOUN_TOPICS = ("agent", "task", "workflow", "workspace", "document", "job", "worker", "schedule", "snapshot", "context")
 _QUEUE = r"[A-Za-z0-9][A-Za-z0-9_.:/+-]{0,199}"  # no comma, which stands between topics in a URL
 _TOPIC = f"^(tenant|inbox|queue:{_QUEUE}|({'|'.join(NOUN_TOPICS)}):{UUID_PATTERN})$"
 Topic = Annotated[str, Meta(extra_json_schema={"pattern": _TOPIC})]

@@ -1,0 +1,2 @@
+drop function mcp.similarity(real[], real[]);
+drop table mcp.execution_contexts;
