@@ -139,6 +139,10 @@ async def test_j40_a_handler_that_keeps_the_processor_busy_keeps_its_job(
     job_id = await jobs.enqueue("busy", 4.0)
     done = await jobs.ended(job_id)
     assert (done["status"], done["result"], done["attempt"]) == ("COMPLETED", "done", 1)
+    worker = (await jobs.client.call("worker.get", worker_id=done["worker_id"]))["worker"]
+    assert worker["heartbeat_interval_s"] == pytest.approx(1 / 3), (
+        "it says how often it beats, which a long lease makes seldom"
+    )
 
 
 async def test_a_cancellation_reaches_the_running_handler(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:

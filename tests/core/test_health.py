@@ -25,6 +25,12 @@ def test_a_score_is_between_0_and_1_and_never_better_than_what_is_reported(
     assert health.score(missed, level + 1, capacity, latency_ms, reported) <= score
 
 
+@given(st.floats(0.1, 3_600))
+def test_nobody_is_stale_between_two_heartbeats_that_come_in_time(interval_s: float) -> None:
+    assert health.stale_after_s(interval_s) > interval_s * (1 + health.LATE_SHARE)
+    assert health.patience_s(interval_s, health.stale_after_s(interval_s)) >= interval_s
+
+
 def test_one_missed_heartbeat_is_below_the_alarm_and_failures_alone_never_degrade() -> None:
     assert health.score(1, 0, 5, None, None) < 0.7
     assert health.score(0, 1e9, 1, 1e9, None) >= health.DEGRADED_BELOW

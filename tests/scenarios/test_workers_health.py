@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.conftest import run_sql
 from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench, held, register
 from tests.wire import Wire, WireError
@@ -188,3 +190,35 @@ async def test_another_tenant_s_worker_is_not_there(mesh: Mesh, ward: Ward) -> N
             with pytest.raises(WireError) as refused:
                 await stranger.call(f"worker.{name}", worker_id=ward.worker_id)
             assert refused.value.kind == "not_found"
+
+
+async def test_an_emptied_worker_stays_so_however_long_it_is_silent(mesh: Mesh, bench: Bench, ward: Ward) -> None:
+    """It is rebooted, perhaps: its next heartbeat must not put it back to work."""
+    other = Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, queues=[bench.queue]))
+    await bench.wire.call("worker.evacuate", worker_id=ward.worker_id, reason="maintenance")
+    ids = f"'{ward.worker_id}', '{other.worker_id}'"
+    run_sql(mesh.dsn, f"update mcp.workers set heartbeat_at = now() - interval '1 hour' where worker_id in ({ids})")
+
+    async def is_given_up() -> bool:
+        return bool((await other.worker())["status"] == "FAILED")
+
+    await eventually(is_given_up, "another that is as silent is given up")
+    assert (await ward.worker())["status"] == "DRAINING"
+    back = await ward.beat()
+    assert (back["status"], back["reason"]) == ("DRAINING", "maintenance")
+
+
+async def test_who_could_not_be_heard_is_not_given_up(own_mesh: Callable[..., Mesh]) -> None:
+    """Nobody watched for an hour, as while the database is away: a worker has the time of a heartbeat to come back."""
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+        ward, gone = [Ward(wire, await register(wire, heartbeat_interval_s=each)) for each in (10.0, INTERVAL_S)]
+        run_sql(mesh.dsn, "update mcp.workers set heartbeat_at = now() - interval '1 hour'")
+        mesh.start("worker")
+
+        async def is_given_up() -> bool:
+            return bool((await gone.worker())["status"] == "FAILED")
+
+        await eventually(is_given_up, "who does not come back is given up", within_s=5)
+        assert (await ward.worker())["status"] == "ACTIVE"
+        assert (await ward.beat())["failure_count"] == 0

@@ -54,6 +54,10 @@ class JobHeart:
         self._stop = threading.Event()
         self._vitals = Vitals()
 
+    @property
+    def interval_s(self) -> float:
+        return self._lease_s / RENEWALS_PER_LEASE
+
     def start(self, worker_id: uuid.UUID) -> None:
         self._worker_id = worker_id
         self._thread.start()
@@ -73,7 +77,7 @@ class JobHeart:
     async def _beat(self) -> None:
         """The thread's whole life."""
         async with self._open_requests() as requests:
-            while not await asyncio.to_thread(self._stop.wait, self._lease_s / RENEWALS_PER_LEASE):
+            while not await asyncio.to_thread(self._stop.wait, self.interval_s):
                 with contextlib.suppress(MeshError):  # the leases say how that stands
                     beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
                     await requests.request("worker.heartbeat", beat, dict[str, Any])

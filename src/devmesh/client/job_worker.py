@@ -32,6 +32,7 @@ LEASE_S_DEFAULT = 30.0
 CLAIMED_MAX = 500
 REPORTS_MAX = 500
 REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
+HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 REPORTERS = 2  # requests under way at once
 WAIT_MS = 20_000
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
@@ -118,7 +119,10 @@ class JobWorker:
             task.cancel()
 
     async def _register(self) -> None:
-        asked = {"name": self.name, "queues": self._queues, "capacity": self.capacity}
+        interval_s = min(max(self._heart.interval_s, HEARTBEAT_INTERVAL_S_MIN), HEARTBEAT_INTERVAL_S_MAX)
+        asked = {
+            "name": self.name, "queues": self._queues, "capacity": self.capacity, "heartbeat_interval_s": interval_s,
+        }  # fmt: skip
         self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
         log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))
 

@@ -31,7 +31,10 @@ LAST_TRY_S = 1.0  # before a request's time is up
 STABLE_S = 1.0  # a connection that lasted so long was a good one: the next back-off begins anew
 CLOSE_UNAUTHENTICATED, CLOSE_RESUME = 4001, 4008
 HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 404, 405, 410, 426})  # there is no DevMesh here, and waiting does not help
-READS = frozenset({"get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions"})
+READS = frozenset({
+    "get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions", "predict", "anomalies",
+    "optimal", "alerts", "jobs",
+})  # fmt: skip
 REPEATABLE = frozenset({"heartbeat"})  # it changes something, but twice is as good as once
 
 

@@ -16,6 +16,7 @@ LATENCY_MS_GOOD, LATENCY_MS_BAD = 100.0, 10_000.0
 FAILURES_WORST = 0.6  # however many attempts fail: their cause may be the jobs
 LATENCY_WORST = 0.9
 STALE_BEATS, STALE_S_MAX = 6, 60.0
+STALE_BEATS_MIN = 2  # of whoever beats so seldom that it would be stale between two heartbeats
 PREDICTED_FROM = 10  # scores
 ANOMALIES_FROM = 100  # samples
 SAMPLES_MIN = 5
@@ -58,7 +59,12 @@ class Anomaly(NamedTuple):
 
 def stale_after_s(interval_s: float) -> float:
     """After how long without a heartbeat a worker is given up for dead, unless it says so itself."""
-    return min(STALE_S_MAX, max(STALE_BEATS * interval_s, 1.0))
+    return max(min(STALE_S_MAX, max(STALE_BEATS * interval_s, 1.0)), STALE_BEATS_MIN * interval_s)
+
+
+def patience_s(interval_s: float, stale_s: float) -> float:
+    """How long one has to watch before silence says anything: until a heartbeat had to come."""
+    return min(interval_s + min(LATE_SHARE * interval_s, LATE_S_MAX), stale_s)
 
 
 def missed_beats(silent_s: float, interval_s: float) -> int:

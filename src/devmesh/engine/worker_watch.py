@@ -20,6 +20,7 @@ from devmesh.store.statements import load
 
 TENANTS = load("tenants")
 COUNT_INTERVAL_S = 5.0
+GAP_S = 5.0  # between passes, after which it begins to watch anew
 ALERTS_KEPT_DAYS = 90
 
 
@@ -27,12 +28,17 @@ class WorkerWatch(OverdueLoop):
     name = "worker-watch"
 
     def __init__(self, runner: WorkRunner, interval_s: float, health_days_kept: int) -> None:
-        super().__init__(runner, interval_s, TENANTS.with_late_workers, look)
+        super().__init__(runner, interval_s, TENANTS.with_late_workers, self._look)
         self._health_days_kept = health_days_kept
         self._counts_at = 0.0
+        self._began_at = self._passed_at = -GAP_S  # when it began to watch without a gap, and when it last did
 
     async def run_once(self) -> bool:
+        """While the database was away nobody could be heard of: from then on a worker has the time of a heartbeat."""
+        if time.monotonic() - self._passed_at >= GAP_S:
+            self._began_at = time.monotonic()
         is_more = await super().run_once()
+        self._passed_at = time.monotonic()
         if time.monotonic() >= self._counts_at:
             self._counts_at = time.monotonic() + COUNT_INTERVAL_S
             database = self._runner.database
@@ -43,10 +49,17 @@ class WorkerWatch(OverdueLoop):
             await database.read(SQL.forget_alerts, ALERTS_KEPT_DAYS, FORGOTTEN_MAX)
         return is_more
 
+    async def _look(self, work: Work) -> int:
+        return await look(work, time.monotonic() - self._began_at)
 
-async def look(work: Work) -> int:
-    """One pass over a tenant: of how many workers there is something new."""
-    rows = await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX)
+
+async def look(work: Work, watched_s: float) -> int:
+    """One pass over a tenant, which has been watched for so long: of how many workers there is something new."""
+    rows = [
+        row
+        for row in await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX)
+        if watched_s >= health.patience_s(row["heartbeat_interval_s"], row["stale_after_s"])
+    ]
     missed = {row["worker_id"]: health.missed_beats(row["silent_s"], row["heartbeat_interval_s"]) for row in rows}
     news = [row for row in rows if missed[row["worker_id"]] > row["missed_beats"] or _is_stale(row)]
     if not news:

@@ -123,13 +123,15 @@ async def _room(work: Work, call: Call[Claim]) -> int:
     if (refused := refusal(call.caller, worker_id, {worker_id: row} if row is not None else {})) is not None:
         raise refused
     assert row is not None
-    if row["status"] != WorkerStatus.ACTIVE:
-        message = f"this worker is {row['status']}, and only an ACTIVE one is given jobs"
-        if row["status"] == WorkerStatus.FAILED:
+    status = row["status"]
+    is_silent = status == WorkerStatus.ACTIVE and row["is_silent"]
+    if is_silent and await work.tx.fetch_row(WORKERS.seen, work.tenant_id, worker_id) is None:
+        status = WorkerStatus.FAILED  # who claims is there, but it was given up in this moment
+    if status != WorkerStatus.ACTIVE:
+        message = f"this worker is {status}, and only an ACTIVE one is given jobs"
+        if status == WorkerStatus.FAILED:
             message += "; a heartbeat makes it ACTIVE again"
         raise errors.conflict("worker.state", message)
-    if row["is_silent"]:  # who claims is there
-        await work.tx.execute(WORKERS.seen, work.tenant_id, worker_id)
     work.horizons.oldest_lease(work.tenant_id, worker_id, row["oldest"] or work.now)
     room: int = row["capacity"] - row["current_load"]
     return room

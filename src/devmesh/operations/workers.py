@@ -70,7 +70,8 @@ class Register(Mutation, kw_only=True):
     capacity: Annotated[int, Meta(ge=1, le=10_000)] = CAPACITY_DEFAULT
     heartbeat_interval_s: Annotated[float, Meta(ge=0.1, le=3_600)] = HEARTBEAT_INTERVAL_S_DEFAULT
     stale_after_s: Annotated[float, Meta(ge=0.5, le=86_400)] | None = None
-    """After how long without a heartbeat it is given up; six of its intervals, and a minute at the most, unless it says so."""
+    """After how long without a heartbeat it is given up: six of its intervals, a minute at the most and never less than two
+    intervals, unless it says so."""
 
 
 @operation("worker.register", scope=Scope.WORKER, http="POST /workers", single=True)

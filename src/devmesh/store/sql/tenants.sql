@@ -81,7 +81,7 @@ where s.paused_at is null and s.next_fire_at <= (select clock_timestamp());
 -- name: with_late_workers
 -- Tenants with workers that were not heard of for longer than their interval. No parameters.
 select distinct w.tenant_id from mcp.workers w
-where w.status in ('ACTIVE', 'DEGRADED', 'DRAINING') and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s);
+where w.status in ('ACTIVE', 'DEGRADED') and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s);
 
 -- name: workers_by_status
 -- How many workers there are of each status, in all tenants together. No parameters.

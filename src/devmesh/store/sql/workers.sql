@@ -58,21 +58,21 @@ select $1, b.worker_id, b.health_score, ($5::text[])[b.place], ($6::text[])[b.pl
 on conflict do nothing;
 
 -- name: states
--- What decides a worker's health. $1 tenant, $2 ids.
+-- Locks workers, in one order for everybody, with what decides their health. $1 tenant, $2 ids.
 select w.worker_id, w.owner_id, w.status, w.reason, w.capacity, w.health_score, w.missed_beats,
        w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60) as failure_level
-from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
+from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) order by w.worker_id for update;
 
 -- name: late
--- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease. $1 tenant,
--- $2 how many.
+-- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease. One that is
+-- emptied holds nothing, and stays so. $1 tenant, $2 how many.
 select w.worker_id, w.status, w.capacity, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s, w.failure_count,
        extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s,
        w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60) as failure_level
 from mcp.workers w
 cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s)) as renewed_at from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
-where w.tenant_id = $1 and w.status in ('ACTIVE', 'DEGRADED', 'DRAINING')
+where w.tenant_id = $1 and w.status in ('ACTIVE', 'DEGRADED')
   and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s)
 order by w.worker_id limit $2 for update of w skip locked;
 
@@ -151,8 +151,9 @@ delete from mcp.worker_alerts a where a.ctid = any(array(
     select o.ctid from mcp.worker_alerts o where o.cleared_at < now() - make_interval(days => $1) limit $2 for update skip locked));
 
 -- name: seen
--- A worker was heard of, though not by a heartbeat. $1 tenant, $2 worker.
-update mcp.workers w set heartbeat_at = now(), missed_beats = 0 where w.tenant_id = $1 and w.worker_id = $2;
+-- A worker was heard of, though not by a heartbeat. Nothing: it was given up in this moment. $1 tenant, $2 worker.
+update mcp.workers w set heartbeat_at = now(), missed_beats = 0 where w.tenant_id = $1 and w.worker_id = $2 and w.status = 'ACTIVE'
+returning w.worker_id;
 
 -- name: set_status
 -- $1 tenant, $2 worker, $3 status, $4 why.
