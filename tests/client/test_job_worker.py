@@ -19,9 +19,10 @@ from tests.client.agents import at_work
 from tests.harness import Child, Mesh, eventually
 
 APP = """
-import asyncio, hashlib, time
+import asyncio, hashlib, os, time
 from devmesh.client import Fail, Mesh
 
+PID = os.getpid()  # of whoever has imported this
 mesh = Mesh(capacity=50, lease_s={lease_s}, worker={worker!r})
 
 @mesh.job("double")
@@ -31,6 +32,7 @@ async def double(job):
 @mesh.job("thread")
 def in_a_thread(job):
     job.progress(0.5, "half")
+    job.remember("what a thread has learned", data={{"n": 1}}, tags=["half"])
     return job.payload
 
 @mesh.job("busy")
@@ -59,6 +61,12 @@ async def large(job):
 @mesh.job("exit")
 async def ends_the_process(job):
     raise SystemExit(3)
+
+@mesh.job("process", in_process=True)
+def in_a_process(job):
+    if job.payload["dies"]:
+        os._exit(9)
+    return {{"pid": os.getpid(), "loaded_in": PID, "attempt": job.attempt}}
 
 @mesh.job("slow")
 async def slow(job):
@@ -129,6 +137,20 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     assert {each["status"] for name, each in ended.items() if name not in ("double", "thread")} == {"FAILED"}
     again = await jobs.enqueue("double", {"n": 1})
     assert (await jobs.ended(again))["status"] == "COMPLETED"  # the worker has outlived all of them
+    [context] = (await jobs.client.call("context.list", job_id=ids["thread"]))["contexts"]
+    assert (context["text"], context["attempt"], context["type"]) == ("what a thread has learned", 1, "thread")
+
+
+async def test_a_handler_in_a_process_of_its_own_may_die_there(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
+    mesh, jobs = apart
+    start_worker(mesh, tmp_path)
+    done = (await jobs.ended(await jobs.enqueue("process", {"dies": False})))["result"]
+    assert (done["pid"] == done["loaded_in"], done["attempt"]) == (True, 1)
+    dead = await jobs.ended(await jobs.enqueue("process", {"dies": True}, max_retries=0))
+    assert (dead["status"], dead["error"]["type"]) == ("FAILED", "ProcessDied")
+    again = (await jobs.ended(await jobs.enqueue("process", {"dies": False})))["result"]
+    assert again["pid"] != done["pid"]
+    assert (await jobs.ended(await jobs.enqueue("double", {"n": 1})))["status"] == "COMPLETED"
 
 
 async def test_j40_a_handler_that_keeps_the_processor_busy_keeps_its_job(

@@ -81,12 +81,8 @@ class HeldJob:
     def lost_reason(self) -> str | None:
         return self._lease.lost_reason
 
-    async def _remember(
-        self, text: str, data: Any, tags: list[str], vector: list[float] | None, model: str | None
-    ) -> uuid.UUID:
-        told = {"type": self.type, "text": text, "data": data, "tags": tags, "job_id": self.id, "attempt": self.attempt}
-        if vector is not None:
-            told |= {"vector": vector, "model": model}
+    async def _remember(self, text: str, about: dict[str, Any]) -> uuid.UUID:
+        told = {"type": self.type, "text": text, "job_id": self.id, "attempt": self.attempt, **about}
         answer = await self._requests.request("context.store", told, dict[str, Any])
         return uuid.UUID(answer["context"]["id"])
 
@@ -113,7 +109,7 @@ class JobContext(HeldJob):
         await self._progress(fraction, message)
 
     async def remember(self, text: str, **about: Any) -> uuid.UUID:
-        """Keep what was learned, for executions that do something alike. Takes what `context.store` takes; answers with its id."""
+        """Keep what was learned, for executions that do something alike. Takes what `context.store` takes, gives its id."""
         return await self._remember(text, about)
 
 
@@ -131,5 +127,5 @@ class BlockingJobContext(HeldJob):
         asyncio.run_coroutine_threadsafe(self._progress(fraction, message), self._loop).result()
 
     def remember(self, text: str, **about: Any) -> uuid.UUID:
-        """Keep what was learned, for executions that do something alike. Takes what `context.store` takes; answers with its id."""
+        """Keep what was learned, for executions that do something alike. Takes what `context.store` takes, gives its id."""
         return asyncio.run_coroutine_threadsafe(self._remember(text, about), self._loop).result()

@@ -23,6 +23,7 @@ from devmesh.client.errors import Fail, MeshError
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_heart import JobHeart, OpenRequests
 from devmesh.client.lease import JobLease
+from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
 
 log = logging.getLogger("devmesh.client")
@@ -47,6 +48,7 @@ class JobHandler(NamedTuple):
     queue: str
     function: Callable[[Any], Any]
     is_coroutine: bool
+    in_process: bool
 
 
 class _Claimed(msgspec.Struct):
@@ -85,6 +87,7 @@ class JobWorker:
         self._queues = sorted({handler.queue for handler in self._handlers.values()})
         self._open_requests = open_requests
         self._heart = JobHeart(open_heart_requests or open_requests, lease_s)
+        self._processes = Processes()
         self._running: dict[uuid.UUID, asyncio.Task[None]] = {}
         self._held = 0
         self._reports: list[_Report] = []
@@ -107,6 +110,7 @@ class JobWorker:
             finally:
                 for task in [*reporters, *self._running.values()]:
                     task.cancel()
+                self._processes.end()
                 await asyncio.to_thread(self._heart.stop)
 
     async def drain(self, limit_s: float) -> None:
@@ -184,6 +188,8 @@ class JobWorker:
             raise Fail(
                 {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
             )
+        if handler.in_process:
+            return await self._processes.call(handler.function, job)
         if not handler.is_coroutine:
             context = BlockingJobContext(job, lease, self._requests, asyncio.get_running_loop())
             return await in_thread(handler.function, context)
@@ -288,5 +294,8 @@ def _described(error: BaseException) -> dict[str, str]:
     return {"type": type(error).__name__, "message": str(error)[:ERROR_CHARACTERS_MAX]}
 
 
-def handler_of(type_: str, queue: str, function: Callable[[Any], Any]) -> JobHandler:
-    return JobHandler(type_, queue, function, inspect.iscoroutinefunction(function))
+def handler_of(type_: str, queue: str, function: Callable[[Any], Any], *, in_process: bool = False) -> JobHandler:
+    is_coroutine = inspect.iscoroutinefunction(function)
+    if in_process and is_coroutine:
+        raise ValueError(f"jobs of type {type_!r}: a coroutine runs in this process's loop; give a plain function")
+    return JobHandler(type_, queue, function, is_coroutine, in_process)

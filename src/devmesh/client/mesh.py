@@ -100,17 +100,19 @@ class Mesh:
 
         return declare
 
-    def job(self, job_type: str, *, queue: str = "default") -> Callable[[HandlerT], HandlerT]:
+    def job(self, job_type: str, *, queue: str = "default", in_process: bool = False) -> Callable[[HandlerT], HandlerT]:
         """Declares the handler of jobs of a type. It gets a job and returns the result, which is anything that JSON can hold.
 
-        A coroutine function gets a JobContext; a plain function runs in a thread and gets a BlockingJobContext. An exception
-        fails the attempt, and another follows while the job has retries left; raise Fail for a failure that no retry will mend.
+        A coroutine function gets a JobContext; a plain function runs in a thread and gets a BlockingJobContext. With
+        `in_process` a plain function runs in a process instead, for what keeps a processor busy: it stands at the top of a
+        module, and gets the bare Job. An exception fails the attempt, and another follows while the job has retries left;
+        raise Fail for a failure that no retry will mend.
         """
         if job_type in self.job_handlers:
             raise ValueError(f"jobs of type {job_type!r} have two handlers")
 
         def declare(handler: HandlerT) -> HandlerT:
-            self.job_handlers[job_type] = handler_of(job_type, queue, handler)
+            self.job_handlers[job_type] = handler_of(job_type, queue, handler, in_process=in_process)
             return handler
 
         return declare

@@ -33,7 +33,7 @@ CLOSE_UNAUTHENTICATED, CLOSE_RESUME = 4001, 4008
 HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 404, 405, 410, 426})  # there is no DevMesh here, and waiting does not help
 READS = frozenset({
     "get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions", "predict", "anomalies",
-    "optimal", "alerts", "jobs",
+    "optimal", "alerts", "jobs", "search",
 })  # fmt: skip
 REPEATABLE = frozenset({"heartbeat"})  # it changes something, but twice is as good as once
 

@@ -172,6 +172,7 @@ class ContextsResult(msgspec.Struct):
 async def list_contexts(work: Work, call: Call[ListContexts]) -> ContextsResult:
     """List contexts, the latest first, filtered by job, type and one tag."""
     asked = call.params
+    await _require_job(work, asked.job_id)
     below = decode_page_cursor(asked.cursor) or LAST_ID
     rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.job_id, asked.type, asked.tag, asked.limit)
     found = [_from_row(row) for row in rows]
@@ -229,6 +230,7 @@ async def search(work: Work, call: Call[Search]) -> SearchResult:
     asked = call.params
     if (asked.text is None) == (asked.vector is None):
         raise errors.invalid("give either text or vector", "text")
+    await _require_job(work, asked.job_id)
     filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
     if asked.text is not None:
         rows = await work.tx.fetch(SQL.by_words, work.tenant_id, asked.text, *filters, LOOKED_AT_MAX)
@@ -240,6 +242,11 @@ async def search(work: Work, call: Call[Search]) -> SearchResult:
         raise errors.unavailable(f"{NO_VECTORS}, or search by text")
     rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, asked.vector, asked.model, *filters)
     return SearchResult("vector", asked.model, [_found(row) for row in rows])
+
+
+async def _require_job(work: Work, job_id: uuid.UUID | None) -> None:
+    if job_id is not None and not await work.tx.fetch(JOBS.known, work.tenant_id, [job_id]):
+        raise errors.not_found("job", job_id)
 
 
 def _found(row: Record) -> Found:
