@@ -1,4 +1,4 @@
-"""What `devmesh check history` says: nothing of a history that is whole, and the rule's name when rows are broken on purpose."""
+"""What `devmesh check history` says: nothing of a whole history, and the rule's name when rows are broken on purpose."""
 
 from __future__ import annotations
 
