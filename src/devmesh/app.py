@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -87,8 +88,22 @@ async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
     await service.close()
     server.should_exit = True
     await asyncio.wait([serving], timeout=2 * END_LIMIT_S)
+    await _end_the_rest(code)
     log.info("stopped")
     return code
+
+
+async def _end_the_rest(code: int) -> None:
+    """What is left is cancelled. An application's handler may not listen to that: the process then ends without it."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    deaf = (await asyncio.wait(left, timeout=END_LIMIT_S))[1] if left else set()
+    if deaf:
+        log.warning("stopped without what did not listen", tasks=len(deaf))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], asyncio.Future[None]]:

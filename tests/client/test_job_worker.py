@@ -58,6 +58,14 @@ async def an_object(job):
 async def large(job):
     return "x" * 3_000_000
 
+class Wordless(BaseException):
+    def __str__(self):
+        raise KeyError("no words")
+
+@mesh.job("wordless")
+async def wordless(job):
+    raise Wordless
+
 @mesh.job("exit")
 async def ends_the_process(job):
     raise SystemExit(3)
@@ -122,7 +130,7 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     start_worker(mesh, tmp_path)
     ids = {
         name: await jobs.enqueue(name, {"n": 21}, max_retries=0)
-        for name in ("double", "thread", "boom", "never", "object")
+        for name in ("double", "thread", "boom", "never", "object", "wordless")
     }
     ids["nobody"] = await jobs.enqueue("nobody", max_retries=0)
     ids["exit"] = await jobs.enqueue("exit", max_retries=0)
@@ -132,6 +140,7 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     assert ended["boom"]["error"] == {"type": "RuntimeError", "message": "bang"}
     assert ended["never"]["error"] == {"why": "never"}
     assert ended["object"]["error"]["type"] == "UnusableResult"
+    assert ended["wordless"]["error"] == {"type": "Wordless", "message": "(its words cannot be had: KeyError)"}
     assert ended["nobody"]["error"]["type"] == "NoHandler"
     assert ended["exit"]["error"]["type"] == "SystemExit"
     assert {each["status"] for name, each in ended.items() if name not in ("double", "thread")} == {"FAILED"}

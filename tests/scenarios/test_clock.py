@@ -3,70 +3,34 @@
 from __future__ import annotations
 
 import datetime
-import shutil
-import tempfile
+import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx
-import libfaketime  # type: ignore[import-untyped]  # it has no types
 import pytest
-from psutil import Process
 
 from devmesh.core.events import decode_cursor
-from devmesh.store import embedded
-from tests.breaking import Postgres
 from tests.conftest import QUICK, run_sql
 from tests.fleet import Agent, create, get
 from tests.harness import Mesh, eventually
+from tests.stepping import Clock, SteppedPostgres, stepped_postgres
 from tests.wire import Wire, WireError
 
-LIBRARY = Path(libfaketime.__file__).parent / "vendor/libfaketime/src/libfaketime.so.1"
 HOUR_S = 3600
 NOBODYS = {"assign": "pull", "required_capabilities": ["nobody"]}
 MakeMesh = Callable[..., Mesh]
 
 
-class Clock:
-    """The clock of one PostgreSQL, and of nobody else."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.set(0)
-
-    def set(self, offset_s: int) -> None:
-        self._file.write_text(f"{offset_s:+d}\n")
-        self._file.chmod(0o644)
+@pytest.fixture(scope="module")
+def stepped() -> Iterator[SteppedPostgres]:
+    with stepped_postgres() as postgres:
+        assert "LD_PRELOAD" not in os.environ
+        yield postgres
 
 
 @pytest.fixture(scope="module")
-def stepped() -> Iterator[tuple[Postgres, Clock]]:
-    """A server of its own: its processes, and no others, are told another time by a library that is loaded before libc."""
-    directory = Path(tempfile.mkdtemp(prefix="devmesh-clock-"))
-    directory.chmod(0o755)
-    library, offset = directory / LIBRARY.name, directory / "offset"
-    shutil.copy(LIBRARY, library)
-    clock = Clock(offset)
-    told = {
-        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DISABLE_SHM": "1",
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "ENVIRONMENT_NAMES", (*embedded.ENVIRONMENT_NAMES, *told))
-        for name, value in told.items():
-            patch.setenv(name, value)
-        postgres = Postgres(directory / "postgres")
-    try:
-        assert Process().environ().get("LD_PRELOAD") != str(library)
-        yield postgres, clock
-    finally:
-        postgres.server.stop("immediate")
-        shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def mesh(stepped: tuple[Postgres, Clock], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    mesh = Mesh(stepped[0].database(), tmp_path_factory.mktemp("clock"), QUICK)
+def mesh(stepped: SteppedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    mesh = Mesh(stepped.database(), tmp_path_factory.mktemp("clock"), QUICK)
     try:
         mesh.start("rest-api", "mcp-server", "worker")
         yield mesh
@@ -75,9 +39,9 @@ def mesh(stepped: tuple[Postgres, Clock], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def clock(stepped: tuple[Postgres, Clock]) -> Clock:
-    stepped[1].set(0)
-    return stepped[1]
+def clock(stepped: SteppedPostgres) -> Clock:
+    stepped.clock.set(0)
+    return stepped.clock
 
 
 async def component(mesh: Mesh) -> tuple[str, str]:

@@ -150,6 +150,7 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
     await wire.call("dead_letter.replay", all=True)
     [again] = (await wire.call("job.claim", worker_id=worker))["jobs"]
     await wire.call("job.fail", jobs=[{"job_id": again["id"], "attempt": again["attempt"], "error": "no"}])
+    await wire.call("dead_letter.discard", all=True)
     await wire.call("job.fail", jobs=[{**await given(backoff_ms=60_000), "error": "again"}])
     await wire.call("job.snooze", jobs=[{**await given(), "delay_ms": 60_000}])
     stopped = await given()

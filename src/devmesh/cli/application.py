@@ -13,6 +13,7 @@ from devmesh import __version__
 from devmesh.cli import services
 from devmesh.cli.administering import keys, tenants
 from devmesh.cli.calling import call
+from devmesh.cli.checking import check
 from devmesh.cli.console import Failure, complain
 from devmesh.cli.contexts import contexts
 from devmesh.cli.demo import demo
@@ -48,6 +49,7 @@ devmesh watch
 1 the mesh refused, or the work failed
 2 the command or a setting cannot be understood
 3 the mesh or its database cannot be reached
+4 what was checked is not as it must be
 """
 
 application = typer.Typer(
@@ -84,6 +86,7 @@ application.add_typer(tenants, name="tenants", rich_help_panel=ADMINISTER)
 application.add_typer(migrate, name="migrate", rich_help_panel=ADMINISTER)
 application.add_typer(partitions, name="partitions", rich_help_panel=ADMINISTER)
 application.command("doctor", rich_help_panel=ADMINISTER)(doctor)
+application.add_typer(check, name="check", rich_help_panel=ADMINISTER)
 application.command("settings", rich_help_panel=ADMINISTER)(settings)
 application.command("docs", rich_help_panel=DEVELOP)(docs)
 

@@ -21,6 +21,7 @@ class Exit(enum.IntEnum):
     FAILED = 1  # the mesh refused, or the work failed
     USAGE = 2  # the command or a setting cannot be understood
     UNREACHABLE = 3  # the mesh, or its database, does not answer
+    BROKEN = 4  # what was checked is not as it must be
 
 
 class Failure(Exception):

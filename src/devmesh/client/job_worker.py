@@ -291,7 +291,11 @@ def _failed(job: Job, lease: JobLease, error: Any, *, retryable: bool = True) ->
 
 
 def _described(error: BaseException) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error)[:ERROR_CHARACTERS_MAX]}
+    try:
+        message = str(error)[:ERROR_CHARACTERS_MAX]
+    except BaseException as worse:  # it is the handler's own: whatever it does must not cost the report
+        message = f"(its words cannot be had: {type(worse).__name__})"
+    return {"type": type(error).__name__, "message": message}
 
 
 def handler_of(type_: str, queue: str, function: Callable[[Any], Any], *, in_process: bool = False) -> JobHandler:

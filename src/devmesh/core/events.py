@@ -49,6 +49,7 @@ TYPES: dict[str, str] = {
     "job.cancelled": "jobs were cancelled",
     "job.cancel_requested": "workers are asked to stop working on jobs",
     "job.replayed": "jobs that were over were put back into their queue",
+    "job.discarded": "dead letters were given up; their jobs stay failed",
     "job.promoted": "jobs that had waited for long have a higher priority",
     "queue.paused": "nothing is given out of a queue any more",
     "queue.resumed": "jobs of a queue are given out again",

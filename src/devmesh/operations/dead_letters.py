@@ -117,6 +117,7 @@ async def replay(work: Work, call: Call[Chosen]) -> ChosenResult:
 async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Forget dead letters. Their jobs stay FAILED, with their history; what waited for their replay fails as well."""
     rows = await work.tx.fetch(SQL.discard, work.tenant_id, await _chosen(work, call.params))
+    tell(work, "job.discarded", [(row["queue"], {"id": row["job_id"]}) for row in rows], Status.FAILED)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
     return ChosenResult([row["job_id"] for row in rows])
 

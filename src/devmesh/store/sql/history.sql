@@ -1,0 +1,237 @@
+-- The rules of `devmesh check history`: each is a block of the name that it has in store/history.py, and finds what breaks it.
+-- All of them take $1 tenant, $2 since when jobs were made that are looked at, $3 how many examples, and give `thing`, `found`, and
+-- in each row `total`, how many there are. Executions of such a job are looked for from a day before, the clock might have been set
+-- back. These alone are meant for hash joins: see store/history.py.
+
+-- name: tenants
+-- Tenants, by name. $1 names, or null for all, $2 whether suspended ones are among all.
+select t.tenant_id as id, t.name from mcp.tenants t
+where case when $1::text[] is not null then t.name = any($1) else t.status = 'active' or $2 end order by t.name;
+
+-- name: bounds
+-- From when on a tenant's history is whole, older months having been dropped: that of jobs, that of events, and how many jobs there
+-- are since. $1 tenant, $2 since when it is asked for.
+select s.since, now() as at, greatest(s.since, case when t.stream_floor > 0 then coalesce(
+           (select e.at from mcp.events e where e.tenant_id = $1 and e.sequence > t.stream_floor order by e.sequence limit 1), now())
+       end) as events_since,
+       (select count(*) from mcp.jobs k where k.tenant_id = $1 and k.created_at >= s.since) as jobs
+from mcp.tenants t cross join (
+    select greatest($2::timestamptz, max(parts.oldest)) as since
+    from unnest(array['mcp.jobs', 'mcp.job_executions']) as parent (name)
+    cross join lateral (
+        select min(substring(pg_get_expr(c.relpartbound, c.oid) from $re$FROM \('([^']+)'\)$re$)::timestamptz) as oldest
+        from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = parent.name::regclass) parts) s
+where t.tenant_id = $1;
+
+-- name: one_place
+-- Jobs that are nowhere, or in two places; and what is in a place and is no job.
+with places as (
+    select k.job_id, null::text as place, 1 as jobs from mcp.jobs k where k.tenant_id = $1 and k.created_at >= $2
+    union all select r.job_id, 'it waits', 0 from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
+    union all select l.job_id, 'a worker holds it', 0 from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
+    union all select b.job_id, 'it waits for others', 0 from mcp.jobs_blocked b where b.tenant_id = $1 and b.created_at >= $2
+    union all select distinct x.job_id, 'it has ended', 0 from mcp.job_executions x
+              where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is null
+), wrong as (
+    select p.job_id, sum(p.jobs) as jobs, string_agg(p.place, ' and ') as places from places p group by p.job_id
+    having (sum(p.jobs) > 0 and (count(p.place) <> 1 or sum(p.jobs) > 1))
+        or (sum(p.jobs) = 0 and bool_or(p.place <> 'it has ended'))
+)
+select 'job ' || w.job_id as thing,
+       case when w.jobs = 0 then w.places || ', and there is no such job' when w.jobs > 1 then 'it was written twice'
+            else coalesce(w.places, 'it neither waits nor is held, and has not ended') end as found,
+       count(*) over () as total
+from wrong w order by w.job_id limit $3;
+
+-- name: can_be_found
+-- Jobs that wait elsewhere than where they are looked for: in another queue, or at another time than the latest execution says.
+select 'job ' || r.job_id as thing,
+       'it waits in ' || r.queue || ' for ' || r.run_at || ', after attempt ' || r.attempt as found, count(*) over () as total
+from mcp.jobs_ready r join mcp.jobs k on k.tenant_id = $1 and k.job_id = r.job_id and k.created_at = r.created_at
+left join mcp.job_executions x on x.tenant_id = $1 and x.job_id = r.job_id and x.attempt = r.attempt and x.next_run_at = r.run_at
+where r.tenant_id = $1 and r.created_at >= $2
+  and (k.queue <> r.queue or (x.job_id is null and (r.attempt > 0 or r.run_at <> k.run_at)))
+order by r.job_id limit $3;
+
+-- name: completed_once
+-- Jobs that were completed more than once.
+with wrong as (
+    select x.job_id, count(*) as times from mcp.job_executions x
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.outcome = 'COMPLETED'
+    group by x.job_id having count(*) > 1
+)
+select 'job ' || w.job_id as thing, 'it was completed ' || w.times || ' times' as found, count(*) over () as total
+from wrong w order by w.job_id limit $3;
+
+-- name: ended_once
+-- Attempts that ended more than once.
+with wrong as (
+    select x.job_id, x.attempt, string_agg(x.outcome, ', ') as outcomes from mcp.job_executions x
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.outcome <> 'UNBLOCKED'
+    group by x.job_id, x.attempt having count(*) > 1
+)
+select 'job ' || w.job_id as thing, 'attempt ' || w.attempt || ' ended as ' || w.outcomes as found, count(*) over () as total
+from wrong w order by w.job_id, w.attempt limit $3;
+
+-- name: attempts_follow
+-- Jobs whose attempts are not numbered from one to the last, each with how it ended, but for the one that runs.
+with ended as (
+    select e.job_id, count(*) as count, max(e.attempt) as last from (
+        select distinct x.job_id, x.attempt from mcp.job_executions x
+        where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.outcome <> 'UNBLOCKED') e
+    group by e.job_id
+), now as (
+    select r.job_id, r.attempt as over from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
+    union all select l.job_id, l.attempt - 1 from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
+    union all select b.job_id, b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.created_at >= $2
+)
+select 'job ' || k.job_id as thing,
+       coalesce(e.count, 0) || ' attempts have ended, the last is ' || coalesce(e.last, 0)
+       || coalesce(', and it is where ' || n.over || ' would be over', '') as found,
+       count(*) over () as total
+from mcp.jobs k left join ended e on e.job_id = k.job_id left join now n on n.job_id = k.job_id
+where k.tenant_id = $1 and k.created_at >= $2
+  and (e.count <> e.last or (n.over is not null and n.over <> coalesce(e.last, 0)))
+order by k.job_id limit $3;
+
+-- name: nothing_after_the_end
+-- Jobs that went on after an attempt that was to be the last, without having been replayed: a replay says there that it goes on.
+with wrong as (
+    select x.job_id, min(x.attempt) filter (where x.next_run_at is null) as final, max(x.attempt) as last from mcp.job_executions x
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' group by x.job_id
+    having min(x.attempt) filter (where x.next_run_at is null) < max(x.attempt)
+)
+select 'job ' || w.job_id as thing, 'it ended with attempt ' || w.final || ', and attempt ' || w.last || ' followed' as found,
+       count(*) over () as total
+from wrong w order by w.job_id limit $3;
+
+-- name: retries_limited
+-- Jobs that failed, and were tried again, more often than they may.
+with counted as (
+    select x.job_id, max(x.retries) as retries from mcp.job_executions x
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' group by x.job_id
+    union all select r.job_id, r.retries from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2 and r.retries > 0
+    union all select l.job_id, l.retries from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2 and l.retries > 0
+)
+select 'job ' || c.job_id as thing, 'it was tried again ' || max(c.retries) || ' times, and may be ' || k.max_retries as found,
+       count(*) over () as total
+from counted c join mcp.jobs k on k.tenant_id = $1 and k.job_id = c.job_id
+where k.created_at >= $2 and c.retries > k.max_retries group by c.job_id, k.max_retries order by c.job_id limit $3;
+
+-- name: never_early
+-- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for.
+with begun as (
+    select x.job_id, x.attempt, x.started_at from mcp.job_executions x
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.started_at is not null
+    union all select l.job_id, l.attempt, l.started_at from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
+), due as (
+    select k.job_id, 0 as attempt, k.run_at as due_at from mcp.jobs k where k.tenant_id = $1 and k.created_at >= $2
+    union all select x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
+              where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is not null
+)
+select 'job ' || b.job_id as thing,
+       'attempt ' || b.attempt || ' began at ' || b.started_at || ', before its time, ' || d.due_at as found, count(*) over () as total
+from begun b join due d on d.job_id = b.job_id and d.attempt = b.attempt - 1
+where d.due_at > b.started_at order by b.job_id, b.attempt limit $3;
+
+-- name: dead_letters_failed
+-- Dead letters of jobs that have not failed for good, or not in that attempt.
+select 'job ' || d.job_id as thing, 'it is a dead letter of attempt ' || d.attempt || ', which did not fail for good' as found,
+       count(*) over () as total
+from mcp.dead_letter_queue d
+left join mcp.job_executions x on x.tenant_id = $1 and x.job_id = d.job_id and x.attempt = d.attempt and x.next_run_at is null
+                              and x.outcome in ('FAILED', 'TIMED_OUT', 'LEASE_LOST')
+where d.tenant_id = $1 and d.created_at >= $2 and x.job_id is null order by d.job_id limit $3;
+
+-- name: failures_kept
+-- Jobs that failed for good and are no dead letters, although nobody discarded them.
+with discarded as (
+    select distinct j.id as job_id from mcp.events e cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid)
+    where e.tenant_id = $1 and e.at >= $2::timestamptz - interval '1 day' and e.type = 'job.discarded'
+)
+select 'job ' || x.job_id as thing, 'attempt ' || x.attempt || ' ended as ' || x.outcome || ' for good' as found,
+       count(*) over () as total
+from mcp.job_executions x join mcp.jobs k on k.tenant_id = $1 and k.job_id = x.job_id
+left join mcp.dead_letter_queue d on d.tenant_id = $1 and d.job_id = x.job_id
+left join discarded g on g.job_id = x.job_id
+where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and k.created_at >= $2 and x.next_run_at is null
+  and x.outcome in ('FAILED', 'TIMED_OUT', 'LEASE_LOST') and d.job_id is null and g.job_id is null
+order by x.job_id limit $3;
+
+-- name: parents_first
+-- Jobs that were given out, or have ended, while they were to wait for others.
+select 'job ' || e.child_id as thing, 'it is not held back, although it is to wait for job ' || e.parent_id as found,
+       count(*) over () as total
+from mcp.job_dependencies e left join mcp.jobs_blocked b on b.tenant_id = $1 and b.job_id = e.child_id
+join mcp.jobs k on k.tenant_id = $1 and k.job_id = e.child_id
+where e.tenant_id = $1 and k.created_at >= $2 and b.job_id is null order by e.child_id limit $3;
+
+-- name: nobody_stranded
+-- Jobs that wait for others, and for none that would let them go on, or end, when it ends: each has a note that it is waited for.
+with alive as (
+    select r.job_id from mcp.jobs_ready r where r.tenant_id = $1 and r.is_parent
+    union all select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.is_parent
+    union all select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.is_parent
+    union all select d.job_id from mcp.dead_letter_queue d where d.tenant_id = $1 and d.is_parent
+)
+select 'job ' || b.job_id as thing,
+       coalesce('it waits for job ' || e.parent_id || ', which will not let it go on', 'it waits for others, and for none') as found,
+       count(*) over () as total
+from mcp.jobs_blocked b left join mcp.job_dependencies e on e.tenant_id = $1 and e.child_id = b.job_id
+left join alive a on a.job_id = e.parent_id
+where b.tenant_id = $1 and b.created_at >= $2 and a.job_id is null order by b.job_id limit $3;
+
+-- name: pauses_kept
+-- Attempts that began in a queue that had been paused by then, and is. A claim that was under way when it was may still end.
+with begun as (
+    select l.job_id, l.attempt, l.started_at, l.queue from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
+    union all
+    select x.job_id, x.attempt, x.started_at, k.queue from mcp.job_executions x
+    join mcp.jobs k on k.tenant_id = $1 and k.job_id = x.job_id
+    where x.tenant_id = $1 and k.created_at >= $2
+      and x.finished_at >= (select min(q.paused_at) from mcp.queues q where q.tenant_id = $1)
+)
+select 'job ' || b.job_id as thing,
+       'attempt ' || b.attempt || ' began at ' || b.started_at || ', and ' || b.queue || ' is paused since ' || q.paused_at as found,
+       count(*) over () as total
+from mcp.queues q join begun b on b.queue = q.queue
+where q.tenant_id = $1 and b.started_at > q.paused_at + interval '1 minute' order by b.job_id, b.attempt limit $3;
+
+-- name: stream_whole
+-- Places of a tenant's stream of events where some are missing, or are there twice.
+with numbered as (
+    select e.sequence, e.at, coalesce(lag(e.sequence) over (order by e.sequence), t.stream_floor) as before
+    from mcp.tenants t join mcp.events e on e.tenant_id = t.tenant_id and e.sequence > t.stream_floor where t.tenant_id = $1
+)
+select 'event ' || n.sequence as thing, 'the one before it is ' || n.before as found, count(*) over () as total
+from numbered n where n.sequence <> n.before + 1 and n.at >= $2 order by n.sequence limit $3;
+
+-- name: events_agree
+-- What was told of jobs and is not in their history, or the other way round.
+with sides as (
+    select j.id as job_id, coalesce(j.attempt, 0) as attempt, 1 as told,
+           case e.type when 'job.retrying' then 'failed' else substr(e.type, 5) end as what
+    from mcp.events e cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid, attempt integer)
+    where e.tenant_id = $1 and e.at >= $2::timestamptz - interval '1 day'
+      and e.type in ('job.enqueued', 'job.claimed', 'job.completed', 'job.retrying', 'job.failed', 'job.released', 'job.cancelled',
+                     'job.unblocked')
+    union all
+    select k.job_id, 0, -1, 'enqueued' from mcp.jobs k where k.tenant_id = $1 and k.created_at >= $2
+    union all
+    select l.job_id, l.attempt, -1, 'claimed' from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
+    union all
+    select x.job_id, x.attempt, -1, w.what from mcp.job_executions x
+    cross join lateral (
+        select case x.outcome when 'COMPLETED' then 'completed' when 'CANCELLED' then 'cancelled' when 'UNBLOCKED' then 'unblocked'
+                              when 'RELEASED' then 'released' when 'SNOOZED' then 'released' else 'failed' end as what
+        union all select 'claimed' where x.started_at is not null) w
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day'
+), wrong as (
+    select b.job_id, b.attempt, b.what, sum(b.told) as more from sides b group by b.job_id, b.attempt, b.what having sum(b.told) <> 0
+)
+select 'job ' || w.job_id as thing,
+       'attempt ' || w.attempt || ', ' || w.what || ': ' || case when w.more > 0 then 'told, and not done' else 'done, and not told' end
+       as found,
+       count(*) over () as total
+from wrong w join mcp.jobs k on k.tenant_id = $1 and k.job_id = w.job_id
+where k.created_at >= $2 order by w.job_id, w.attempt, w.what limit $3;
