@@ -18,7 +18,7 @@ from devmesh.client import Client
 from devmesh.core.ids import new_ids
 from devmesh.store.claim_horizons import BEGINNING
 from devmesh.store.connections import session_settings
-from devmesh.store.jobs import SQL
+from devmesh.store.jobs import JOB_COLUMNS, READY_COLUMNS, SQL
 from tests.harness import Child, Mesh, eventually
 from tests.judging import broken_rules
 
@@ -178,11 +178,14 @@ async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
     connection = await asyncpg.connect(dsn, server_settings=session_settings("tests", 60.0))
     try:
         tenant, worker = new_ids(2)
-        made = await connection.fetchval(
-            SQL.enqueue.text, tenant, [worker] * waiting, new_ids(waiting), ["q"] * waiting, ["t"] * waiting, ["{}"] * waiting,
-            [1 + place % 5 for place in range(waiting)], None, None, [3] * waiting, [1000] * waiting, [0] * waiting, None, None,
-        )  # fmt: skip
-        assert made is not None
+        made, now = new_ids(waiting), await connection.fetchval("select now()")
+        jobs = [
+            (tenant, job_id, now, now, worker, 1_000, 0, 3, 1 + place % 5, "q", "t", "{}", None, None, None, None)
+            for place, job_id in enumerate(made)
+        ]
+        await connection.copy_records_to_table("jobs", schema_name="mcp", columns=JOB_COLUMNS, records=jobs)
+        ready = [(tenant, now, job_id, now, 1 + place % 5, "q") for place, job_id in enumerate(made)]
+        await connection.copy_records_to_table("jobs_ready", schema_name="mcp", columns=READY_COLUMNS, records=ready)
         explained = f"explain (analyze, buffers, format json) {SQL.claim.text}"
         claimed = await connection.fetchval(explained, tenant, worker, "q", 50, 60.0, [BEGINNING] * 5)
         plan = json.loads(claimed)[0]["Plan"]

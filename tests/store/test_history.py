@@ -70,7 +70,13 @@ BREAKS = {
          "will not let it go on"),
     ],
     "pauses_kept": [
-        (PAUSED, "done", "is paused since"),
+        (PAUSED, "restored", "is paused since"),
+    ],
+    "limits_kept": [
+        (f"delete from mcp.job_slots {JOB}", "placed", "under way and has no place"),
+        ("update mcp.job_limits set concurrency_limit = 0 where tenant_id = $1 and $2::uuid is not null", "", "and 0 may be"),
+        ("insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key) values ($1, $2, now(), 'q', 'k')",
+         "done", "has a place and is not under way"),
     ],
     "stream_whole": [
         ("delete from mcp.events where tenant_id = $1 and sequence = 3 and $2::uuid is not null", "", "before it is 2"),
@@ -134,6 +140,14 @@ async def live(bench: Bench) -> dict[str, uuid.UUID]:
         assert claimed["id"] == made[name]["id"]
         return claimed
 
+    restored, dead = await given("restored"), await given("dead again", max_retries=0)
+    await bench.wire.call("job.fail", jobs=[held(dead, error="no")])
+    snapshot = (await bench.wire.call("snapshot.create"))["snapshot"]
+    await bench.wire.call("job.complete", jobs=[held(restored)])
+    await bench.wire.call("job.retry", job_id=dead["id"])
+    await bench.wire.call("snapshot.restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
+    [again] = await bench.claim()
+    await bench.wire.call("job.complete", jobs=[held(again)])
     await bench.wire.call("job.complete", jobs=[held(await given("done"), result=1)])
     await bench.wire.call("job.fail", jobs=[held(await given("retrying", backoff_ms=60_000), error="no")])
     await bench.wire.call("job.fail", jobs=[held(await given("dead", max_retries=0), error="no")])
@@ -158,6 +172,9 @@ async def live(bench: Bench) -> dict[str, uuid.UUID]:
     await bench.wire.call("job.complete", jobs=[held(parent)])
     await bench.wire.call("job.cancel", job_id=made["unblocked"]["id"])
     made["waiting"] = await bench.enqueue(delay_ms=3_600_000)
+    await bench.wire.call("job.complete", jobs=[held(await given("had a place", concurrency_key="k"))])
+    await given("placed", concurrency_key="k")
+    made["limited"] = await bench.enqueue(concurrency_key="k")
     return {name: uuid.UUID(job["id"]) for name, job in made.items()}
 
 

@@ -121,9 +121,12 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
 
 async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Restored:
     decisions = ["insert", "conflict"] if is_overwriting else ["insert"]
+    taken: Sequence[Record] = []
     if is_overwriting:
-        taken = [row["job_id"] for row in await work.tx.fetch(SQL.take_away, work.tenant_id, whole)]
-        await leave_places(work, taken)
+        taken = await work.tx.fetch(SQL.take_away, work.tenant_id, whole)
+        await leave_places(work, [row["job_id"] for row in taken])
+        ended = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in taken if row["queue"] is not None]
+        tell(work, "job.cancelled", ended, Status.CANCELLED)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)
     queues = await work.tx.fetch(SQL.put_back_queues, work.tenant_id, whole, decisions)
     schedules = await work.tx.fetch(SQL.put_back_schedules, work.tenant_id, whole, decisions)
@@ -133,8 +136,14 @@ async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Re
     blocked = await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions)
     dead = await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions)
     await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
+    changed = {row["job_id"] for row in taken}
+    failed = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in dead if row["job_id"] in changed]
+    tell(work, "job.failed", failed, Status.FAILED)
     for rows, status in (([*waiting, *blocked], Status.PENDING), (held, Status.PROCESSING), (dead, Status.FAILED)):
         tell(work, "job.restored", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], status)
+    tell(
+        work, "job.unblocked", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in waiting], Status.PENDING
+    )
     if waiting:
         await wait_again(work, [row["job_id"] for row in waiting])
     await _bind(work, blocked)

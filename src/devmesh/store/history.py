@@ -82,6 +82,10 @@ RULES = (
     ),
     Rule("pauses_kept", "nothing is given out of a paused queue", "`devmesh queues pause` it again"),
     Rule(
+        "limits_kept", "no more jobs of a concurrency key are under way than its limit, each with a place",
+        "look at the jobs with `devmesh jobs list --queue NAME`",
+    ),
+    Rule(
         "stream_whole", "the stream of events has no gap and no repetition",
         "have readers take a fresh snapshot: what they hold may be out of date", is_about_events=True,
     ),

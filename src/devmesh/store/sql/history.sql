@@ -30,6 +30,7 @@ with places as (
     union all select r.job_id, 'it waits', 0 from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
     union all select l.job_id, 'a worker holds it', 0 from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
     union all select b.job_id, 'it waits for others', 0 from mcp.jobs_blocked b where b.tenant_id = $1 and b.created_at >= $2
+    union all select w.job_id, 'it waits for a place', 0 from mcp.jobs_limited w where w.tenant_id = $1 and w.created_at >= $2
     union all select distinct x.job_id, 'it has ended', 0 from mcp.job_executions x
               where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is null
 ), wrong as (
@@ -49,15 +50,17 @@ select 'job ' || r.job_id as thing,
        'it waits in ' || r.queue || ' for ' || r.run_at || ', after attempt ' || r.attempt as found, count(*) over () as total
 from mcp.jobs_ready r join mcp.jobs k on k.tenant_id = $1 and k.job_id = r.job_id and k.created_at = r.created_at
 left join mcp.job_executions x on x.tenant_id = $1 and x.job_id = r.job_id and x.attempt = r.attempt and x.next_run_at = r.run_at
+left join mcp.job_slots s on s.tenant_id = $1 and s.job_id = r.job_id
 where r.tenant_id = $1 and r.created_at >= $2
-  and (k.queue <> r.queue or (x.job_id is null and (r.attempt > 0 or r.run_at <> k.run_at)))
+  and (k.queue <> r.queue or s.ready_at <> r.run_at
+       or (s.job_id is null and x.job_id is null and (r.attempt > 0 or r.run_at <> k.run_at)))
 order by r.job_id limit $3;
 
 -- name: completed_once
--- Jobs that were completed more than once.
+-- Jobs that were completed more than once, but for those that were put back by a snapshot in between.
 with wrong as (
     select x.job_id, count(*) as times from mcp.job_executions x
-    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.outcome = 'COMPLETED'
+    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.outcome = 'COMPLETED' and x.next_run_at is null
     group by x.job_id having count(*) > 1
 )
 select 'job ' || w.job_id as thing, 'it was completed ' || w.times || ' times' as found, count(*) over () as total
@@ -84,6 +87,7 @@ with ended as (
     select r.job_id, r.attempt as over from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
     union all select l.job_id, l.attempt - 1 from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
     union all select b.job_id, b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.created_at >= $2
+    union all select w.job_id, w.attempt from mcp.jobs_limited w where w.tenant_id = $1 and w.created_at >= $2
 )
 select 'job ' || k.job_id as thing,
        coalesce(e.count, 0) || ' attempts have ended, the last is ' || coalesce(e.last, 0)
@@ -112,6 +116,7 @@ with counted as (
     where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' group by x.job_id
     union all select r.job_id, r.retries from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2 and r.retries > 0
     union all select l.job_id, l.retries from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2 and l.retries > 0
+    union all select w.job_id, w.retries from mcp.jobs_limited w where w.tenant_id = $1 and w.created_at >= $2 and w.retries > 0
 )
 select 'job ' || c.job_id as thing, 'it was tried again ' || max(c.retries) || ' times, and may be ' || k.max_retries as found,
        count(*) over () as total
@@ -172,6 +177,7 @@ with alive as (
     select r.job_id from mcp.jobs_ready r where r.tenant_id = $1 and r.is_parent
     union all select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.is_parent
     union all select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.is_parent
+    union all select w.job_id from mcp.jobs_limited w where w.tenant_id = $1 and w.is_parent
     union all select d.job_id from mcp.dead_letter_queue d where d.tenant_id = $1 and d.is_parent
 )
 select 'job ' || b.job_id as thing,
@@ -196,6 +202,30 @@ select 'job ' || b.job_id as thing,
        count(*) over () as total
 from mcp.queues q join begun b on b.queue = q.queue
 where q.tenant_id = $1 and b.started_at > q.paused_at + interval '1 minute' order by b.job_id, b.attempt limit $3;
+
+-- name: limits_kept
+-- Keys of which more jobs are under way than they may, and jobs that are under way without a place, or have one and are not.
+with under_way as (
+    select r.job_id from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
+    union all select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
+), keyed as (
+    select k.job_id, k.queue, k.concurrency_key from under_way u join mcp.jobs k on k.tenant_id = $1 and k.job_id = u.job_id
+    where k.concurrency_key is not null
+), wrong as (
+    select 'key ' || s.concurrency_key || ' of ' || s.queue as thing,
+           count(*) || ' jobs are under way, and ' || max(m.concurrency_limit) || ' may be' as found
+    from mcp.job_slots s left join mcp.job_limits m on m.tenant_id = $1 and m.queue = s.queue and m.concurrency_key = s.concurrency_key
+    where s.tenant_id = $1 group by s.queue, s.concurrency_key
+    having count(*) > coalesce(max(m.concurrency_limit), 0)
+    union all
+    select 'job ' || coalesce(y.job_id, s.job_id),
+           case when s.job_id is null then 'it is under way and has no place' else 'it has a place and is not under way' end
+    from keyed y full join (select s.job_id from mcp.job_slots s
+                            left join mcp.jobs k on k.tenant_id = $1 and k.job_id = s.job_id
+                            where s.tenant_id = $1 and coalesce(k.created_at, 'infinity') >= $2) s on s.job_id = y.job_id
+    where y.job_id is null or s.job_id is null
+)
+select w.thing, w.found, count(*) over () as total from wrong w order by w.thing limit $3;
 
 -- name: stream_whole
 -- Places of a tenant's stream of events where some are missing, or are there twice.

@@ -66,7 +66,8 @@ where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['jobs', 'qu
 order by r.noun, r.id limit $3;
 
 -- name: take_away
--- Takes jobs that are otherwise now from where they are. $1 tenant, $2 the rows.
+-- Takes jobs that are otherwise now from where they are, and notes in their history that they go on. Gives the attempts that are ended by
+-- that. $1 tenant, $2 the rows.
 with wanted as materialized (
     select r.id::uuid as job_id from mcp.state_snapshot_rows r
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict'
@@ -89,14 +90,17 @@ with wanted as materialized (
     delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any(array(select wanted.job_id from wanted))
 ), held as (
     delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any(array(select wanted.job_id from wanted))
-    returning l.job_id, l.worker_id, l.attempt, l.retries, l.started_at
+    returning l.job_id, l.worker_id, l.attempt, l.retries, l.started_at, l.queue
+), over as (
+    update mcp.job_executions x set next_run_at = clock_timestamp()
+    where x.tenant_id = $1 and x.job_id = any(array(select wanted.job_id from wanted)) and x.next_run_at is null
 ), ended as (
-    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, attempt, retries, outcome, error)
-    select $1, h.job_id, clock_timestamp(), h.started_at, h.worker_id, h.attempt, h.retries, 'CANCELLED',
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome, error)
+    select $1, h.job_id, clock_timestamp(), h.started_at, h.worker_id, clock_timestamp(), h.attempt, h.retries, 'CANCELLED',
            '{"message": "a snapshot was put back over it"}'
     from held h
 )
-select w.job_id from wanted w;
+select w.job_id, h.queue, h.attempt from wanted w full join held h on h.job_id = w.job_id;
 
 -- name: put_back_jobs
 -- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. $1 tenant, $2 the rows, $3 the decisions
@@ -167,10 +171,22 @@ select b.job_id, b.queue, b.attempt,
 from blocked b;
 
 -- name: put_back_dead
--- Puts dead letters back. $1 tenant, $2 the rows, $3 the decisions.
-insert into mcp.dead_letter_queue
-select d.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.dead_letter_queue, r."row") d
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
+-- Puts dead letters back. One that has gone on since ends once more. $1 tenant, $2 the rows, $3 the decisions.
+with dead as materialized (
+    select d.*, r.decision, x.attempt + 1 as ends_as from mcp.state_snapshot_rows r
+    cross join lateral json_populate_record(null::mcp.dead_letter_queue, r."row") d
+    left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
+                       order by e.attempt desc, e.finished_at desc limit 1) x on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
+), ended as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
+    select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED', d.error from dead d where d.decision = 'conflict'
+)
+insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
+                                   type, error)
+select $1, d.job_id, d.dead_letter_id, d.created_at, d.failed_at, d.is_parent,
+       case when d.decision = 'conflict' then d.ends_as else d.attempt end, d.retries, d.priority, d.queue, d.type, d.error
+from dead d
 on conflict do nothing
 returning job_id, queue, attempt;
 
