@@ -8,7 +8,7 @@ COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test check format bench soak lock clean
+.PHONY: help demo run test check format bench bench-peers soak lock clean
 
 help:
 	@echo "make demo    install, let a fleet work on an embedded PostgreSQL, print what happened"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   format, lint, types, import contracts, docs freshness, tests: what CI runs"
 	@echo "make format  let the formatter and the linter mend what they can"
 	@echo "make bench   measured comparisons"
+	@echo "make bench-peers  the same work on other queues, which it installs into .bench-peers"
 	@echo "make soak    the tests that run for many minutes"
 	@echo "make lock    resolve the dependencies again and pin them with hashes"
 	@echo "make clean   remove the installation and caches (.devmesh, which holds data, is kept)"
@@ -45,6 +46,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(VENV)/bin/python -m bench
+
+bench-peers: $(STAMP)
+	$(VENV)/bin/python -m bench.peers
 
 soak: $(STAMP)
 	$(PYTEST) -m soak --timeout 0

@@ -60,16 +60,21 @@ class Stage:
         self.server.stop("immediate")
 
     @asynccontextmanager
-    async def database(self) -> AsyncIterator[str]:
-        """The DSN of a fresh, migrated database."""
+    async def empty_database(self) -> AsyncIterator[str]:
+        """The DSN of a database with nothing in it."""
         name = f"bench_{next(self._numbers)}"
         await self._execute(f"create database {name}")
-        dsn = urlsplit(self._dsn)._replace(path=f"/{name}").geturl()
         try:
-            await Migrator(dsn).up()
-            yield dsn
+            yield urlsplit(self._dsn)._replace(path=f"/{name}").geturl()
         finally:
             await self._execute(f"drop database {name} with (force)")
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[str]:
+        """The DSN of a fresh, migrated database."""
+        async with self.empty_database() as dsn:
+            await Migrator(dsn).up()
+            yield dsn
 
     @asynccontextmanager
     async def mesh(self, *services: str, **settings: str) -> AsyncIterator[Running]:

@@ -69,7 +69,7 @@ TASKS_REAPED = Counter(
 JOBS_REAPED = Counter(
     "devmesh_jobs_reaped_total", "Attempts at jobs that the reaper has ended", ["outcome"], registry=REGISTRY
 )
-WORKERS = Gauge("devmesh_workers", "Workers by status, in all tenants", ["status"], registry=REGISTRY)
+WORKERS = Gauge("devmesh_workers", "Workers by status, in all tenants", ["state"], registry=REGISTRY)
 SCHEDULE_TIMES = Counter(
     "devmesh_schedule_times_total",
     "Times of schedules that have come, fired and missed",

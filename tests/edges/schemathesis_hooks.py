@@ -26,10 +26,16 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, kwargs: di
     for name, about in own_name.items():
         if operation_id in about and case.path_parameters.get(name) in own(case, kwargs):
             case.path_parameters[name] = str(uuid.uuid4())  # the run would go on without a key, or without a breath
-    if operation_id == "task.claim" and isinstance(case.body, dict):
+    if operation_id in ("task.claim", "job.claim") and isinstance(case.body, dict):
         wait_ms = case.body.get("wait_ms")
         if isinstance(wait_ms, int | float) and CLAIM_WAIT_MS_MAX < wait_ms <= 60_000:
             case.body["wait_ms"] = CLAIM_WAIT_MS_MAX
+    if operation_id in ("schedule.create", "schedule.update") and isinstance(case.body, dict):
+        # What a cron expression and a time zone are is not for a pattern to say.
+        if isinstance(case.body.get("cron"), str):
+            case.body["cron"] = "*/5 * * * *"
+        if isinstance(case.body.get("time_zone"), str):
+            case.body["time_zone"] = "Europe/Berlin"
 
 
 def own(case: schemathesis.Case, kwargs: dict[str, Any]) -> set[str]:

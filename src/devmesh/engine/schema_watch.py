@@ -30,7 +30,9 @@ class SchemaWatch(Loop):
         self._database, self._inspector = database, Inspector.of_this_program()
         self._look: Look | None = None
         self._misfits: list[str] = []  # statements that do not fit the schema
-        self._is_doubted = True  # until every statement has been prepared against a schema that is whole
+        # Of a schema that is piece by piece what the migrations make, all statements are known to fit, by the tests of this
+        # program. They are prepared one by one only when one of them did not, or when the schema had not been whole.
+        self._is_doubted = False
         self._looked_at = float("-inf")
         self._told: list[str] = []
         database.on_misfit = self.doubt
@@ -47,7 +49,7 @@ class SchemaWatch(Loop):
         is_whole = not look.migration_problems and not (look.drift and look.drift.problems)
         if not is_whole:
             self._is_doubted, self._misfits = True, []  # what is missing says it better than who misses it
-        elif self._is_doubted:
+        elif self._is_doubted or look.is_catalogue_stale:
             self._misfits = await self._database.unfit(all_statements())
             self._is_doubted = bool(self._misfits)
         self._look = look

@@ -36,11 +36,13 @@ SQL = load("contexts")
 TEXT_CHARACTERS_MAX = 65_536
 DIMENSIONS_MAX = 4_096
 LOOKED_AT_MAX = 1_000
+SMALLEST = 1e-37
 OWN_MODEL = "own"
 NO_VECTORS = "the database compares no vectors: install the extension pgvector (`create extension vector`)"
 ContextText = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX, pattern=WITHOUT_NUL)]
 Component = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Vector = Annotated[list[Component], Meta(min_length=1, max_length=DIMENSIONS_MAX)]
+WITH_DIRECTION = {"anyOf": [{"type": "null"}, {"contains": {"not": {"const": 0}}}]}
 Score = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -66,6 +68,22 @@ class ContextResult(msgspec.Struct):
 
 class Store(Mutation, kw_only=True):
     """`vector` is the caller's own, of any model: name it in `model`, since only vectors of one model are compared."""
+
+    together = (
+        {
+            "not": {
+                "required": ["model"],
+                "properties": {"model": {"not": {"type": "null"}}, "vector": {"type": "null"}},
+            }
+        },
+        {
+            "not": {
+                "required": ["attempt"],
+                "properties": {"attempt": {"not": {"type": "null"}}, "job_id": {"type": "null"}},
+            }
+        },
+        {"properties": {"vector": WITH_DIRECTION}},
+    )
 
     type: Label
     text: ContextText
@@ -108,7 +126,7 @@ async def _insert(work: Work, kept: Sequence[tuple[uuid.UUID, Call[Store]]]) -> 
         [each.job_id for each in asked], [each.attempt for each in asked], [each.type for each in asked],
         [each.text for each in asked], [bytes(each.data).decode() for each in asked], [_json(each.tags) for each in asked],
         [(each.model or OWN_MODEL) if each.vector is not None else None for each in asked],
-        [_json(each.vector) if each.vector is not None else None for each in asked],
+        [_json(_stored(each.vector)) if each.vector is not None else None for each in asked],
     )  # fmt: skip
 
 
@@ -131,7 +149,12 @@ def _unusable(asked: Store, known_jobs: set[uuid.UUID]) -> errors.MeshError | No
 
 def _is_usable(vector: Sequence[float]) -> bool:
     """A vector without a direction is like no other."""
-    return all(math.isfinite(number) for number in vector) and any(vector)
+    return all(math.isfinite(number) for number in vector) and any(_stored(vector))
+
+
+def _stored(vector: Sequence[float]) -> list[float]:
+    """As it is stored, in single precision: what is too small for that is nothing."""
+    return [number if abs(number) >= SMALLEST else 0.0 for number in vector]
 
 
 class ById(Params, kw_only=True):
@@ -200,7 +223,7 @@ class Search(Filters, kw_only=True):
     together = ({"oneOf": [
         {"required": ["text"], "properties": {"text": {"not": {"type": "null"}}, "vector": {"type": "null"}}},
         {"required": ["vector"], "properties": {"text": {"type": "null"}, "vector": {"not": {"type": "null"}}}},
-    ]},)  # fmt: skip
+    ]}, {"properties": {"vector": WITH_DIRECTION}})  # fmt: skip
 
     text: ContextText | None = None
     vector: Vector | None = None
@@ -240,7 +263,7 @@ async def search(work: Work, call: Call[Search]) -> SearchResult:
         raise errors.invalid("vector: expected finite numbers that are not all 0", "vector")
     if not await work.tx.fetch_value(SQL.has_vectors):
         raise errors.unavailable(f"{NO_VECTORS}, or search by text")
-    rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, asked.vector, asked.model, *filters)
+    rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, _stored(asked.vector), asked.model, *filters)
     return SearchResult("vector", asked.model, [_found(row) for row in rows])
 
 

@@ -1,0 +1,1 @@
+"""Other queues, measured beside DevMesh on one PostgreSQL: `python -m bench.peers`, or `make bench-peers`."""
