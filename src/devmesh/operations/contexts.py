@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import math
 import uuid
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from devmesh.core.names import (
     page_cursor,
 )
 from devmesh.core.tasks import JsonValue
+from devmesh.operations.recall import Embedded, Recall, Sought, Wanted
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -39,6 +41,9 @@ LOOKED_AT_MAX = 1_000
 SMALLEST = 1e-37
 OWN_MODEL = "own"
 NO_VECTORS = "the database compares no vectors: install the extension pgvector (`create extension vector`)"
+NO_EMBEDDER = (
+    "this server makes no vectors of texts (setting DEVMESH_EMBEDDER): give a vector of your own, or search by text"
+)
 ContextText = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX, pattern=WITHOUT_NUL)]
 Component = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Vector = Annotated[list[Component], Meta(min_length=1, max_length=DIMENSIONS_MAX)]
@@ -67,7 +72,8 @@ class ContextResult(msgspec.Struct):
 
 
 class Store(Mutation, kw_only=True):
-    """`vector` is the caller's own, of any model: name it in `model`, since only vectors of one model are compared."""
+    """`vector` is the caller's own, of any model: name it in `model`, since only vectors of one model are compared. Without
+    one, the text gets a vector where the server has an embedder."""
 
     together = (
         {
@@ -95,7 +101,22 @@ class Store(Mutation, kw_only=True):
     model: Label | None = None
 
 
-@operation("context.store", scope=Scope.WORKER, http="POST /contexts")
+async def _embed(recall: Recall, call: Call[Store]) -> Call[Store]:
+    asked = call.params
+    if recall.embedder is None or asked.vector is not None or asked.model is not None:
+        return call
+    embedded = Embedded(await recall.embedder.embed(asked.text), recall.embedder.name)
+    return msgspec.structs.replace(call, found=embedded)
+
+
+def _vector(call: Call[Store]) -> Embedded | None:
+    """What a context is kept with: the caller's own vector, or the embedder's."""
+    if call.params.vector is not None:
+        return Embedded(_stored(call.params.vector), call.params.model or OWN_MODEL)
+    return call.found  # type: ignore[no-any-return]  # it is ours: see _embed
+
+
+@operation("context.store", scope=Scope.WORKER, http="POST /contexts", ahead=_embed)
 async def store(work: Work, calls: Sequence[Call[Store]]) -> Sequence[ContextResult | errors.MeshError]:
     """Keep what an execution has learned, to be found by those that do something alike."""
     ids = new_ids(len(calls))
@@ -120,13 +141,13 @@ async def store(work: Work, calls: Sequence[Call[Store]]) -> Sequence[ContextRes
 
 
 async def _insert(work: Work, kept: Sequence[tuple[uuid.UUID, Call[Store]]]) -> list[Record]:
-    asked = [call.params for _, call in kept]
+    asked, vectors = [call.params for _, call in kept], [_vector(call) for _, call in kept]
     return await work.tx.fetch(
         SQL.insert, work.tenant_id, [context_id for context_id, _ in kept], [call.caller.key_id for _, call in kept],
         [each.job_id for each in asked], [each.attempt for each in asked], [each.type for each in asked],
         [each.text for each in asked], [bytes(each.data).decode() for each in asked], [_json(each.tags) for each in asked],
-        [(each.model or OWN_MODEL) if each.vector is not None else None for each in asked],
-        [_json(_stored(each.vector)) if each.vector is not None else None for each in asked],
+        [each.model if each is not None else None for each in vectors],
+        [_json(each.vector) if each is not None else None for each in vectors],
     )  # fmt: skip
 
 
@@ -209,7 +230,7 @@ class OneContext(Mutation, kw_only=True):
 @operation("context.delete", scope=Scope.WRITE, http="DELETE /contexts/{context_id}", single=True)
 async def delete(work: Work, call: Call[OneContext]) -> ContextResult:
     """Forget a context."""
-    row = await work.tx.fetch_row(SQL.delete, work.tenant_id, call.params.context_id)
+    row = await work.tx.fetch_row(SQL.delete, work.tenant_id, [call.params.context_id])
     if row is None:
         raise errors.not_found("context", call.params.context_id)
     context = _from_row(row)
@@ -217,17 +238,28 @@ async def delete(work: Work, call: Call[OneContext]) -> ContextResult:
     return ContextResult(context)
 
 
+class By(enum.StrEnum):
+    VECTOR = "vector"
+    TEXT = "text"
+
+
 class Search(Filters, kw_only=True):
-    """Either `text`, or a `vector` with the `model` that made it."""
+    """Either `text`, or a `vector` with the `model` that made it.
+
+    Where the server has an embedder, a text is searched by the vector that it makes of it, among those that it made; otherwise
+    by its words. `by` asks for one of the two.
+    """
 
     together = ({"oneOf": [
         {"required": ["text"], "properties": {"text": {"not": {"type": "null"}}, "vector": {"type": "null"}}},
-        {"required": ["vector"], "properties": {"text": {"type": "null"}, "vector": {"not": {"type": "null"}}}},
+        {"required": ["vector"], "properties": {
+            "text": {"type": "null"}, "vector": {"not": {"type": "null"}}, "by": {"not": {"const": "text"}}}},
     ]}, {"properties": {"vector": WITH_DIRECTION}})  # fmt: skip
 
     text: ContextText | None = None
     vector: Vector | None = None
     model: Label = OWN_MODEL
+    by: By | None = None
     min_score: Score = 0.0
     limit: PageLimit = 10
 
@@ -240,31 +272,62 @@ class Found(msgspec.Struct):
 
 
 class SearchResult(msgspec.Struct):
-    """`by` says how it was searched: `vector`, with the model, or `text`."""
+    """`by` says how it was searched: `vector`, with its model and how long it is, or `text`."""
 
-    by: str
+    by: By
     model: str | None
+    dimensions: int | None
     results: list[Found]
 
 
-@operation("context.search", scope=Scope.READ, http="POST /contexts/search", single=True)
-async def search(work: Work, call: Call[Search]) -> SearchResult:
-    """Find contexts that are alike, the most alike first: by a vector, or by the words of a text."""
+async def _seek(recall: Recall, call: Call[Search]) -> Call[Search]:
+    """Makes a vector of the text where that can be, and asks the index where there is one."""
     asked = call.params
     if (asked.text is None) == (asked.vector is None):
         raise errors.invalid("give either text or vector", "text")
+    if asked.vector is not None:
+        if asked.by is By.TEXT:
+            raise errors.invalid("by: a vector has no words; give a text", "by")
+        if not _is_usable(asked.vector):
+            raise errors.invalid("vector: expected finite numbers that are not all 0", "vector")
+        vector, model = _stored(asked.vector), asked.model
+    elif asked.by is By.TEXT or (recall.embedder is None and asked.by is None):
+        return call
+    elif recall.embedder is None:
+        raise errors.conflict("context.no_embedder", NO_EMBEDDER, "by")
+    else:
+        assert asked.text is not None
+        vector, model = await recall.embedder.embed(asked.text), recall.embedder.name
+    matches = None
+    if recall.index is not None:
+        filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
+        matches = await recall.index.search(Wanted(call.caller.tenant_id, vector, model, *filters))
+    return msgspec.structs.replace(call, found=Sought(vector, model, matches))
+
+
+@operation("context.search", scope=Scope.READ, http="POST /contexts/search", single=True, ahead=_seek)
+async def search(work: Work, call: Call[Search]) -> SearchResult:
+    """Find contexts that are alike, the most alike first: by a vector, or by the words of a text."""
+    asked, sought = call.params, call.found
     await _require_job(work, asked.job_id)
     filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
-    if asked.text is not None:
-        rows = await work.tx.fetch(SQL.by_words, work.tenant_id, asked.text, *filters, LOOKED_AT_MAX)
-        return SearchResult("text", None, [_found(row) for row in rows])
-    assert asked.vector is not None
-    if not _is_usable(asked.vector):
-        raise errors.invalid("vector: expected finite numbers that are not all 0", "vector")
-    if not await work.tx.fetch_value(SQL.has_vectors):
-        raise errors.unavailable(f"{NO_VECTORS}, or search by text")
-    rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, _stored(asked.vector), asked.model, *filters)
-    return SearchResult("vector", asked.model, [_found(row) for row in rows])
+    if isinstance(sought, Sought):
+        if sought.matches is not None:
+            ids, scores = [match.context_id for match in sought.matches], [match.score for match in sought.matches]
+            rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores)
+            return _by_vector(sought, rows)
+        if await work.tx.fetch_value(SQL.has_vectors):
+            return _by_vector(
+                sought, await work.tx.fetch(SQL.by_vector, work.tenant_id, sought.vector, sought.model, *filters)
+            )
+        if asked.text is None or asked.by is By.VECTOR:
+            raise errors.unavailable(f"{NO_VECTORS}, or search by text")
+    rows = await work.tx.fetch(SQL.by_words, work.tenant_id, asked.text, *filters, LOOKED_AT_MAX)
+    return SearchResult(By.TEXT, None, None, [_found(row) for row in rows])
+
+
+def _by_vector(sought: Sought, rows: Sequence[Record]) -> SearchResult:
+    return SearchResult(By.VECTOR, sought.model, len(sought.vector), [_found(row) for row in rows])
 
 
 async def _require_job(work: Work, job_id: uuid.UUID | None) -> None:
@@ -277,13 +340,11 @@ def _found(row: Record) -> Found:
 
 
 def _new(context_id: uuid.UUID, call: Call[Store], created_at: datetime.datetime) -> Context:
-    asked = call.params
-    has_vector = asked.vector is not None
+    asked, made = call.params, _vector(call)
     return Context(
         id=context_id, job_id=asked.job_id, attempt=asked.attempt, type=asked.type, text=asked.text, data=Raw(asked.data),
-        tags=asked.tags, model=(asked.model or OWN_MODEL) if has_vector else None,
-        dimensions=len(asked.vector) if asked.vector is not None else None, created_at=created_at,
-        created_by_key_id=call.caller.key_id,
+        tags=asked.tags, model=made.model if made else None, dimensions=len(made.vector) if made else None,
+        created_at=created_at, created_by_key_id=call.caller.key_id,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@
 Read this page first. An edge calls `serve` and nothing else; what an operation does is in its body (registry.py), how
 calls gather in gather.py, and what a repeated call gets in idempotency.py. One batch is one transaction of one tenant: it
 holds the row changes, the idempotency records, the audit rows and the events. What must happen outside is caused by a
-committed row, never done inside.
+committed row, never done inside; what has to be known from outside is asked before, by the operation's `ahead`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from devmesh.operations.api_logs import Answered
 from devmesh.operations.gather import Gather
 from devmesh.operations.idempotency import Answer, Claims
 from devmesh.operations.rates import Rates
+from devmesh.operations.recall import Recall
 from devmesh.operations.registry import REGISTRY, Call, NotYet, Operation
 from devmesh.operations.waits import Waits
 from devmesh.operations.work import Work, WorkRunner
@@ -44,6 +45,7 @@ class Corridor:
         self._gathers: dict[tuple[str, uuid.UUID], Gather[Call[Any], Answer | NotYet]] = {}
         self._is_leaving = False
         self.answered: Answered = lambda *_: None
+        self.recall = Recall()
         self.waits = Waits()
         self.rates = Rates(runner.database, settings)
         self.admission = Admission(settings.admission_target_ms)
@@ -73,7 +75,8 @@ class Corridor:
         except errors.MeshError as error:
             await audit.record_denied(self._runner.database, caller, name, error.message)
             raise
-        return await self._answer(operation, Call(caller, params))
+        call = Call(caller, params)
+        return await self._answer(operation, await operation.ahead(self.recall, call) if operation.ahead else call)
 
     @contextlib.asynccontextmanager
     async def denials_noted(self, caller: Caller | None, act: str) -> AsyncIterator[None]:

@@ -18,6 +18,7 @@ import msgspec
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
 from devmesh.core.names import WITHOUT_NUL, IdempotencyKey, Version
+from devmesh.operations.recall import Recall
 from devmesh.operations.work import Work
 
 ParamsT = TypeVar("ParamsT", bound=msgspec.Struct)
@@ -63,6 +64,8 @@ class Call(msgspec.Struct, Generic[ParamsT], frozen=True):
 
     caller: Caller
     params: ParamsT
+    found: Any = None
+    """What the operation's `ahead` has found out, outside of any transaction."""
 
 
 class NotYet(msgspec.Struct, frozen=True):
@@ -74,6 +77,7 @@ class NotYet(msgspec.Struct, frozen=True):
 
 Outcome = msgspec.Struct | errors.MeshError | NotYet
 Body = Callable[[Work, Sequence[Call[Any]]], Awaitable[Sequence[Outcome]]]
+Ahead = Callable[[Recall, Call[Any]], Awaitable[Call[Any]]]
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -91,6 +95,7 @@ class Operation(msgspec.Struct, frozen=True):
     audited: bool
     in_hand: bool  # goes on with work that was begun: under overload it is let in before what is new
     secret: str | None  # the field of the result that is shown once and never stored
+    ahead: Ahead | None  # asks what is outside of PostgreSQL, before the transaction
     decoder: msgspec.json.Decoder[Any]
 
     @property
@@ -201,6 +206,7 @@ def operation(
     audited: bool = False,
     in_hand: bool = False,
     secret: str | None = None,
+    ahead: Ahead | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declares an operation. The body's annotations give its types: `calls: Sequence[Call[P]]` or `call: Call[P]`, and a
     return of `Sequence[R | MeshError]` or `R`. Its docstring is the reference's text."""
@@ -226,6 +232,7 @@ def operation(
             audited=audited,
             in_hand=in_hand,
             secret=secret,
+            ahead=ahead,
             decoder=msgspec.json.Decoder(params),
         )
         return function

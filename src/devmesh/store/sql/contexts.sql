@@ -20,8 +20,20 @@ where c.tenant_id = $1 and c.context_id < $2 and ($3::uuid is null or c.job_id =
 order by c.context_id desc limit $6;
 
 -- name: delete
--- $1 tenant, $2 id.
-delete from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = $2 returning c.*;
+-- Forgets some. A vector that may be in the index leaves a note, so that it is taken out of there as well. $1 tenant, $2 ids.
+with gone as (
+    delete from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = any($2::uuid[]) returning c.*
+), noted as (
+    insert into mcp.context_points_gone (tenant_id, context_id, dimensions)
+    select g.tenant_id, g.context_id, cardinality(g.vector) from gone g where g.sent_at is not null
+)
+select g.* from gone g;
+
+-- name: scored
+-- Those that an index has found, in its order. $1 tenant, $2 ids, $3 their scores.
+select k.*, f.score from unnest($2::uuid[], $3::double precision[]) with ordinality as f (context_id, score, place)
+cross join lateral (select * from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = f.context_id limit 1) k
+order by f.place;
 
 -- name: by_words
 -- Those that have most of the words of a text. The score is the share of its words that they have. $1 tenant, $2 the text, $3 job or null,
@@ -57,3 +69,35 @@ where f.score >= $7 order by f.score desc, f.context_id desc limit $8;
 -- name: has_vectors
 -- Whether the database compares vectors. No parameters.
 select to_regtype('vector') is not null as has_vectors;
+
+-- name: unindexed
+-- The oldest contexts of all tenants whose vectors the index does not have, by tenant. $1 how many.
+select f.tenant_id, array_agg(f.context_id) as ids
+from (select c.tenant_id, c.context_id from mcp.execution_contexts c where c.vector is not null and c.indexed_at is null
+      order by c.context_id limit $1) f
+group by f.tenant_id;
+
+-- name: send
+-- Notes that the index may have these from now on. $1 tenant, $2 ids.
+update mcp.execution_contexts c set sent_at = now() where c.tenant_id = $1 and c.context_id = any($2::uuid[])
+returning c.context_id, c.job_id, c.type, c.tags, c.model, c.vector;
+
+-- name: note_indexed
+-- Notes that the index has these. $1 tenant, $2 ids.
+update mcp.execution_contexts c set indexed_at = now() where c.tenant_id = $1 and c.context_id = any($2::uuid[]);
+
+-- name: gone
+-- Vectors of all tenants that the index is to forget, by tenant: what was still being sent to it has come or never will. $1 the seconds that
+-- this takes at the most, $2 how many.
+select f.tenant_id, array_agg(f.context_id) as ids, array_agg(f.dimensions) as dimensions
+from (select g.tenant_id, g.context_id, g.dimensions from mcp.context_points_gone g
+      where g.gone_at < now() - make_interval(secs => $1) order by g.gone_at limit $2) f
+group by f.tenant_id;
+
+-- name: forget_gone
+-- The index has forgotten these. $1 tenant, $2 ids.
+delete from mcp.context_points_gone g where g.tenant_id = $1 and g.context_id = any($2::uuid[]);
+
+-- name: backlog
+-- How many vectors the index does not have yet, counted up to $1.
+select count(*) as waiting from (select from mcp.execution_contexts c where c.vector is not null and c.indexed_at is null limit $1) f;
