@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import structlog
 from starlette.types import ASGIApp
 
-from devmesh import __version__, operations
+from devmesh import operations
 from devmesh.core import envelope
 from devmesh.core.components import Component
 from devmesh.core.errors import MeshError
 from devmesh.core.ids import new_id
 from devmesh.edges import boundary, rest
 from devmesh.edges.health import Health, Migrations
+from devmesh.edges.migrations import migration_facts, migrations_last_seen
 from devmesh.edges.session import Parts
 from devmesh.edges.sse import EventStreams
 from devmesh.edges.websocket import Gateway
@@ -42,6 +43,7 @@ from devmesh.engine.partition_keeper import PartitionKeeper
 from devmesh.engine.presence import Presence, SessionKeeper
 from devmesh.engine.queue_depths import QueueDepths
 from devmesh.engine.reaper import Reaper
+from devmesh.engine.recalling import Recalling, Unusable, require_usable
 from devmesh.engine.reencryption import Reencryption
 from devmesh.engine.schema_watch import SchemaWatch
 from devmesh.operations.authentication import Authenticator
@@ -51,7 +53,7 @@ from devmesh.operations.sessions import Sessions
 from devmesh.operations.tokens import Tokens
 from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
-from devmesh.store import migration_states, partitions, standing
+from devmesh.store import partitions, standing
 from devmesh.store.connections import (
     BACKOFF_S,
     AddressUnusable,
@@ -61,7 +63,6 @@ from devmesh.store.connections import (
 )
 from devmesh.store.database import Database
 from devmesh.store.migration_files import MigrationError
-from devmesh.store.migration_states import MigrationStatus, State
 from devmesh.store.migrator import Migrator
 from devmesh.store.partitions import Policy, TableReport
 from devmesh.store.vault import Vault
@@ -78,6 +79,7 @@ REFUSED_RETRY_INTERVAL_S = 10.0  # of a database that turns us away, until someb
 LET_GO_LIMIT_S = 0.5
 PARTITIONS_LIMIT_S = 5.0  # for making them at start
 PARTITIONS_INTERVAL_S = 2.0  # between looks at them
+VECTORS_INTERVAL_S = 2.0  # between looks at what compares vectors
 PREPARE_PAUSE_S = 0.1
 
 
@@ -95,6 +97,7 @@ class Service:
         self._sessions: Sessions | None = None
         self._loops: list[Loop] = []
         self._partitions: list[TableReport] = []  # as they were last seen
+        self._recalling: Recalling | None = None
         self._app: Mesh | None = None  # whose jobs a worker runs
         self._app_worker: AppWorker | None = None
 
@@ -110,6 +113,10 @@ class Service:
                 "DEVMESH_ENVIRONMENT is production and no master key is set: make one with `devmesh keys generate` and set"
                 " ENCRYPTION_MASTER_KEY to it"
             )
+        try:
+            require_usable(settings)
+        except Unusable as error:
+            raise StartRefused(str(error)) from error
         if self.name == "worker" and settings.worker_app:
             from devmesh.engine.app_worker import AppUnusable, load_app  # the client is nothing to other services
 
@@ -124,7 +131,7 @@ class Service:
         watch = SchemaWatch(self._database, settings.schema_check_interval_s)
         await self._see_schema_fits(watch)
         self._health.add("migrations", watch.check_migrations)
-        self._health.look_at_migrations(lambda: _last_seen(watch))
+        self._health.look_at_migrations(functools.partial(migrations_last_seen, watch))
         self._health.add_details("schema", watch.findings)
         self._health.add("database", functools.partial(standing.check, self._database))
         await self._ensure_partitions(self._database)
@@ -163,6 +170,8 @@ class Service:
     async def close(self) -> None:
         """Lets go of everything, whether or not the database lets go of us: what is not committed by now is undone."""
         await asyncio.gather(*(loop.stop(LET_GO_LIMIT_S) for loop in [*self._loops, self._health]))
+        if self._recalling is not None:
+            await self._recalling.close()
         if self._database is not None:
             await self._database.close(LET_GO_LIMIT_S)
 
@@ -187,7 +196,7 @@ class Service:
 
     async def _see_schema(self, migrator: Migrator) -> None:
         async def facts() -> Migrations:
-            return _facts(*await migrator.look())
+            return migration_facts(*await migrator.look())
 
         self._health.look_at_migrations(facts)
         migrates = self.name == "rest-api" and not self._settings.skip_migrations
@@ -270,12 +279,14 @@ class Service:
         self._health.add("encryption", functools.partial(vault.check, database))
         tokens = Tokens(database, vault, key_sets, settings)
         self._health.authenticator = authenticator = Authenticator(database, settings, tokens)
+        recalling = self._recalling = Recalling(database, settings)
+        self._health.add("vectors", recalling.check, VECTORS_INTERVAL_S)
         if self.name == "worker":
-            return self._compose_worker(runner, bell, vault)
+            return self._compose_worker(runner, bell, vault, recalling)
         operations.load_all()
         if settings.jwks_url is not None:
             self._health.add("jwks", key_sets.check_operators)
-        corridor = self._corridor = Corridor(runner, settings)
+        corridor = self._corridor = Corridor(runner, settings, recalling.recall)
         event_loop.listen(corridor.admission.tick)
         self._health.add("admission", self._check_admission)
         self._health.add_details("calls", corridor.depths)
@@ -293,7 +304,7 @@ class Service:
         self._loops += [*carriers, bell]
         return bell
 
-    def _compose_worker(self, runner: WorkRunner, bell: Bell, vault: Vault) -> ASGIApp:
+    def _compose_worker(self, runner: WorkRunner, bell: Bell, vault: Vault, recalling: Recalling) -> ASGIApp:
         """What moves when nobody asks."""
         settings, database = self._settings, runner.database
         assigner = Assigner(runner, settings.assigner_interval_s)
@@ -303,7 +314,7 @@ class Service:
             from devmesh.engine.app_worker import AppWorker
 
             operations.load_all()
-            self._app_worker = AppWorker(self._app, runner, settings)
+            self._app_worker = AppWorker(self._app, runner, settings, recalling.recall)
             self._health.add("app", self._app_worker.check)
         reencryption = Reencryption(
             database, vault, settings.reencryption_interval_s,
@@ -317,6 +328,7 @@ class Service:
             assigner,
             reaper,
             *job_loops(runner, settings),
+            *recalling.loops(runner),
             Presence(runner, settings.presence_interval_s),
             reencryption,
             keeper,
@@ -372,24 +384,3 @@ class Service:
         if list(reasons) != self._health.waiting_for and reasons:
             log.info("waiting", reasons=reasons)
         self._health.waiting_for = list(reasons)
-
-
-async def _last_seen(watch: SchemaWatch) -> Migrations:
-    look = watch.last_look()
-    return _facts(look.statuses, look.is_migrating)
-
-
-def _facts(statuses: Sequence[MigrationStatus], is_migrating: bool) -> Migrations:
-    applied = [status for status in statuses if status.state is State.APPLIED]
-    problems = migration_states.reasons(statuses, __version__)
-    records = [status.record for status in applied if status.record is not None]
-    return Migrations(
-        in_progress=is_migrating,
-        completed=not problems,
-        ready=not problems,
-        version=applied[-1].version if applied else None,
-        completed_at=max((record.finished_at for record in records if record.finished_at), default=None),
-        duration_ms=sum(record.duration_ms or 0.0 for record in records),
-        problems=problems,
-        newer=[status.label for status in statuses if status.state is State.NEWER],
-    )

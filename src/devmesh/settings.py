@@ -33,6 +33,7 @@ MONTHS_BY_TABLE = (
     r"((events|audit_log|api_logs|jobs|job_executions)=[1-9][0-9]{0,2}(,(?=\S)|$))*",
     "tables with months, as in audit_log=24,events=6; the tables are events, audit_log, api_logs, jobs and job_executions",
 )
+EMBEDDER = ("none|minilm", "none or minilm")
 API_LOG = ("off|errors|all", "off, errors or all")
 
 
@@ -216,6 +217,30 @@ class Settings(Group):
         is_secret=True,
     )
     redis_timeout_s: float = setting(0.5, "For Redis to answer.", "s", at_least=0.01, at_most=10)
+
+    embedder: str = setting(
+        "none", "What makes vectors of the texts of execution contexts; minilm is an extra.", pattern=EMBEDDER
+    )
+    qdrant_url: str | None = setting(
+        None,
+        "A Qdrant that compares the vectors of execution contexts; without it, PostgreSQL does.",
+        pattern=HTTP_ADDRESS,
+        name="QDRANT_URL",
+        is_secret=True,
+    )
+    qdrant_api_key: str | None = setting(
+        None, "The key for it.", pattern=(r"\S+", "a key"), name="QDRANT_API_KEY", is_secret=True
+    )
+    qdrant_timeout_s: float = setting(5.0, "For Qdrant to answer.", "s", at_least=0.1, at_most=60)
+    qdrant_interval_s: float = setting(
+        1.0, "Between looks for vectors that Qdrant does not have yet.", "s", at_least=0.01, at_most=3600
+    )
+    context_days_kept: float = setting(
+        365.0, "For how long execution contexts are kept; 0 for ever.", "days", at_least=0, at_most=36_500
+    )
+    context_keeper_interval_s: float = setting(
+        60.0, "Between looks for execution contexts that are older.", "s", at_least=0.01, at_most=3600
+    )
 
     breaker_failures_max: int = setting(
         5, "Failures in a row after which a dependency outside of PostgreSQL is left alone.", "failures"

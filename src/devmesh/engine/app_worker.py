@@ -24,6 +24,7 @@ from devmesh.core.components import Component, healthy, unhealthy
 from devmesh.engine.bell import Bell
 from devmesh.engine.local_requests import LocalRequests
 from devmesh.operations.corridor import Corridor
+from devmesh.operations.recall import Recall
 from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.database import Database
@@ -64,9 +65,9 @@ def load_app(name: str) -> Mesh:
 class AppWorker:
     """Runs the jobs of an application as long as the service does, and begins again when something keeps it from that."""
 
-    def __init__(self, app: Mesh, runner: WorkRunner, settings: Settings) -> None:
+    def __init__(self, app: Mesh, runner: WorkRunner, settings: Settings, recall: Recall) -> None:
         self._app, self._runner, self._settings = app, runner, settings
-        self._corridor = Corridor(runner, settings)
+        self._corridor = Corridor(runner, settings, recall)
         self._worker: JobWorker | None = None
         self._task: asyncio.Task[None] | None = None
         self._problem = ""

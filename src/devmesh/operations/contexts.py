@@ -230,12 +230,19 @@ class OneContext(Mutation, kw_only=True):
 @operation("context.delete", scope=Scope.WRITE, http="DELETE /contexts/{context_id}", single=True)
 async def delete(work: Work, call: Call[OneContext]) -> ContextResult:
     """Forget a context."""
-    row = await work.tx.fetch_row(SQL.delete, work.tenant_id, [call.params.context_id])
-    if row is None:
+    rows = await forget(work, [call.params.context_id])
+    if not rows:
         raise errors.not_found("context", call.params.context_id)
-    context = _from_row(row)
-    work.emit("context.deleted", (f"context:{context.id}",), {"context": {"id": context.id}})
-    return ContextResult(context)
+    return ContextResult(_from_row(rows[0]))
+
+
+async def forget(work: Work, context_ids: Sequence[uuid.UUID]) -> list[Record]:
+    """Those that were there."""
+    rows = await work.tx.fetch(SQL.delete, work.tenant_id, context_ids)
+    for row in rows:
+        context_id = row["context_id"]
+        work.emit("context.deleted", (f"context:{context_id}",), {"context": {"id": context_id}})
+    return rows
 
 
 class By(enum.StrEnum):

@@ -40,12 +40,12 @@ GATHERS_MAX = 10_000  # of operations and tenants; idle ones are let go beyond i
 
 
 class Corridor:
-    def __init__(self, runner: WorkRunner, settings: Settings) -> None:
+    def __init__(self, runner: WorkRunner, settings: Settings, recall: Recall | None = None) -> None:
         self._runner, self._bell, self._settings = runner, runner.bell, settings
         self._gathers: dict[tuple[str, uuid.UUID], Gather[Call[Any], Answer | NotYet]] = {}
         self._is_leaving = False
         self.answered: Answered = lambda *_: None
-        self.recall = Recall()
+        self._recall = recall or Recall()
         self.waits = Waits()
         self.rates = Rates(runner.database, settings)
         self.admission = Admission(settings.admission_target_ms)
@@ -76,7 +76,7 @@ class Corridor:
             await audit.record_denied(self._runner.database, caller, name, error.message)
             raise
         call = Call(caller, params)
-        return await self._answer(operation, await operation.ahead(self.recall, call) if operation.ahead else call)
+        return await self._answer(operation, await operation.ahead(self._recall, call) if operation.ahead else call)
 
     @contextlib.asynccontextmanager
     async def denials_noted(self, caller: Caller | None, act: str) -> AsyncIterator[None]:

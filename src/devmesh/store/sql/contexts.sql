@@ -98,6 +98,6 @@ group by f.tenant_id;
 -- The index has forgotten these. $1 tenant, $2 ids.
 delete from mcp.context_points_gone g where g.tenant_id = $1 and g.context_id = any($2::uuid[]);
 
--- name: backlog
--- How many vectors the index does not have yet, counted up to $1.
-select count(*) as waiting from (select from mcp.execution_contexts c where c.vector is not null and c.indexed_at is null limit $1) f;
+-- name: older
+-- The oldest contexts. $1 tenant, $2 ids below this one, $3 how many.
+select c.context_id from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id < $2 order by c.context_id limit $3;

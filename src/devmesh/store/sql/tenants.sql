@@ -86,3 +86,9 @@ where w.status in ('ACTIVE', 'DEGRADED') and w.heartbeat_at < now() - make_inter
 -- name: workers_by_status
 -- How many workers there are of each status, in all tenants together. No parameters.
 select w.status, count(*) from mcp.workers w where w.status <> 'TERMINATED' group by w.status;
+
+-- name: with_old_contexts
+-- Tenants whose oldest context is older than $1 seconds.
+select t.tenant_id from mcp.tenants t
+cross join lateral (select c.created_at from mcp.execution_contexts c where c.tenant_id = t.tenant_id order by c.context_id limit 1) oldest
+where oldest.created_at < now() - make_interval(secs => $1);
