@@ -35,6 +35,7 @@ SETTINGS = {
     "DEVMESH_SCHEMA_CHECK_INTERVAL_S": "0.5",
     "DEVMESH_REENCRYPTION_INTERVAL_S": "0.5",
     "DEVMESH_PARTITION_CHECK_INTERVAL_S": "0.5",
+    "DEVMESH_CONTEXT_KEEPER_INTERVAL_S": "0.5",
     "ENCRYPTION_MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
 }
 
@@ -45,6 +46,7 @@ TABLES = {
     ("worker", "job-reaper"): "jobs_leased",
     ("worker", "job-limits-keeper"): "jobs_limited",
     ("worker", "job-promoter"): "jobs_ready",
+    ("worker", "context-keeper"): "execution_contexts",
     ("worker", "scheduler"): "schedules",
     ("worker", "worker-watch"): "workers",
     ("worker", "snapshotter"): "snapshot_policies",
@@ -107,6 +109,15 @@ STATES: dict[str, dict[str, str]] = {
     "redis": {
         "degraded": "tests.scenarios.test_redis:test_events_go_on_arriving_whatever_becomes_of_redis",
         "unhealthy": "- nothing is lost without it",
+    },
+    "vectors": {
+        "degraded": "tests.scenarios.test_contexts:"
+        "test_a_database_without_the_extension_says_what_is_missing_and_does_the_rest",
+        "unhealthy": "- nothing is lost without them",
+    },
+    "context-indexer": {
+        "degraded": "tests.scenarios.test_contexts_qdrant:test_while_qdrant_is_away_nothing_is_lost_and_words_are_searched",
+        "unhealthy": "- what it asks of Qdrant ends by a limit of its own",
     },
     "admission": {
         "degraded": "tests.scenarios.test_overload:test_overload_refuses_what_is_new_and_goes_on_with_what_is_in_hand",
@@ -229,7 +240,7 @@ async def at_work(mesh: Mesh) -> AsyncIterator[None]:
 
 async def test_every_component_is_shown_in_every_state(watcher: Watcher) -> None:
     registered = {name for service in SERVICES for name in (await watcher.look(service)).json()["components"]}
-    assert registered | {"redis", "jwks"} == set(STATES), "each has a line in STATES"
+    assert registered | {"redis", "jwks", "context-indexer"} == set(STATES), "each has a line in STATES"
     for name, states in STATES.items():
         assert states.keys() == {"degraded", "unhealthy"}, name
         for shown in states.values():

@@ -6,10 +6,11 @@ import math
 import uuid
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import run_sql
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench
 from tests.wire import Wire, WireError
 
@@ -54,7 +55,7 @@ async def test_j21_the_execution_that_is_alike_comes_first_by_a_vector_of_ones_o
     await stored(wire, "another length", vector=[1.0, 0.1])
     await stored(wire, "no vector")
     answer = await wire.call("context.search", vector=[0.9, 0.2, 0.0])
-    assert (answer["by"], answer["model"]) == ("vector", "own")
+    assert (answer["by"], answer["model"], answer["dimensions"]) == ("vector", "own", 3)
     scores = {found["context"]["id"]: found["score"] for found in answer["results"]}
     assert list(scores) == [analysis["id"], mail["id"]]
     cosine = (0.9 + 0.02) / (math.hypot(0.9, 0.2) * math.hypot(1.0, 0.1))
@@ -111,9 +112,25 @@ async def test_a_database_without_the_extension_says_what_is_missing_and_does_th
         assert "create extension vector" in refused.value.message
         assert [found for found, _ in await searched(bench.wire, text="words")] == [context["id"]]
         await stored(bench.wire, "more", vector=[1.0, 2.0])
+        for child in mesh.children:
+            await becomes(child.port, "degraded", "create extension vector")
     finally:
         run_sql(mesh.dsn, "create extension vector schema public")
     assert len(await searched(bench.wire, vector=[1.0, 2.0])) == 2
+    for child in mesh.children:
+        await becomes(child.port, "healthy", "pgvector")
+
+
+async def becomes(port: int, status: str, message: str, name: str = "vectors") -> None:
+    """A service's health says so, and the service stays ready."""
+    async with httpx.AsyncClient(timeout=5.0, trust_env=False) as http:
+
+        async def is_so() -> bool:
+            answer = (await http.get(f"http://127.0.0.1:{port}/health")).json()
+            found = answer["components"][name]
+            return bool(answer["ready"] and found["status"] == status and message in found["message"])
+
+        await eventually(is_so, f"{name} is {status}")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +162,16 @@ async def test_a_context_of_a_job_that_is_not_there_is_refused(bench: Bench) -> 
 
 
 async def test_a_search_is_by_one_thing(bench: Bench) -> None:
-    for about in ({}, {"text": "t", "vector": [1.0]}):
+    for about in ({}, {"text": "t", "vector": [1.0]}, {"vector": [1.0], "by": "text"}):
         with pytest.raises(WireError) as refused:
             await bench.wire.call("context.search", **about)
         assert refused.value.kind == "invalid_params"
+
+
+async def test_a_server_without_an_embedder_makes_up_no_vector(bench: Bench) -> None:
+    context = await stored(bench.wire, "a text alone")
+    assert (context["model"], context["dimensions"]) == (None, None)
+    with pytest.raises(WireError) as refused:
+        await searched(bench.wire, text="a text alone", by="vector")
+    assert (refused.value.kind, refused.value.data["reason"]) == ("conflict", "context.no_embedder")
+    assert [found for found, _ in await searched(bench.wire, text="a text alone", by="text")] == [context["id"]]

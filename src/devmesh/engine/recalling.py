@@ -5,9 +5,11 @@ The libraries of either are extras, imported only where they are configured.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 
 from devmesh.core.components import Component, degraded, healthy
+from devmesh.core.errors import MeshError
 from devmesh.engine.breaker import watched
 from devmesh.engine.context_keeper import ContextKeeper
 from devmesh.engine.loop import Loop
@@ -19,6 +21,7 @@ from devmesh.store.database import Database
 from devmesh.store.statements import load
 
 SQL = load("contexts")
+LOOK_LIMIT_S = 0.8  # below what health waits
 NO_CLIENT = "QDRANT_URL is set and the client of Qdrant is not installed: pip install 'devmesh[qdrant]'"
 
 
@@ -48,6 +51,7 @@ class Recalling:
     def __init__(self, database: Database, settings: Settings) -> None:
         """Raises Unusable."""
         self._database, self._settings = database, settings
+        self._seen = healthy("not looked at yet")
         self._qdrant = None
         if settings.qdrant_url is not None:
             from devmesh.engine.qdrant_index import QdrantIndex
@@ -70,8 +74,17 @@ class Recalling:
 
     async def check(self) -> Component:
         """Whether vectors can be compared. Without that nothing is lost, and texts are searched by their words."""
-        if self._qdrant is not None:
-            return await self._qdrant.check()
+        try:
+            async with asyncio.timeout(LOOK_LIMIT_S):
+                self._seen = await (self._qdrant.check() if self._qdrant is not None else self._look())
+        except TimeoutError:
+            if self._qdrant is not None:
+                self._seen = degraded(f"no search by vectors: Qdrant does not answer within {LOOK_LIMIT_S:g} s")
+        except MeshError:
+            pass  # the database is away or busy, which its own component tells
+        return self._seen
+
+    async def _look(self) -> Component:
         [row] = await self._database.read(SQL.has_vectors)
         return healthy("pgvector") if row["has_vectors"] else degraded(f"no search by vectors: {NO_VECTORS}")
 
