@@ -27,6 +27,7 @@ QUICK = {  # so that tests need not wait long
     "DEVMESH_PRESENCE_INTERVAL_S": "0.5",
     "DEVMESH_PROMOTER_INTERVAL_S": "0.5",
     "DEVMESH_QUEUE_DEPTHS_INTERVAL_S": "1",
+    "DEVMESH_SCHEDULER_INTERVAL_S": "0.25",
 }
 
 # Each client would read all certificate authorities again: 20 ms that waiting for a service would spend over and over.

@@ -152,7 +152,7 @@ class Settings(Group):
         7, "For how long it is kept what workers said of their health.", "days", at_most=366
     )
     scheduler_interval_s: float = setting(
-        0.5, "Between looks for schedules and snapshots that are due.", "s", at_least=0.01, at_most=60
+        1.0, "Between looks for schedules and snapshots that are due.", "s", at_least=0.01, at_most=60
     )
     schedule_grace_s: float = setting(
         60.0, "How late a schedule may fire before its time counts as missed.", "s", at_least=0
@@ -166,7 +166,7 @@ class Settings(Group):
     promote_medium_after_s: float = setting(
         120.0, "After which a waiting job of priority 2 or 3 has 4; 0 for never.", "s", at_least=0
     )
-    reaper_interval_s: float = setting(0.5, "Between looks for leases that ended.", "s", at_least=0.01)
+    reaper_interval_s: float = setting(1.0, "Between looks for leases that ended.", "s", at_least=0.01)
     presence_interval_s: float = setting(
         2.0, "Between renewals of connected agents, which last 30 s.", "s", at_least=0.01, at_most=10
     )

@@ -150,6 +150,24 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     assert (context["text"], context["attempt"], context["type"]) == ("what a thread has learned", 1, "thread")
 
 
+async def test_a_worker_that_was_killed_and_started_again_waits_for_no_lease_of_its_former_self(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    killed = start_worker(mesh, tmp_path, lease_s=600.0)
+    slow = await jobs.enqueue("slow", 0.2, backoff_ms=1)
+    stuck = [await jobs.enqueue("slow", 300, backoff_ms=1) for _ in range(49)]  # with the other, all that it takes
+    await eventually(lambda: jobs.is_held(stuck[-1]), "it is full")
+    killed.kill()
+    for job_id in stuck[1:]:
+        await jobs.client.call("job.cancel", job_id=job_id)
+    killed.start()
+    killed.wait_ready()
+    assert (await jobs.ended(slow))["attempt"] in (1, 2)
+    again = await jobs.enqueue("double", {"n": 1})
+    assert (await jobs.ended(again))["status"] == "COMPLETED"
+
+
 async def test_a_handler_in_a_process_of_its_own_may_die_there(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
     mesh, jobs = apart
     start_worker(mesh, tmp_path)

@@ -126,6 +126,7 @@ class JobWorker:
         interval_s = min(max(self._heart.interval_s, HEARTBEAT_INTERVAL_S_MIN), HEARTBEAT_INTERVAL_S_MAX)
         asked = {
             "name": self.name, "queues": self._queues, "capacity": self.capacity, "heartbeat_interval_s": interval_s,
+            "instance_id": uuid.uuid4(),
         }  # fmt: skip
         self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
         log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))

@@ -8,13 +8,11 @@ from __future__ import annotations
 import time
 
 from devmesh import telemetry
-from devmesh.core import health, jobs
+from devmesh.core import health
 from devmesh.core.ids import new_ids
-from devmesh.core.jobs import Outcome
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
-from devmesh.operations.job_ending import end_held, jitter
 from devmesh.operations.work import Work, WorkRunner
-from devmesh.operations.workers import SQL, WorkerStatus
+from devmesh.operations.workers import SQL, WorkerStatus, give_up_jobs
 from devmesh.store.database import Record
 from devmesh.store.statements import load
 
@@ -79,7 +77,7 @@ async def look(work: Work, watched_s: float) -> int:
             work.emit("worker.status", (f"worker:{row['worker_id']}",), {"worker": {"id": row["worker_id"], **told}})
     for row, status in zip(news, statuses, strict=True):
         if status is WorkerStatus.FAILED:
-            await _take_jobs(work, row)
+            await give_up_jobs(work, row["worker_id"], _silence(row))
     return len(news)
 
 
@@ -115,19 +113,3 @@ async def _raise_alerts(work: Work, news: list[Record], missed: dict[object, int
             "alert": {"kind": kind, "severity": severity, "message": _silence(row)},
         }
         work.emit("worker.alert", (f"worker:{row['worker_id']}",), told)
-
-
-async def _take_jobs(work: Work, worker: Record) -> None:
-    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker["worker_id"])]
-    if held:
-        why = {"message": f"its worker {worker['worker_id']} was given up: {_silence(worker)}"}
-        await end_held(
-            work,
-            held,
-            lambda row: (
-                jobs.cancelled(row.held)
-                if row.row["cancel_requested_at"] is not None
-                else jobs.after_failure(row.held, Outcome.LEASE_LOST, is_retryable=True, now=work.now, jitter=jitter())
-            ),
-            why,
-        )

@@ -15,9 +15,9 @@ from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
 from devmesh.core.health import stale_after_s
 from devmesh.core.ids import new_id
-from devmesh.core.jobs import Outcome, QueueName
+from devmesh.core.jobs import Ending, Outcome, QueueName
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
-from devmesh.operations.job_ending import end_held
+from devmesh.operations.job_ending import HeldRow, end_held, jitter
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
@@ -72,6 +72,8 @@ class Register(Mutation, kw_only=True):
     stale_after_s: Annotated[float, Meta(ge=0.5, le=86_400)] | None = None
     """After how long without a heartbeat it is given up: six of its intervals, a minute at the most and never less than two
     intervals, unless it says so."""
+    instance_id: uuid.UUID | None = None
+    """The process, by an id of its own making: what another one of this name still holds is given to others at once."""
 
 
 @operation("worker.register", scope=Scope.WORKER, http="POST /workers", single=True)
@@ -81,13 +83,21 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     The answer's `worker.id` is what jobs are claimed with. Give the same name after a restart to be the same worker.
     """
     asked, caller = call.params, call.caller
+    before = await work.tx.fetch_row(SQL.instance, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, new_id(), caller.owner_id, asked.name, list(dict.fromkeys(asked.queues)), asked.capacity,
         asked.heartbeat_interval_s, caller.is_admin, asked.stale_after_s or stale_after_s(asked.heartbeat_interval_s),
+        asked.instance_id,
     )  # fmt: skip
     if row is None:
         raise errors.conflict("worker.name", "another key has registered a worker under this name")
     await work.tx.execute(SQL.clear_alerts, work.tenant_id, [row["worker_id"]])
+    if (
+        before is not None
+        and None not in (before["instance_id"], asked.instance_id)
+        and before["instance_id"] != asked.instance_id
+    ):
+        await give_up_jobs(work, row["worker_id"], "another process has registered under its name")
     worker = await require_worker(work, row["worker_id"])
     work.emit("worker.registered", (f"worker:{worker.id}",), {"worker": worker})
     return WorkerResult(worker)
@@ -170,6 +180,20 @@ async def _leave(
         "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
     )
     return EvacuatedResult(worker, len(released))
+
+
+async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str) -> None:
+    """What a worker holds has lost its lease, though that may last: nobody is there any more to work on it."""
+    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
+    if not held:
+        return
+
+    def decide(row: HeldRow) -> Ending:
+        if row.row["cancel_requested_at"] is not None:
+            return jobs.cancelled(row.held)
+        return jobs.after_failure(row.held, Outcome.LEASE_LOST, is_retryable=True, now=work.now, jitter=jitter())
+
+    await end_held(work, held, decide, {"message": f"its worker {worker_id} was given up: {why}"})
 
 
 async def owners_of(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Record]:

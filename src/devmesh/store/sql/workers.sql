@@ -1,14 +1,19 @@
 -- name: register
 -- Registers a worker, or updates the one that this owner registered under the same name. Nothing when the name is another's.
 -- $1 tenant, $2 id, $3 owner, $4 name, $5 queues, $6 capacity, $7 heartbeat interval in seconds, $8 whether the caller is an
--- administrator, $9 after how many seconds without a heartbeat it is given up.
-insert into mcp.workers as w (tenant_id, worker_id, owner_id, name, queues, capacity, heartbeat_interval_s, stale_after_s)
-values ($1, $2, $3, $4, $5, $6, $7, $9)
+-- administrator, $9 after how many seconds without a heartbeat it is given up, $10 the process, or null.
+insert into mcp.workers as w (tenant_id, worker_id, owner_id, name, queues, capacity, heartbeat_interval_s, stale_after_s, instance_id)
+values ($1, $2, $3, $4, $5, $6, $7, $9, $10)
 on conflict (tenant_id, name) where coalesce(status, '') <> 'TERMINATED' do update
-set queues = excluded.queues, capacity = excluded.capacity, heartbeat_interval_s = excluded.heartbeat_interval_s,
+set queues = excluded.queues, capacity = excluded.capacity, instance_id = excluded.instance_id, heartbeat_interval_s = excluded.heartbeat_interval_s,
     stale_after_s = excluded.stale_after_s, status = 'ACTIVE', reason = '', heartbeat_at = now(), health_score = 1, missed_beats = 0
 where w.owner_id = excluded.owner_id or $8
 returning w.worker_id;
+
+-- name: instance
+-- The process that has registered a worker under a name, and the worker. $1 tenant, $2 name.
+select w.worker_id, w.instance_id from mcp.workers w
+where w.tenant_id = $1 and w.name = $2 and coalesce(w.status, '') <> 'TERMINATED' for update;
 
 -- name: get_many
 -- Workers with what they hold. $1 tenant, $2 ids.

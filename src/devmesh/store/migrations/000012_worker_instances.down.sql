@@ -1,0 +1,1 @@
+alter table mcp.workers drop column instance_id;
