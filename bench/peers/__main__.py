@@ -123,7 +123,8 @@ def _run(peer: Peer, address: str) -> dict[str, float] | str:
         problem = "it took too long"
     else:
         output = done.stdout
-        problem = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        problem = next((line for line in reversed(lines) if "rror" in line), lines[-1])
     found = {line["measure"]: line["value"] for line in map(json.loads, _json_lines(output))}
     return found or f"not run: {problem}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 
@@ -75,7 +76,6 @@ worker = app.Worker(
     without_heartbeat=True,
     loglevel="ERROR",
 )
-threading.Thread(target=worker.start, daemon=True).start()
 
 
 async def measure() -> None:
@@ -94,9 +94,8 @@ async def measure() -> None:
     while len(timed.delays_ms) < count:
         await asyncio.sleep(0.01)
     timed.tell_delays()
+    os._exit(0)  # the worker would want to be asked
 
 
-asyncio.run(measure())
-import os  # noqa: E402
-
-os._exit(0)
+threading.Thread(target=lambda: asyncio.run(measure()), daemon=True).start()
+worker.start()  # signals are for the main thread

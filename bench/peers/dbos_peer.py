@@ -6,17 +6,15 @@ import asyncio
 import logging
 import time
 
-from dbos import DBOS, Queue
+from dbos import DBOS
 from measuring import ADDRESS, CALLERS, CONCURRENCY, HANDLER_S, Counter, rate, steadily, tell
 
 logging.disable(logging.WARNING)
 config = {"name": "bench", "system_database_url": ADDRESS, "log_level": "ERROR", "run_admin_server": False}
 DBOS(config=config)
-queues = {
-    name: Queue(name, worker_concurrency=CONCURRENCY, polling_interval_sec=0.05) for name in ("noop", "sleep", "timed")
-}
 noops, sleeps, timed = Counter(), Counter(), Counter()
 TAKEN = 500
+queues = {}
 
 
 @DBOS.workflow()
@@ -37,6 +35,8 @@ async def time_it(at: float) -> None:
 
 async def main() -> None:
     DBOS.launch()
+    for name in ("noop", "sleep", "timed"):
+        queues[name] = DBOS.register_queue(name, worker_concurrency=CONCURRENCY, polling_interval_sec=0.05)
 
     async def one() -> int:
         await queues["noop"].enqueue_async(noop, 1)
