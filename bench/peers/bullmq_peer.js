@@ -1,9 +1,9 @@
 // BullMQ, on Redis without persistence: a hundred at once.
 import { Queue, Worker } from "bullmq";
+import { Redis } from "ioredis";
 import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, Counter, HANDLER_MS, pause, rate, steadily, tell } from "./measuring.js";
 
-const address = new URL(ADDRESS);
-const connection = { host: address.hostname, port: Number(address.port), password: address.password };
+const connection = new Redis(ADDRESS, { maxRetriesPerRequest: null });
 const queues = Object.fromEntries(["noop", "sleep", "timed"].map((name) => [name, new Queue(name, { connection })]));
 const jobs = (name, count) => Array.from({ length: count }, () => ({ name, data: {} }));
 tell("enqueue in thousands", await rate(async () => { await queues.noop.addBulk(jobs("noop", AT_ONCE)); return AT_ONCE; }));

@@ -16,6 +16,7 @@ app = Celery("bench", broker=ADDRESS)
 app.conf.update(
     task_ignore_result=True,
     worker_prefetch_multiplier=10,
+    worker_redirect_stdouts=False,
     broker_connection_retry_on_startup=True,
     broker_pool_limit=CALLERS,
 )
@@ -68,14 +69,6 @@ def one() -> int:
 
 tell("enqueue in thousands", rate(many))
 tell("enqueue one at a time", rate(one, CALLERS))
-worker = app.Worker(
-    pool="threads",
-    concurrency=CONCURRENCY,
-    without_gossip=True,
-    without_mingle=True,
-    without_heartbeat=True,
-    loglevel="ERROR",
-)
 
 
 async def measure() -> None:
@@ -98,4 +91,5 @@ async def measure() -> None:
 
 
 threading.Thread(target=lambda: asyncio.run(measure()), daemon=True).start()
-worker.start()  # signals are for the main thread
+quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=ERROR"]
+app.worker_main(["worker", "--pool=threads", f"--concurrency={CONCURRENCY}", *quiet])  # signals are for the main thread
