@@ -149,6 +149,26 @@ def test_a_redis_that_answers_and_one_that_does_not(migrated: str, tmp_path: Pat
     assert "s3cretpass" not in gone.text
 
 
+def test_a_database_that_compares_no_vectors(own: str, tmp_path: Path) -> None:
+    assert doctor(tmp_path, own).one("pgvector")["state"] == "ok"
+    run_sql(own, "drop extension vector cascade")
+    found = doctor(tmp_path, own)
+    assert (found.one("pgvector")["state"], found.one("drift")["state"]) == ("note", "ok")
+    assert found.one("pgvector")["advice"] == ["create extension vector;"]
+    run_sql(own, "create schema aside; create extension vector schema aside")
+    assert doctor(tmp_path, own).one("pgvector")["advice"] == ["DATABASE_SEARCH_PATH=mcp,public,aside"]
+    found = doctor(tmp_path, own, DATABASE_SEARCH_PATH="mcp,public,aside")
+    assert found.one("pgvector")["state"] == "ok"
+
+
+def test_a_qdrant_that_does_not_answer(tmp_path: Path) -> None:
+    url = f"http://:s3cretpass@127.0.0.1:{free_port()}"
+    found = doctor(tmp_path, QDRANT_URL=url)
+    assert found.one("contexts")["state"] == "warning"
+    assert "Qdrant is away" in found.one("contexts")["found"]
+    assert "s3cretpass" not in found.text
+
+
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

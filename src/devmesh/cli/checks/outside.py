@@ -1,4 +1,4 @@
-"""What is asked beside PostgreSQL, where it is configured: Redis, and the address of the operator's public keys.
+"""What is asked beside PostgreSQL, where it is configured: Redis, Qdrant, and the address of the operator's public keys.
 
 Most have configured neither, and their libraries are slow to import: each is imported by the check that needs it.
 """
@@ -9,6 +9,8 @@ import time
 
 from devmesh.cli.checks.case import Case
 from devmesh.cli.checks.finding import Finding, ok, problem, warning
+
+LIMIT_S = 3.0
 
 
 async def redis_server(case: Case) -> list[Finding]:
@@ -31,6 +33,31 @@ async def redis_server(case: Case) -> list[Finding]:
         found = f"does not answer, so PostgreSQL carries the bell: {str(error) or type(error).__name__}"
         return [warning(found, "start Redis, or correct or remove REDIS_URL")]
     return [ok(f"answers in {(time.perf_counter() - began) * 1000:.1f} ms")]
+
+
+async def contexts(case: Case) -> list[Finding]:
+    """Whether what contexts are to be found by can be had: an embedder, and a Qdrant that answers."""
+    from devmesh.engine.breaker import Breaker
+    from devmesh.engine.recalling import Unusable, require_usable
+
+    settings = case.settings
+    try:
+        require_usable(settings)
+    except Unusable as error:
+        return [problem(str(error), "or take the setting back")]
+    maker = "texts get no vectors" if settings.embedder == "none" else f"{settings.embedder} makes vectors of texts"
+    if settings.qdrant_url is None:
+        return [ok(f"{maker}, and PostgreSQL compares them")]
+    from devmesh.engine.qdrant_index import QdrantIndex
+
+    breaker = Breaker("qdrant", 1, 0.0, lambda *_: None)
+    limit_s = min(settings.qdrant_timeout_s, LIMIT_S)
+    index = QdrantIndex.at(settings.qdrant_url, settings.qdrant_api_key, limit_s, breaker)
+    found = await index.check()
+    await index.close()
+    if found.status != "healthy":
+        return [warning(found.message, "start Qdrant, or correct QDRANT_URL and QDRANT_API_KEY")]
+    return [ok(f"{maker}, and Qdrant compares them; it answers in {found.latency_ms:.1f} ms")]
 
 
 async def token_keys(case: Case) -> list[Finding]:

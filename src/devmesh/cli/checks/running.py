@@ -30,6 +30,7 @@ CHECKS = (
     Check("open files", machine.file_limit),
     Check("master key", secrets.master_key),
     Check("redis", outside.redis_server),
+    Check("contexts", outside.contexts),
     Check("token keys", outside.token_keys),
     Check("ports", services.ports),
     Check("rest-api", services.rest_api),

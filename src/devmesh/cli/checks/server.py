@@ -106,12 +106,22 @@ async def version(case: Case) -> list[Finding]:
 
 
 async def vectors(case: Case) -> list[Finding]:
-    """Whether pgvector could be used."""
+    """Whether PostgreSQL compares vectors. Without that, contexts are found by their words."""
     row = await _row(case, "identity")
+    found, without = f"pgvector {row['vector_version']}", "searches by vector are not possible"
     if row["vector_version"] is None:
-        found = "pgvector is not installed on the server: searches by meaning will not be possible"
-        return [note(found, "install the package postgresql-NN-pgvector, or use the image pgvector/pgvector")]
-    return [ok(f"pgvector {row['vector_version']}")]
+        advice = (
+            "install the package postgresql-NN-pgvector, or use the image pgvector/pgvector",
+            "create extension vector;",
+        )
+        return [note(f"pgvector is not installed on the server: {without}", *advice)]
+    if row["vector_schema"] is None and row["has_schema"]:
+        return [note(f"{found} is on the server, and not in this database: {without}", "create extension vector;")]
+    if row["vector_schema"] is not None and not row["has_vectors"]:
+        schema, path = row["vector_schema"], case.settings.database_search_path
+        way = f"DATABASE_SEARCH_PATH={path},{schema}"
+        return [note(f"{found} is in the schema {schema}, where it is not looked for: {without}", way)]
+    return [ok(found)]
 
 
 async def writes(case: Case) -> list[Finding]:

@@ -3,7 +3,10 @@
 select current_setting('server_version_num')::integer as version_number, current_setting('server_version') as version,
        quote_ident(current_user) as role, quote_ident(current_database()) as database, pg_is_in_recovery() as is_standby,
        current_setting('default_transaction_read_only')::boolean as is_read_only,
-       (select default_version from pg_available_extensions where name = 'vector') as vector_version;
+       (select default_version from pg_available_extensions where name = 'vector') as vector_version,
+       (select quote_ident(n.nspname) from pg_extension x join pg_namespace n on n.oid = x.extnamespace where x.extname = 'vector')
+       as vector_schema,
+       to_regtype('vector') is not null as has_vectors, to_regnamespace('mcp') is not null as has_schema;
 
 -- name: rights
 -- Whether we may make things in the schema, or the schema itself where there is none. No parameters.
