@@ -158,5 +158,8 @@ def test_contexts_are_listed_searched_and_deleted(command: Command) -> None:
     assert context in command("contexts", "list").stdout
     found = command("contexts", "search", "sum the invoices")
     assert [context in found.stdout, "searched by text" in found.stdout] == [True] * 2
+    assert context not in command("contexts", "search", "sum the mails", "--min-score", "0.9").stdout
+    refused = command("contexts", "search", "sum the invoices", "--by", "vector")
+    assert "DEVMESH_EMBEDDER" in refused.stderr
     assert command("contexts", "delete", context).returncode == 0
     assert command("contexts", "show", context).stderr.startswith("error: not_found")

@@ -11,6 +11,7 @@ from devmesh.cli.console import print_json, say
 from devmesh.cli.jobs import TypeFilter
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
+from devmesh.core.contexts import By
 
 COLUMNS = ("id", "type", "job_id", "text", "tags", "model", "created_at")
 FIELDS = (*COLUMNS, "attempt", "data", "dimensions")
@@ -49,12 +50,14 @@ def search(
     job: JobFilter = None,
     type_: TypeFilter = None,
     tag: TagFilter = None,
+    by: Annotated[By | None, typer.Option(help="Only by its words, or only by a vector made of it.")] = None,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="The least score.")] = 0.0,
     limit: Limit = 10,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Find contexts that are alike, the most alike first."""
-    asked = {"text": text, "job_id": job, "type": type_, "tag": tag, "limit": limit}
+    asked = {"text": text, "job_id": job, "type": type_, "tag": tag, "by": by, "min_score": min_score, "limit": limit}
     answer = invoke("context.search", asked, data_dir)
     if as_json:
         print_json(answer)

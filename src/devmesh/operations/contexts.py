@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import enum
 import math
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from msgspec import Meta, Raw
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
+from devmesh.core.contexts import By
 from devmesh.core.ids import new_ids
 from devmesh.core.names import (
     EMPTY_OBJECT,
@@ -243,11 +243,6 @@ async def forget(work: Work, context_ids: Sequence[uuid.UUID]) -> list[Record]:
         context_id = row["context_id"]
         work.emit("context.deleted", (f"context:{context_id}",), {"context": {"id": context_id}})
     return rows
-
-
-class By(enum.StrEnum):
-    VECTOR = "vector"
-    TEXT = "text"
 
 
 class Search(Filters, kw_only=True):
