@@ -91,4 +91,4 @@ select w.status, count(*) from mcp.workers w where w.status <> 'TERMINATED' grou
 -- Tenants whose oldest context is older than $1 seconds.
 select t.tenant_id from mcp.tenants t
 cross join lateral (select c.created_at from mcp.execution_contexts c where c.tenant_id = t.tenant_id order by c.context_id limit 1) oldest
-where oldest.created_at < now() - make_interval(secs => $1);
+where oldest.created_at < now() - make_interval(secs => $1) order by t.tenant_id;
