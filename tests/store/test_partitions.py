@@ -138,7 +138,9 @@ async def test_rows_of_any_month_are_drained_to_it(database: Database, fresh_dat
     }  # fmt: skip
     assert (await report_of(database, "audit_log")).status == "healthy"
     assert await partitions.drain(database, "audit_log") == 0
-    left = run_sql(fresh_database, "select relname from pg_class where relkind <> 'i' and relname ~ '^audit_log.*_(drain|gone)'")
+    left = run_sql(
+        fresh_database, "select relname from pg_class where relkind <> 'i' and relname ~ '^audit_log.*_(drain|gone)'"
+    )
     assert left == "", "nothing of the draining is left"
 
 
