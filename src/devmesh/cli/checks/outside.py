@@ -47,7 +47,7 @@ async def contexts(case: Case) -> list[Finding]:
         return [problem(str(error), "or take the setting back")]
     maker = "texts get no vectors" if settings.embedder == "none" else f"{settings.embedder} makes vectors of texts"
     if settings.qdrant_url is None:
-        return [ok(f"{maker}, and PostgreSQL compares them")]
+        return [ok(f"{maker}; PostgreSQL compares vectors")]
     from devmesh.engine.qdrant_index import QdrantIndex
 
     breaker = Breaker("qdrant", 1, 0.0, lambda *_: None)
@@ -57,7 +57,7 @@ async def contexts(case: Case) -> list[Finding]:
     await index.close()
     if found.status != "healthy":
         return [warning(found.message, "start Qdrant, or correct QDRANT_URL and QDRANT_API_KEY")]
-    return [ok(f"{maker}, and Qdrant compares them; it answers in {found.latency_ms:.1f} ms")]
+    return [ok(f"{maker}; Qdrant compares vectors, and answers in {found.latency_ms:.1f} ms")]
 
 
 async def token_keys(case: Case) -> list[Finding]:
