@@ -36,7 +36,7 @@ async def time_it(at: float) -> None:
 async def main() -> None:
     DBOS.launch()
     for name in ("noop", "sleep", "timed"):
-        queues[name] = DBOS.register_queue(name, worker_concurrency=CONCURRENCY, polling_interval_sec=0.05)
+        queues[name] = await DBOS.register_queue_async(name, worker_concurrency=CONCURRENCY, polling_interval_sec=0.05)
 
     async def one() -> int:
         await queues["noop"].enqueue_async(noop, 1)
