@@ -47,8 +47,7 @@ with asked as materialized (
       and ($3::uuid is null or c.job_id = $3) and ($4::text is null or c.type = $4) and ($5::text is null or $5 = any(c.tags))
     order by rank desc, c.context_id desc limit $8
 ), scored as (
-    select f.context_id, f.rank, (select count(*) from unnest((select asked.words from asked)) as w (word)
-                                  where w.word = any(tsvector_to_array(f.words)))::double precision
+    select f.context_id, f.rank, (length(f.words) - length(ts_delete(f.words, (select asked.words from asked))))::double precision
            / greatest(cardinality((select asked.words from asked)), 1) as score
     from found f
 )
