@@ -66,8 +66,11 @@ select f.* from (
 where f.score >= $7 order by f.score desc, f.context_id desc limit $8;
 
 -- name: has_vectors
--- Whether the database compares vectors. No parameters.
-select to_regtype('vector') is not null as has_vectors;
+-- Whether the database compares vectors. The extension is then found for the rest of the transaction whatever schema it is in: the migration
+-- makes it in mcp, where a search path of one's own need not lead, and others keep theirs elsewhere. No parameters.
+select coalesce((select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), x.extnamespace::regnamespace), true)
+                 from pg_extension x where x.extname = 'vector' and has_schema_privilege(x.extnamespace, 'usage')) is not null, false)
+       as has_vectors;
 
 -- name: unindexed
 -- The oldest contexts of all tenants whose vectors the index does not have, by tenant. $1 how many.
