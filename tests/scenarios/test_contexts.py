@@ -88,6 +88,16 @@ async def test_j22_patterns_of_one_job_are_found_among_its_own(bench: Bench) -> 
     assert score > 0.5
 
 
+async def test_a_long_text_is_searched_among_long_ones(bench: Bench) -> None:
+    words = [f"w{number:x}" for number in range(9_000)]
+    for number in range(30):
+        await stored(bench.wire, f"{' '.join(words)} only{number}")
+    [(_, score), *_] = await searched(bench.wire, text=" ".join(words[:2_000]))
+    assert score == 1.0
+    [(_, score), *_] = await searched(bench.wire, text=" ".join([*words[:1_999], "elsewhere"]))
+    assert score == pytest.approx(1_999 / 2_000, abs=1e-6)
+
+
 async def test_another_tenant_finds_nothing_of_it(mesh: Mesh, bench: Bench) -> None:
     context = await stored(bench.wire, "a secret recipe", vector=[1.0, 0.0])
     async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as stranger:

@@ -319,5 +319,9 @@ async def test_s14_a_search_path_without_mcp_works(empty_database: str, mesh_on:
         task = await agent.next_task()
         done = await agent.wire.call("task.complete", task_id=task["id"], attempt=task["attempt"], result=2)
         assert done["task"]["status"] == "completed"
+        await agent.wire.call("context.store", type="sums", text="a sum", vector=[1.0, 2.0])
+        found = await agent.wire.call("context.search", vector=[1.0, 2.0])
+        assert (found["by"], len(found["results"])) == ("vector", 1), "though the extension is in mcp"
     for child in mesh.children:
-        assert ask(child, "/health")["components"]["schema"]["status"] == "healthy"
+        components = ask(child, "/health")["components"]
+        assert (components["schema"]["status"], components["vectors"]["status"]) == ("healthy", "healthy")

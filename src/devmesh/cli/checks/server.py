@@ -118,9 +118,9 @@ async def vectors(case: Case) -> list[Finding]:
     if row["vector_schema"] is None and row["has_schema"]:
         return [note(f"{found} is on the server, and not in this database: {without}", "create extension vector;")]
     if row["vector_schema"] is not None and not row["has_vectors"]:
-        schema, path = row["vector_schema"], case.settings.database_search_path
-        way = f"DATABASE_SEARCH_PATH={path},{schema}"
-        return [note(f"{found} is in the schema {schema}, where it is not looked for: {without}", way)]
+        schema, role = row["vector_schema"], row["role"]
+        way = f"grant usage on schema {schema} to {role};"
+        return [note(f"{found} is in the schema {schema}, where {role} may not look: {without}", way)]
     return [ok(found)]
 
 

@@ -47,8 +47,7 @@ with asked as materialized (
       and ($3::uuid is null or c.job_id = $3) and ($4::text is null or c.type = $4) and ($5::text is null or $5 = any(c.tags))
     order by rank desc, c.context_id desc limit $8
 ), scored as (
-    select f.context_id, f.rank, (select count(*) from unnest((select asked.words from asked)) as w (word)
-                                  where w.word = any(tsvector_to_array(f.words)))::double precision
+    select f.context_id, f.rank, (length(f.words) - length(ts_delete(f.words, (select asked.words from asked))))::double precision
            / greatest(cardinality((select asked.words from asked)), 1) as score
     from found f
 )
@@ -67,8 +66,11 @@ select f.* from (
 where f.score >= $7 order by f.score desc, f.context_id desc limit $8;
 
 -- name: has_vectors
--- Whether the database compares vectors. No parameters.
-select to_regtype('vector') is not null as has_vectors;
+-- Whether the database compares vectors. The extension is then found for the rest of the transaction whatever schema it is in: the migration
+-- makes it in mcp, where a search path of one's own need not lead, and others keep theirs elsewhere. No parameters.
+select coalesce((select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), x.extnamespace::regnamespace), true)
+                 from pg_extension x where x.extname = 'vector' and has_schema_privilege(x.extnamespace, 'usage')) is not null, false)
+       as has_vectors;
 
 -- name: unindexed
 -- The oldest contexts of all tenants whose vectors the index does not have, by tenant. $1 how many.

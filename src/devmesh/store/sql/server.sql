@@ -6,7 +6,8 @@ select current_setting('server_version_num')::integer as version_number, current
        (select default_version from pg_available_extensions where name = 'vector') as vector_version,
        (select quote_ident(n.nspname) from pg_extension x join pg_namespace n on n.oid = x.extnamespace where x.extname = 'vector')
        as vector_schema,
-       to_regtype('vector') is not null as has_vectors, to_regnamespace('mcp') is not null as has_schema;
+       exists (select from pg_extension x where x.extname = 'vector' and has_schema_privilege(x.extnamespace, 'usage')) as has_vectors,
+       to_regnamespace('mcp') is not null as has_schema;
 
 -- name: rights
 -- Whether we may make things in the schema, or the schema itself where there is none. No parameters.
