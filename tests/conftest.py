@@ -22,6 +22,8 @@ from devmesh.store.migrator import Migrator
 from tests.harness import Mesh, running_mesh
 
 PSQL = find_binaries(MAJOR_VERSION) / "psql"
+IN_MEMORY = Path("/dev/shm")  # what Linux has for it
+IN_MEMORY_BYTES_MIN = 4 << 30  # a run needs a quarter of it
 QUICK = {  # so that tests need not wait long
     "DEVMESH_REAPER_INTERVAL_S": "0.25",
     "DEVMESH_PRESENCE_INTERVAL_S": "0.5",
@@ -32,6 +34,12 @@ QUICK = {  # so that tests need not wait long
 
 # Each client would read all certificate authorities again: 20 ms that waiting for a service would spend over and over.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+
+
+def pytest_configure() -> None:
+    """Has everything that the run writes written to memory, where there is room: databases are thousands of small files."""
+    if "TMPDIR" not in os.environ and IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free >= IN_MEMORY_BYTES_MIN:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(IN_MEMORY)
 
 
 @pytest.hookimpl(wrapper=True)

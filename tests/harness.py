@@ -46,25 +46,35 @@ def free_port() -> int:
             return _next_port
 
 
+def pauses_s() -> Iterator[float]:
+    """Between looks: short ones for what is about to be so, then longer ones, for each look slows what is waited for."""
+    pause_s = 0.01
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 1.25, 0.1)
+
+
 def wait_until(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
     """Looks again and again until a condition holds. Fails, saying what was waited for, when it does not in time."""
     ends_at = time.monotonic() + within_s
-    while not condition():
+    for pause_s in pauses_s():
+        if condition():
+            return
         assert time.monotonic() < ends_at, f"{what}: not within {within_s} s"
-        time.sleep(0.02)
+        time.sleep(pause_s)
 
 
 async def eventually(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
     """Like `wait_until`, while the loop goes on. The condition may be a coroutine function."""
     ends_at = time.monotonic() + within_s
-    while True:
+    for pause_s in pauses_s():
         held = condition()
         if asyncio.iscoroutine(held):
             held = await held
         if held:
             return
         assert time.monotonic() < ends_at, f"{what}: not within {within_s} s"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pause_s)
 
 
 class Child:

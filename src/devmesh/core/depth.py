@@ -20,10 +20,11 @@ def require_depth(raw: bytes | memoryview, depth_max: int) -> None:
     brackets = _brackets(text)
     for _ in range(depth_max):
         left = brackets.replace(b"{}", b"")  # the innermost pairs go
-        if not left or left == brackets:  # what is not well-formed is for the decoder to say
+        if left == brackets:  # nothing is left, or what is not well-formed, which is for the decoder to say
             return
         brackets = left
-    raise errors.invalid(f"the parameters are nested more than {depth_max} levels deep")
+    if brackets:
+        raise errors.invalid(f"the parameters are nested more than {depth_max} levels deep")
 
 
 def _brackets(text: bytes) -> bytes:

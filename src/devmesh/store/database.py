@@ -258,9 +258,9 @@ class Database:
             self._waiting -= 1
         try:
             yield connection
-        except BaseException:
-            if not await _roll_back(connection):
-                await self._pool.expire_connections()  # the others have gone silent with it: open new ones
+        except BaseException as error:
+            if not await _roll_back(connection) or is_connection_lost(error):
+                await self._pool.expire_connections()  # the others have gone with it, or soon will have: open new ones
             raise
         finally:
             try:
