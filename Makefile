@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed.stamp
 PYTEST := $(VENV)/bin/python -m pytest
-SUITE := $(PYTEST) -n 3 --dist worksteal  # most tests wait most of the time
+SUITE := $(PYTEST) -n 4 --dist worksteal  # most tests wait most of the time
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 

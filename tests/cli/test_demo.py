@@ -186,6 +186,8 @@ def test_a_file_that_changes_meanwhile_makes_it_fail_and_is_named(up: Up, notes:
 def test_broken_off_it_leaves_no_process_and_whoever_can_tidies_up(
     up: Up, notes: Path, number: signal.Signals, code: int
 ) -> None:
+    for name in range(1_000):  # so that there is work left when it is broken off
+        (notes / f"{name}.txt").write_text("more of the same\n" * 100)
     demo = Demo(up.directory, str(notes), settings={"TMPDIR": str(up.directory)})  # a killed one leaves its logs there
     demo.until("submitted")
     processes = demo.processes()
