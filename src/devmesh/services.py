@@ -18,6 +18,7 @@ from devmesh import operations
 from devmesh.core import envelope
 from devmesh.core.components import Component
 from devmesh.core.errors import MeshError
+from devmesh.core.events import Concern
 from devmesh.core.ids import new_id
 from devmesh.edges import boundary, rest
 from devmesh.edges.health import Health, Migrations
@@ -308,7 +309,7 @@ class Service:
         """What moves when nobody asks."""
         settings, database = self._settings, runner.database
         assigner = Assigner(runner, settings.assigner_interval_s)
-        bell.listen(assigner.heard)
+        bell.listen(assigner.heard, Concern.TASKS)
         reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
         if self._app is not None:
             from devmesh.engine.app_worker import AppWorker

@@ -8,7 +8,7 @@ from the database.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import collections
 import functools
 import inspect
 import logging
@@ -30,12 +30,15 @@ log = logging.getLogger("devmesh.client")
 
 CAPACITY_DEFAULT = 10
 LEASE_S_DEFAULT = 30.0
-CLAIMED_MAX = 500
-REPORTS_MAX = 500
+CLAIMED_MAX = 1_000
+REPORTS_MAX = 1_000
 REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
 HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 REPORTERS = 2  # requests under way at once
-WAIT_MS = 20_000
+CLAIMS = 2  # of them as well: the database looks for the next jobs while the last ones begin
+WAIT_MS, WAIT_HELD_MS = 20_000, 100
+FEW_AFTER_S = 0.05
+BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 REPORT_TIMEOUT_S = 10.0
 ERROR_CHARACTERS_MAX = 2_000
@@ -53,6 +56,14 @@ class JobHandler(NamedTuple):
 
 class _Claimed(msgspec.Struct):
     jobs: list[Job]
+
+
+class _Asked(NamedTuple):
+    """A claim under way: for how many jobs, since when (monotonic seconds), and its answer to come."""
+
+    limit: int
+    at: float
+    answer: asyncio.Task[list[Job]]
 
 
 class _Registered(msgspec.Struct):
@@ -89,7 +100,9 @@ class JobWorker:
         self._heart = JobHeart(open_heart_requests or open_requests, lease_s)
         self._processes = Processes()
         self._running: dict[uuid.UUID, asyncio.Task[None]] = {}
-        self._held = 0
+        self._held = self._asked = 0
+        self._telling = 0
+        self._is_flowing = self._takes_few = False
         self._reports: list[_Report] = []
         self._has_reports, self._has_room = asyncio.Event(), asyncio.Event()
         self._is_draining = False
@@ -132,35 +145,67 @@ class JobWorker:
         log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))
 
     async def _claim_all(self) -> None:
+        """Asks for jobs while there is room for enough, and before the last ones have come while more are waiting."""
+        asked = collections.deque[_Asked]()
         pause_s = PAUSE_S
-        while not self._is_draining:
-            room = self.capacity - self._held
-            if room <= self.capacity // 2 and self._held:  # asking for a few at a time would cost as much as for many
-                self._has_room.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._has_room.wait(), 0.05 if room else None)
-                room = self.capacity - self._held
-                if room <= 0 or self._is_draining:
+        try:
+            while asked or not self._is_draining:
+                self._ask(asked)
+                if not asked:
+                    await self._room()
                     continue
-            try:
-                await self._claim(min(room, CLAIMED_MAX))
-                pause_s = PAUSE_S
-            except MeshError as error:
-                if not error.retryable and error.reason != "worker.state":
-                    raise
-                log.warning("no jobs can be had for the moment: %s", error.message)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, PAUSE_S_MAX)
+                try:
+                    await self._begin(asked.popleft())
+                    pause_s = PAUSE_S
+                except MeshError as error:
+                    if not error.retryable and error.reason != "worker.state":
+                        raise
+                    log.warning("no jobs can be had for the moment: %s", error.message)
+                    self._is_flowing = False
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
+        finally:
+            for each in asked:
+                each.answer.cancel()
 
-    async def _claim(self, limit: int) -> None:
-        asked_at = time.monotonic()
+    def _ask(self, asked: collections.deque[_Asked]) -> None:
+        while not self._is_draining and len(asked) < (CLAIMS if self._is_flowing else 1):
+            room = self.capacity - self._held - self._asked
+            is_enough = room >= min(self.capacity // 2, CLAIMED_MAX)  # asking for a few would cost as much as for many
+            if room <= 0 or not (is_enough or self._takes_few or not self._held):
+                return
+            self._takes_few = False
+            limit = min(room, CLAIMED_MAX)
+            self._asked += limit
+            asked.append(_Asked(limit, time.monotonic(), asyncio.create_task(self._claim(limit))))
+
+    async def _room(self) -> None:
+        """Until there is room for enough jobs to ask for, or has been room for a few for a while."""
+        self._has_room.clear()
+        try:
+            await asyncio.wait_for(self._has_room.wait(), FEW_AFTER_S if self._held < self.capacity else None)
+        except TimeoutError:
+            self._takes_few = True
+
+    async def _claim(self, limit: int) -> list[Job]:
         asked = {
             "worker_id": self._worker_id, "queues": self._queues, "limit": limit, "lease_s": self._lease_s,
-            "wait_ms": WAIT_MS if not self._held else 100,
+            "wait_ms": WAIT_HELD_MS if self._held else WAIT_MS,
         }  # fmt: skip
-        answer = await self._requests.request("job.claim", asked, _Claimed, timeout_s=WAIT_MS / 1000 + REPORT_TIMEOUT_S)
-        for job in answer.jobs:
-            lease = JobLease(job.id, job.attempt, self._lease_s, asked_at)
+        timeout_s = WAIT_MS / 1000 + REPORT_TIMEOUT_S
+        return (await self._requests.request("job.claim", asked, _Claimed, timeout_s=timeout_s)).jobs
+
+    async def _begin(self, asked: _Asked) -> None:
+        """Begins the jobs that an answer brings, a few at a time: what waits for the database's answers goes on between."""
+        try:
+            jobs = await asked.answer
+        finally:
+            self._asked -= asked.limit
+        self._is_flowing = len(jobs) == asked.limit
+        for number, job in enumerate(jobs, 1):
+            if number % BEGUN_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            lease = JobLease(job.id, job.attempt, self._lease_s, asked.at)
             self._held += 1
             self._heart.hold(lease)
             task = self._running[job.id] = asyncio.create_task(self._work(job, lease))
@@ -201,7 +246,8 @@ class JobWorker:
 
     def _say(self, report: _Report) -> None:
         self._reports.append(report)
-        self._has_reports.set()
+        if not self._telling or len(self._reports) >= REPORTS_MAX:  # a few wait for the request that is under way
+            self._has_reports.set()
 
     async def _report_all(self) -> None:
         while True:
@@ -218,10 +264,16 @@ class JobWorker:
                 some.append(report)
                 size += len(report.text)
             del self._reports[: len(some)]
-            if not self._reports:
+            if len(self._reports) < REPORTS_MAX:
                 self._has_reports.clear()
             if some:
-                await self._tell(verb, some)
+                self._telling += 1
+                try:
+                    await self._tell(verb, some)
+                finally:
+                    self._telling -= 1
+            if self._reports and not self._telling:
+                self._has_reports.set()
 
     async def _tell(self, verb: str, reports: list[_Report]) -> None:
         """Says how attempts ended, again and again while nobody hears it; then their slots are free."""

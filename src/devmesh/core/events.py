@@ -7,6 +7,7 @@ the events after it gives the fresh state. What is not a field of the noun lies 
 from __future__ import annotations
 
 import datetime
+import enum
 import re
 import uuid
 from typing import Annotated, NamedTuple
@@ -70,6 +71,26 @@ TYPES: dict[str, str] = {
     "worker.alert": "something is wrong with a worker, or more so than before",
     "worker.status": "a worker's status changed",
 }
+
+
+class Concern(enum.StrEnum):
+    """What may have come about by an event for those who wait: who waits for one does not look again because of the other."""
+
+    TASKS = "t"  # an agent may get a task, or a task has ended
+    JOBS = "j"  # a worker may get a job
+
+
+_GIVES_JOBS = frozenset({
+    "job.enqueued", "job.unblocked", "job.retrying", "job.released", "job.replayed", "job.promoted", "job.restored",
+    "queue.resumed", "queue.limited", "worker.registered", "worker.status",
+})  # fmt: skip
+_OF_JOBS = ("job.", "queue.", "worker.", "schedule.", "snapshot.", "context.")
+
+
+def concerns_of(event_type: str) -> frozenset[Concern]:
+    if not event_type.startswith(_OF_JOBS):
+        return frozenset({Concern.TASKS})
+    return frozenset({Concern.JOBS} if event_type in _GIVES_JOBS else ())
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from devmesh import telemetry
 from devmesh.core import access, errors
 from devmesh.core.access import Caller
 from devmesh.core.depth import require_depth
+from devmesh.core.events import Concern
 from devmesh.operations import audit
 from devmesh.operations.admission import Admission
 from devmesh.operations.api_logs import Answered
@@ -91,7 +92,7 @@ class Corridor:
     async def _answer(self, operation: Operation, call: Call[Any]) -> msgspec.Raw:
         """Asks until the answer is final or the caller's patience ends; it waits outside of any transaction."""
         tenant_id = call.caller.tenant_id
-        rings_seen = self._bell.rings_so_far(tenant_id)
+        rings_seen = self._bell.rings_so_far(tenant_id, operation.waits_for)
         began_s = time.monotonic()
         answer = await self._ask(operation, call)
         self.admission.took(time.monotonic() - began_s)
@@ -100,9 +101,9 @@ class Corridor:
         patience_ends = time.monotonic() + answer.wait_ms / 1000
         with self.waits.begun(call.caller), self.admission.outside(operation.name):
             while isinstance(answer, NotYet) and (remaining_s := patience_ends - time.monotonic()) > 0:
-                await self._pause(tenant_id, rings_seen, remaining_s)
+                await self._pause(tenant_id, operation.waits_for, rings_seen, remaining_s)
                 self.waits.require_going_on(call.caller)
-                rings_seen = self._bell.rings_so_far(tenant_id)
+                rings_seen = self._bell.rings_so_far(tenant_id, operation.waits_for)
                 answer = await self._ask(operation, call)
         return _encode(answer) if isinstance(answer, NotYet) else answer
 
@@ -111,10 +112,10 @@ class Corridor:
         assert not isinstance(answer, errors.MeshError)  # which would have been raised
         return answer
 
-    async def _pause(self, tenant_id: uuid.UUID, rings_seen: int, limit_s: float) -> None:
+    async def _pause(self, tenant_id: uuid.UUID, concern: Concern, rings_seen: int, limit_s: float) -> None:
         """Until the bell rings, or there may be something that nobody rang for. Raises unavailable when the server leaves."""
         if not self._is_leaving:
-            await self._bell.wait(tenant_id, rings_seen, min(limit_s, self._settings.fanout_poll_interval_s))
+            await self._bell.wait(tenant_id, concern, rings_seen, min(limit_s, self._settings.fanout_poll_interval_s))
         if self._is_leaving:
             raise errors.unavailable("this server is going away; wait at another")
 

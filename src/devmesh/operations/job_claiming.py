@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import datetime
 import uuid
 from collections.abc import Hashable, Sequence
@@ -13,6 +12,7 @@ from msgspec import Meta
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
+from devmesh.core.events import Concern
 from devmesh.core.jobs import ClaimedJob, QueueName, Status
 from devmesh.core.names import WaitMs
 from devmesh.operations import queue_rates
@@ -49,7 +49,7 @@ def _worker(call: Call[Claim]) -> Hashable:
     return call.params.worker_id
 
 
-@operation("job.claim", scope=Scope.WORKER, http="POST /jobs/claim", subject=_worker)
+@operation("job.claim", scope=Scope.WORKER, http="POST /jobs/claim", subject=_worker, waits_for=Concern.JOBS)
 async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedResult | NotYet | errors.MeshError]:
     """Take jobs of some queues, highest priority first, then oldest; wait up to `wait_ms` for one.
 
@@ -99,12 +99,13 @@ async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) 
     flat = [moment for queue in queues for moment in since[queue]]
     heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat, list(left.values()))
     rows: list[Record] = []
-    for (queue, priority), count in collections.Counter((row["queue"], row["priority"]) for row in heads).items():
+    for queue, priority, count in heads:
         only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(since[queue])]
         taken = await _take(work, asked, queue, min(count, left[queue]), only) if left[queue] > 0 else []
         left[queue] -= len(taken)
         rows += taken
-    rows.sort(key=lambda row: (-row["priority"], row["run_at"], row["id"]))
+    if len(heads) > 1:
+        rows.sort(key=lambda row: (-row["priority"], row["run_at"], row["id"]))
     return rows
 
 

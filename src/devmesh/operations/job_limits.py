@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from devmesh.core.events import Concern
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.statements import Statement, load
@@ -72,5 +73,7 @@ async def _admit(work: Work, lock: Statement, limits: dict[tuple[str, str], int]
     columns = [queue for queue, _ in limits], [key for _, key in limits]
     await work.tx.execute(lock, work.tenant_id, *columns, list(limits.values()))
     rows = await work.tx.fetch(SQL.admit, work.tenant_id, *columns)
+    if rows:
+        work.concerns.add(Concern.JOBS)
     if not rows:
         await work.tx.execute(SQL.forget, work.tenant_id, *columns)

@@ -17,6 +17,7 @@ import msgspec
 
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
+from devmesh.core.events import Concern
 from devmesh.core.names import WITHOUT_NUL, IdempotencyKey, Version
 from devmesh.operations.recall import Recall
 from devmesh.operations.work import Work
@@ -93,6 +94,7 @@ class Operation(msgspec.Struct, frozen=True):
     batch_max: int | None  # None: the setting; 1: not batched
     subject: Callable[[Call[Any]], Hashable] | None
     audited: bool
+    waits_for: Concern  # what lets a call look again that was answered NotYet
     in_hand: bool  # goes on with work that was begun: under overload it is let in before what is new
     secret: str | None  # the field of the result that is shown once and never stored
     ahead: Ahead | None  # asks what is outside of PostgreSQL, before the transaction
@@ -204,6 +206,7 @@ def operation(
     single: bool = False,
     subject: Callable[[Call[Any]], Hashable] | None = None,
     audited: bool = False,
+    waits_for: Concern = Concern.TASKS,
     in_hand: bool = False,
     secret: str | None = None,
     ahead: Ahead | None = None,
@@ -230,6 +233,7 @@ def operation(
             batch_max=1 if single else None,
             subject=subject,
             audited=audited,
+            waits_for=waits_for,
             in_hand=in_hand,
             secret=secret,
             ahead=ahead,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 import msgspec
 
 from devmesh.core import events
+from devmesh.core.events import Concern
 from devmesh.store.claim_horizons import ClaimHorizons
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import load
@@ -27,9 +28,9 @@ ResultT = TypeVar("ResultT")
 class Bell(Protocol):
     """Tells whoever listens, here and in other processes, that a tenant has news. A hint: it may be lost."""
 
-    def ring(self, tenant_id: uuid.UUID) -> None: ...
-    def rings_so_far(self, tenant_id: uuid.UUID) -> int: ...
-    async def wait(self, tenant_id: uuid.UUID, rings_seen: int, timeout_s: float) -> None: ...
+    def ring(self, tenant_id: uuid.UUID, concerns: Iterable[Concern]) -> None: ...
+    def rings_so_far(self, tenant_id: uuid.UUID, concern: Concern) -> int: ...
+    async def wait(self, tenant_id: uuid.UUID, concern: Concern, rings_seen: int, timeout_s: float) -> None: ...
     def disturb(self) -> None: ...
 
 
@@ -48,12 +49,15 @@ class Work:
         self.tx, self.tenant_id, self.now, self.vault = tx, tenant_id, now, vault
         self.horizons = horizons or ClaimHorizons()
         self.events: list[events.NewEvent] = []
+        self.concerns: set[Concern] = set()
+        """What may have come about for those who wait. Events add their own."""
 
     def emit(self, event_type: str, topics: tuple[str, ...], data: object) -> None:
         """`data` is anything that msgspec encodes, or bytes that are JSON already."""
         assert event_type in events.TYPES, f"event type {event_type} is not declared in core/events.py"
         encoded = data if isinstance(data, bytes) else msgspec.json.encode(data)
         self.events.append(events.NewEvent(event_type, topics, encoded))
+        self.concerns |= events.concerns_of(event_type)
 
     async def append_events(self) -> None:
         """Numbers and writes the events. Takes the stream's lock, so nothing may follow but the commit."""
@@ -79,8 +83,8 @@ class WorkRunner:
             work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now), self.vault, self._horizons)
             result = await body(work)
             await work.append_events()
-            if work.events:
-                tx.after_commit(lambda: self.bell.ring(tenant_id))
+            if work.events or work.concerns:
+                tx.after_commit(lambda: self.bell.ring(tenant_id, work.concerns))
             return result
 
         return await self.database.run(work_through)

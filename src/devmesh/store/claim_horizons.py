@@ -52,9 +52,9 @@ class ClaimHorizons:
         return self._place(tenant_id, queue).since(now)
 
     def claimed(self, tenant_id: uuid.UUID, queue: str, rows: Iterable[Record]) -> None:
-        """These were given out: `priority` and `run_at`."""
+        """These were given out: `priority` and `run_at`, the earliest first."""
         horizon = self._place(tenant_id, queue).horizon
-        for row in rows:
+        for row in {row["priority"]: row for row in rows}.values():  # the last of each priority
             place = row["priority"] - 1
             horizon[place] = max(horizon[place], row["run_at"])
 

@@ -33,16 +33,19 @@ select g.job_id as id, g.queue, g.type, g.payload, g.priority, g.attempt + 1 as 
 from given g order by g.priority desc, g.run_at, g.job_id;
 
 -- name: heads
--- What several queues would give, highest priority first, then oldest, without taking it. $1 tenant, $2 queues, $3 how many,
--- $4 where the scan of each begins: for each queue five times, as above; $5 how many of each at the most.
-select q.queue, level.priority, h.run_at, h.job_id from unnest($2::text[]) with ordinality as q (queue, place)
-cross join generate_series(5, 1, -1) as level (priority)
-cross join lateral (
-    select r.run_at, r.job_id from mcp.jobs_ready r
-    where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
-      and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= (select clock_timestamp())
-    order by r.run_at, r.job_id limit ($5::integer[])[q.place]) h
-order by level.priority desc, h.run_at, h.job_id limit $3;
+-- How many each of several queues would give of each priority, highest priority first, then oldest, without taking any.
+-- $1 tenant, $2 queues, $3 how many, $4 where the scan of each begins: for each queue five times, as above; $5 how many of each
+-- at the most.
+select first.queue, first.priority, count(*)::integer as count from (
+    select q.queue, level.priority, h.run_at from unnest($2::text[]) with ordinality as q (queue, place)
+    cross join generate_series(5, 1, -1) as level (priority)
+    cross join lateral (
+        select r.run_at, r.job_id from mcp.jobs_ready r
+        where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
+          and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= (select clock_timestamp())
+        order by r.run_at, r.job_id limit ($5::integer[])[q.place]) h
+    order by level.priority desc, h.run_at, h.job_id limit $3) first
+group by first.queue, first.priority order by first.priority desc, min(first.run_at);
 
 -- name: complete
 -- Ends attempts well: those of these that are held in just this attempt. $1 tenant, $2 jobs, $3 attempts, $4 results as JSON, or
