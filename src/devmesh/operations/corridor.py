@@ -101,7 +101,8 @@ class Corridor:
         patience_ends = time.monotonic() + answer.wait_ms / 1000
         with self.waits.begun(call.caller), self.admission.outside(operation.name):
             while isinstance(answer, NotYet) and (remaining_s := patience_ends - time.monotonic()) > 0:
-                await self._pause(tenant_id, operation.waits_for, rings_seen, remaining_s)
+                again_s = self._settings.fanout_poll_interval_s if answer.again_s is None else answer.again_s
+                await self._pause(tenant_id, operation.waits_for, rings_seen, min(remaining_s, again_s))
                 self.waits.require_going_on(call.caller)
                 rings_seen = self._bell.rings_so_far(tenant_id, operation.waits_for)
                 answer = await self._ask(operation, call)
@@ -115,7 +116,7 @@ class Corridor:
     async def _pause(self, tenant_id: uuid.UUID, concern: Concern, rings_seen: int, limit_s: float) -> None:
         """Until the bell rings, or there may be something that nobody rang for. Raises unavailable when the server leaves."""
         if not self._is_leaving:
-            await self._bell.wait(tenant_id, concern, rings_seen, min(limit_s, self._settings.fanout_poll_interval_s))
+            await self._bell.wait(tenant_id, concern, rings_seen, limit_s)
         if self._is_leaving:
             raise errors.unavailable("this server is going away; wait at another")
 

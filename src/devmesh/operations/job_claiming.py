@@ -26,6 +26,8 @@ from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, claimed_from_row
 
 CLAIMED_MAX = 1_000
+LOOK_INTERVAL_S = 1.0  # between looks of a claim that waits, when nothing rings and nothing comes due
+TOKENS_INTERVAL_S = 0.25  # the same, while a queue's rate is what holds it up
 LEASE_S_DEFAULT = 60.0
 LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
 FOREVER = BEGINNING.replace(year=9000)  # nothing waits from then on
@@ -66,26 +68,36 @@ async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedRes
 
 
 async def _answer(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
-    rows = await _claim(work, call)
+    rows, is_at_rate = await _claim(work, call)
     moved = [(row["queue"], patch(row["id"], row["attempt"])) for row in rows]
     tell(work, "job.claimed", moved, Status.PROCESSING, worker_id=call.params.worker_id)
     claimed = ClaimedResult([claimed_from_row(row) for row in rows])
-    return claimed if rows else NotYet(claimed, call.params.wait_ms)
+    if rows:
+        return claimed
+    again_s = TOKENS_INTERVAL_S if is_at_rate else await _again_s(work, call.params.queues)
+    return NotYet(claimed, call.params.wait_ms, again_s)
 
 
-async def _claim(work: Work, call: Call[Claim]) -> list[Record]:
+async def _again_s(work: Work, queues: Sequence[str]) -> float:
+    """When the next job of these queues comes due, or may have come without a ring."""
+    due_s: float | None = await work.tx.fetch_value(SQL.next_due, work.tenant_id, queues)
+    return LOOK_INTERVAL_S if due_s is None else min(max(due_s, 0.0), LOOK_INTERVAL_S)
+
+
+async def _claim(work: Work, call: Call[Claim]) -> tuple[list[Record], bool]:
+    """Jobs, and whether a queue gives none because of its rate."""
     asked = call.params
     room = min(asked.limit, await _room(work, call))
     queues = list(dict.fromkeys(asked.queues))
     if room <= 0:
-        return []
+        return [], False
     held_up = await work.tx.fetch(SQL.held_up, work.tenant_id, queues)
     shares = await queue_rates.shares(work, held_up, room)
     left = {queue: shares.get(queue, room) for queue in queues}
     left = {queue: share for queue, share in left.items() if share > 0}
     rows = await _take_from(work, asked, left, room)
     await queue_rates.spend(work, shares, rows)
-    return rows
+    return rows, any(not row["is_paused"] and not shares[row["queue"]] for row in held_up)
 
 
 async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) -> list[Record]:

@@ -70,10 +70,14 @@ class Call(msgspec.Struct, Generic[ParamsT], frozen=True):
 
 
 class NotYet(msgspec.Struct, frozen=True):
-    """An outcome that may still change if the caller is willing to wait; `result` is its answer when it is not."""
+    """An outcome that may still change if the caller is willing to wait; `result` is its answer when it is not.
+
+    `again_s`: when to look again though nothing rang; None: after the usual interval.
+    """
 
     result: msgspec.Struct
     wait_ms: int
+    again_s: float | None = None
 
 
 Outcome = msgspec.Struct | errors.MeshError | NotYet

@@ -47,6 +47,15 @@ select first.queue, first.priority, count(*)::integer as count from (
     order by level.priority desc, h.run_at, h.job_id limit $3) first
 group by first.queue, first.priority order by first.priority desc, min(first.run_at);
 
+-- name: next_due
+-- In how many seconds the next job of some queues comes due, or nothing. $1 tenant, $2 queues.
+select extract(epoch from min(h.run_at) - clock_timestamp())::float8 from unnest($2::text[]) as q (queue)
+cross join generate_series(1, 5) as level (priority)
+cross join lateral (
+    select r.run_at from mcp.jobs_ready r
+    where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority and r.run_at > (select clock_timestamp())
+    order by r.run_at limit 1) h;
+
 -- name: complete
 -- Ends attempts well: those of these that are held in just this attempt. $1 tenant, $2 jobs, $3 attempts, $4 results as JSON, or
 -- null. The full join is there because it cannot be done by comparing each with each.
