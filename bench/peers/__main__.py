@@ -45,17 +45,17 @@ PEERS = (
     Peer("PgQueuer 1.6.0", "pgqueuer_peer.py", "postgres", "not fenced; a log of states; no events", "batches of 100"),
     Peer("DBOS 3.4.0", "dbos_peer.py", "postgres", "durable steps; history kept; no events", "100 at once, polling each 50 ms"),
     Peer("graphile-worker 0.17.3", "graphile_worker_peer.js", "postgres", "not fenced; history deleted; no events",
-         "local queue of 500, completions in batches, 100 at once"),
+         "local queue of 500, completions in batches, 1,000 at once"),
     Peer("pg-boss 10.4.2", "pg_boss_peer.js", "postgres", "not fenced; history kept; no events",
          "fetched by the thousand by two; latency: its own polling, 0.5 s"),
     Peer("Celery 5.7.0", "celery_peer.py", "redis", "not durable here; no history; no events",
          "Redis without persistence, 100 threads"),
     Peer("BullMQ 6.7.0", "bullmq_peer.js", "redis", "locks renewed; history kept in memory; events",
-         "Redis without persistence, 100 at once"),
+         "Redis without persistence, 1,000 at once"),
 )  # fmt: skip
 DEVMESH = f"DevMesh {__version__}"
 OWN = Peer(
-    DEVMESH, "", "postgres", "fenced; history kept; events", "`devmesh worker`: 1,000 prefetched for no-ops, else 100"
+    DEVMESH, "", "postgres", "fenced; history kept; events", "`devmesh worker`: holds 4,000 for no-ops, else 1,000"
 )
 
 

@@ -17,7 +17,7 @@ from bench.figures import percentile
 from bench.jobs import AT_ONCE, SINGLE_CALLERS, Queue, queue_on, rate
 from devmesh.client import Client
 
-CAPACITY, PREFETCHED = 100, 1_000
+CAPACITY, PREFETCHED = 1_000, 4_000
 LATENCY_PER_S = 100
 IDLE_S = 10.0
 BACKLOG = 200_000
@@ -39,7 +39,7 @@ async def measure(dsn: str, directory: Path, seconds: float) -> dict[str, float]
             async with _mesh(dsn, directory, PREFETCHED):
                 found["no-op"] = await _processed(connection, seconds)
             await connection.execute("delete from mcp.jobs_ready")
-            for _ in range(20):
+            for _ in range(60):
                 await _enqueue(queue, _batch("sleep"))
             async with _mesh(dsn, directory, CAPACITY):
                 found["10 ms handlers"] = await _processed(connection, seconds / 2)
