@@ -221,6 +221,9 @@ class Settings(Group):
     embedder: str = setting(
         "none", "What makes vectors of the texts of execution contexts; minilm is an extra.", pattern=EMBEDDER
     )
+    embedder_interval_s: float = setting(
+        1.0, "Between looks for texts that have no vector yet.", "s", at_least=0.01, at_most=3600
+    )
     qdrant_url: str | None = setting(
         None,
         "A Qdrant that compares the vectors of execution contexts; without it, PostgreSQL does.",

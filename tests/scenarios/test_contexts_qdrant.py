@@ -28,6 +28,7 @@ async def test_while_qdrant_is_away_nothing_is_lost_and_words_are_searched(own_m
         with pytest.raises(WireError) as refused:
             await searched(wire, vector=[1.0, 2.0])
         assert refused.value.kind == "unavailable"
+        assert "search by the words of a text" in refused.value.message
         assert [found for found, _ in await searched(wire, text="words")] == [context["id"]]
     waiting = "select count(*) from mcp.execution_contexts where indexed_at is null and vector is not null"
     assert run_sql(mesh.dsn, waiting) == "1"

@@ -59,6 +59,7 @@ TYPES: dict[str, str] = {
     "snapshot.restored": "what a snapshot has was put back",
     "snapshot.deleted": "a snapshot was forgotten",
     "context.stored": "an execution has left something behind for those after it",
+    "context.embedded": "a context without a vector was given one by an embedder",
     "context.deleted": "a context was forgotten",
     "schedule.created": "a job is to be enqueued again and again",
     "schedule.updated": "a schedule was changed",

@@ -11,6 +11,7 @@ import importlib.util
 from devmesh.core.components import Component, degraded, healthy
 from devmesh.core.errors import MeshError
 from devmesh.engine.breaker import watched
+from devmesh.engine.context_embedder import ContextEmbedder
 from devmesh.engine.context_keeper import ContextKeeper
 from devmesh.engine.loop import Loop
 from devmesh.operations.contexts import NO_VECTORS
@@ -66,6 +67,8 @@ class Recalling:
         """What a worker does for contexts when nobody asks."""
         settings = self._settings
         loops: list[Loop] = [ContextKeeper(runner, settings.context_keeper_interval_s, settings.context_days_kept)]
+        if self.recall.embedder is not None:
+            loops.append(ContextEmbedder(runner, self.recall.embedder, settings.embedder_interval_s))
         if self._qdrant is not None:
             from devmesh.engine.context_indexer import ContextIndexer
 

@@ -44,6 +44,7 @@ NO_VECTORS = "the database compares no vectors: install the extension pgvector (
 NO_EMBEDDER = (
     "this server makes no vectors of texts (setting DEVMESH_EMBEDDER): give a vector of your own, or search by text"
 )
+MEANWHILE = "try again later, or search by the words of a text (by: text)"
 ContextText = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX, pattern=WITHOUT_NUL)]
 Component = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Vector = Annotated[list[Component], Meta(min_length=1, max_length=DIMENSIONS_MAX)]
@@ -303,8 +304,17 @@ async def _seek(recall: Recall, call: Call[Search]) -> Call[Search]:
     matches = None
     if recall.index is not None:
         filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
-        matches = await recall.index.search(Wanted(call.caller.tenant_id, vector, model, *filters))
+        try:
+            matches = await recall.index.search(Wanted(call.caller.tenant_id, vector, model, *filters))
+        except errors.MeshError as error:
+            raise _told_what_to_do(error) from error
     return msgspec.structs.replace(call, found=Sought(vector, model, matches))
+
+
+def _told_what_to_do(error: errors.MeshError) -> errors.MeshError:
+    if error.kind is not errors.Kind.UNAVAILABLE:
+        return error
+    return errors.unavailable(f"{error.message}; {MEANWHILE}", error.data.retry_after_ms or 500)
 
 
 @operation("context.search", scope=Scope.READ, http="POST /contexts/search", single=True, ahead=_seek)

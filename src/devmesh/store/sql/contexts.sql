@@ -72,6 +72,19 @@ select coalesce((select set_config('search_path', concat_ws(', ', nullif(current
                  from pg_extension x where x.extname = 'vector' and has_schema_privilege(x.extnamespace, 'usage')) is not null, false)
        as has_vectors;
 
+-- name: unembedded
+-- The oldest contexts of all tenants that have no vector, with their texts, by tenant. $1 how many.
+select f.tenant_id, array_agg(f.context_id) as ids, array_agg(f.text) as texts
+from (select c.tenant_id, c.context_id, c.text from mcp.execution_contexts c where c.vector is null order by c.context_id limit $1) f
+group by f.tenant_id;
+
+-- name: embed
+-- Gives vectors to those that are still there and have none. $1 tenant, $2 ids, $3 the vectors as JSON, $4 what made them.
+update mcp.execution_contexts c set model = $4, vector = array(select json_array_elements_text(e.vector::json)::real)
+from unnest($2::uuid[], $3::text[]) as e (context_id, vector)
+where c.tenant_id = $1 and c.context_id = e.context_id and c.vector is null
+returning c.context_id, cardinality(c.vector) as dimensions;
+
 -- name: unindexed
 -- The oldest contexts of all tenants whose vectors the index does not have, by tenant. $1 how many.
 select f.tenant_id, array_agg(f.context_id) as ids

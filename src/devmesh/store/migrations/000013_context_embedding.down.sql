@@ -1,0 +1,1 @@
+drop index mcp.execution_contexts_unembedded;
