@@ -119,6 +119,10 @@ STATES: dict[str, dict[str, str]] = {
         "degraded": "tests.scenarios.test_contexts_qdrant:test_while_qdrant_is_away_nothing_is_lost_and_words_are_searched",
         "unhealthy": "- what it asks of Qdrant ends by a limit of its own",
     },
+    "context-embedder": {
+        "degraded": "tests.engine.test_context_embedder:test_an_embedder_that_is_busy_or_hangs_is_told_and_nothing_is_lost",
+        "unhealthy": "tests.engine.test_context_embedder:test_an_embedder_that_is_busy_or_hangs_is_told_and_nothing_is_lost",
+    },
     "admission": {
         "degraded": "tests.scenarios.test_overload:test_overload_refuses_what_is_new_and_goes_on_with_what_is_in_hand",
         "unhealthy": "- its passes ask nobody: a process that does not come to them does not come to health either",
@@ -251,7 +255,9 @@ async def at_work(mesh: Mesh) -> AsyncIterator[None]:
 
 async def test_every_component_is_shown_in_every_state(watcher: Watcher) -> None:
     registered = {name for service in SERVICES for name in (await watcher.look(service)).json()["components"]}
-    assert registered | {"redis", "jwks", "context-indexer"} == set(STATES), "each has a line in STATES"
+    assert registered | {"redis", "jwks", "context-embedder", "context-indexer"} == set(STATES), (
+        "each has a line in STATES"
+    )
     for name, states in STATES.items():
         assert states.keys() == {"degraded", "unhealthy"}, name
         for shown in states.values():

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from devmesh.engine import minilm
 from tests.conftest import QUICK, run_sql
-from tests.harness import Mesh, running_mesh
+from tests.harness import Mesh, eventually, running_mesh
 from tests.scenarios.jobs import Bench, register
 from tests.scenarios.test_contexts import searched, stored
 from tests.wire import Wire
@@ -32,9 +32,9 @@ EXECUTIONS = {
 
 @pytest.fixture(scope="module")
 def embedding_mesh(create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    settings = {**QUICK, "DEVMESH_EMBEDDER": "minilm"}
+    settings = {**QUICK, "DEVMESH_EMBEDDER": "minilm", "DEVMESH_EMBEDDER_INTERVAL_S": "0.2"}
     directory = tmp_path_factory.mktemp("embedding")
-    with running_mesh(create_database(), directory, "rest-api", "mcp-server", settings=settings) as running:
+    with running_mesh(create_database(), directory, "rest-api", "mcp-server", "worker", settings=settings) as running:
         yield running
 
 
@@ -80,6 +80,24 @@ async def test_j22_the_pattern_of_a_job_that_is_alike_comes_first(embedding: Ben
     assert found == contexts[0]["id"]
     assert score > 0.5
     assert {each for each, _ in rest} <= {context["id"] for context in contexts}
+
+
+async def test_j21_a_text_from_before_the_embedder_is_found_by_its_meaning_a_moment_later(
+    embedding_mesh: Mesh, embedding: Bench
+) -> None:
+    wire = embedding.wire
+    context = await stored(wire, EXECUTIONS["analysis"])
+    earlier = "update mcp.execution_contexts set vector = null, model = null where context_id = '{}'"
+    run_sql(embedding_mesh.dsn, earlier.format(context["id"]))
+
+    async def is_found() -> bool:
+        found = await searched(
+            wire, text="data analysis of quarterly sales: load a CSV, drop outliers, plot the revenue"
+        )
+        return bool(found) and found[0][0] == context["id"] and found[0][1] > 0.7
+
+    await eventually(is_found, "a worker gives it a vector")
+    assert (await wire.call("context.get", context_id=context["id"]))["context"] == context, "the same as at first"
 
 
 async def test_without_the_extension_a_text_is_searched_by_its_words(embedding_mesh: Mesh, embedding: Bench) -> None:
