@@ -17,7 +17,7 @@ from devmesh.store.database import Record
 from devmesh.store.statements import load
 
 SQL = load("contexts")
-TEXTS_MAX = 64  # of a pass: half a second of one processor
+TEXTS_MAX = 16  # of a pass: long ones take a tenth of a second each, and a loop that stops is waited for for a few
 
 
 class ContextEmbedder(Loop):
