@@ -82,7 +82,7 @@ group by f.tenant_id;
 -- Gives vectors to those that are still there and have none. $1 tenant, $2 ids, $3 the vectors as JSON, $4 what made them.
 update mcp.execution_contexts c set model = $4, vector = array(select json_array_elements_text(e.vector::json)::real)
 from unnest($2::uuid[], $3::text[]) as e (context_id, vector)
-where c.tenant_id = $1 and c.context_id = e.context_id and c.vector is null
+where c.tenant_id = $1 and c.context_id = any($2::uuid[]) and c.context_id = e.context_id and c.vector is null
 returning c.context_id, cardinality(c.vector) as dimensions;
 
 -- name: unindexed
