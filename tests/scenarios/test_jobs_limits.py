@@ -220,6 +220,21 @@ async def test_a_job_that_has_waited_for_long_is_promoted(impatient: Bench) -> N
     assert [job["id"] for job in await impatient.claim()] == [high["id"], low["id"], medium["id"]]
 
 
+async def test_a_job_that_waits_for_a_place_for_long_is_promoted_past_those_that_come_later(impatient: Bench) -> None:
+    limited = {"concurrency_key": "one", "concurrency_limit": 1}
+    await impatient.enqueue(**limited)
+    [first] = await impatient.claim()
+    low = await impatient.enqueue(priority=1, **limited)
+
+    async def is_promoted() -> bool:
+        return bool((await impatient.get(low))["priority"] == 4)
+
+    await eventually(is_promoted, "what waits for a place is promoted")
+    await impatient.enqueue(priority=3, **limited)
+    await impatient.wire.call("job.complete", jobs=[held(first)])
+    assert [job["id"] for job in await impatient.claim()] == [low["id"]]
+
+
 async def _is(found: Callable[[], Any], wanted: Any) -> bool:
     return bool(await found() == wanted)
 

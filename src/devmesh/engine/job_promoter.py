@@ -11,8 +11,10 @@ from devmesh.operations.work import Work, WorkRunner
 from devmesh.store.jobs import SQL
 from devmesh.store.statements import load
 
-TENANTS = load("tenants")
-PROMOTED_MAX = 400  # jobs of each queue and priority in one transaction
+LIMITS, TENANTS = load("job_limits"), load("tenants")
+PROMOTED_MAX = (
+    400  # jobs of each queue and priority in one transaction, and of each priority of those that wait for a place
+)
 
 
 class JobPromoter(OverdueLoop):
@@ -27,7 +29,10 @@ class JobPromoter(OverdueLoop):
 async def promote(work: Work, *, low_after_s: float, medium_after_s: float) -> int:
     """One pass over a tenant: how many jobs were promoted."""
     queues = [row["queue"] for row in await work.tx.fetch(SQL.queues_waiting, work.tenant_id)]
-    rows = await work.tx.fetch(SQL.promote, work.tenant_id, queues, low_after_s, medium_after_s, PROMOTED_MAX)
+    rows = [
+        *await work.tx.fetch(SQL.promote, work.tenant_id, queues, low_after_s, medium_after_s, PROMOTED_MAX),
+        *await work.tx.fetch(LIMITS.promote, work.tenant_id, low_after_s, medium_after_s, PROMOTED_MAX),
+    ]
     for priority in (2, 4):
         moved = [
             (row["queue"], patch(row["job_id"], row["attempt"], priority=priority))

@@ -133,3 +133,19 @@ cross join lateral (select l.concurrency_limit from mcp.job_limits l
 cross join lateral (select count(*) from mcp.job_slots s
                     where s.concurrency_key = w.concurrency_key and s.queue = w.queue and s.tenant_id = $1) held
 where w.tenant_id = $1 and w.job_id = $2;
+
+-- name: promote
+-- Raises the priority of jobs that have waited for a place for long, as `jobs.promote` does for those in their queues. $1 tenant,
+-- $2 after how many seconds from priority 1, $3 from 2 and 3, $4 how many of each priority.
+with old as materialized (
+    select h.job_id
+    from (values (1::smallint, $2::double precision), (2, $3::double precision), (3, $3::double precision)) as level (priority, after_s)
+    cross join lateral (select w.job_id from mcp.jobs_limited w
+                        where w.tenant_id = $1 and w.priority = level.priority and w.priority <= 3 and not w.is_delayed
+                          and w.run_at <= now() - make_interval(secs => level.after_s)
+                        order by w.run_at, w.job_id limit $4 for update skip locked) h
+    where level.after_s > 0
+)
+update mcp.jobs_limited w set priority = case w.priority when 1 then 2 else 4 end
+where w.tenant_id = $1 and w.job_id = any(array(select old.job_id from old))
+returning w.job_id, w.queue, w.attempt, w.priority;

@@ -67,9 +67,10 @@ select distinct l.tenant_id from mcp.jobs_leased l where least(l.lease_until, l.
 select distinct w.tenant_id from mcp.jobs_limited w where w.is_delayed and w.run_at <= now();
 
 -- name: with_waiting_jobs
--- Tenants with a job in a queue, found by one probe each.
+-- Tenants with a job in a queue, or with one that waits for a place, found by one probe each.
 select t.tenant_id from mcp.tenants t
-cross join lateral (select 1 from mcp.jobs_ready r where r.tenant_id = t.tenant_id limit 1) waiting
+cross join lateral ((select 1 from mcp.jobs_ready r where r.tenant_id = t.tenant_id limit 1)
+                    union all (select 1 from mcp.jobs_limited w where w.tenant_id = t.tenant_id limit 1) limit 1) waiting
 where t.status = 'active';
 
 -- name: with_due_schedules

@@ -1,0 +1,1 @@
+drop index mcp.jobs_limited_unpromoted;
