@@ -47,6 +47,7 @@ from devmesh.engine.reaper import Reaper
 from devmesh.engine.recalling import Recalling, Unusable, require_usable
 from devmesh.engine.reencryption import Reencryption
 from devmesh.engine.schema_watch import SchemaWatch
+from devmesh.operations.admission import TICK_S
 from devmesh.operations.authentication import Authenticator
 from devmesh.operations.connections import Connections
 from devmesh.operations.corridor import Corridor
@@ -82,6 +83,7 @@ PARTITIONS_LIMIT_S = 5.0  # for making them at start
 PARTITIONS_INTERVAL_S = 2.0  # between looks at them
 VECTORS_INTERVAL_S = 2.0  # between looks at what compares vectors
 PREPARE_PAUSE_S = 0.1
+IDLE_TICK_S = 0.25  # of a service whose calls nobody is refused
 
 
 class StartRefused(Exception):
@@ -270,7 +272,7 @@ class Service:
         vault = Vault(envelope.master_keys(settings.master_keys))
         runner = WorkRunner(database, bell, vault)
         depths = QueueDepths(database, settings.queue_depths_interval_s)
-        key_sets, event_loop = KeySets(settings), EventLoop()
+        key_sets, event_loop = KeySets(settings), EventLoop(IDLE_TICK_S if self.name == "worker" else TICK_S)
         self._loops += [event_loop, depths, key_sets]
         self._health.add_details("pool", lambda: database.stats._asdict())
         self._health.add_details("tasks", lambda: depths.tasks)

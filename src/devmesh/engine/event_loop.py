@@ -13,18 +13,18 @@ from collections.abc import Callable
 from devmesh import telemetry
 from devmesh.core.components import Component, degraded
 from devmesh.engine.loop import Loop
-from devmesh.operations.admission import TICK_S
 
-TICKS_REMEMBERED = 50
+REMEMBERED_S = 5.0
 LAG_S_MAX = 1.0
 
 
 class EventLoop(Loop):
     name = "event-loop"
 
-    def __init__(self) -> None:
-        super().__init__(interval_s=TICK_S)
-        self._lags_s: collections.deque[float] = collections.deque([0.0], TICKS_REMEMBERED)
+    def __init__(self, tick_s: float) -> None:
+        super().__init__(interval_s=tick_s)
+        self._tick_s = tick_s
+        self._lags_s: collections.deque[float] = collections.deque([0.0], round(REMEMBERED_S / tick_s))
         self._listeners: list[Callable[[float, float], None]] = []
 
     def listen(self, heard: Callable[[float, float], None]) -> None:
@@ -32,8 +32,8 @@ class EventLoop(Loop):
         self._listeners.append(heard)
 
     async def run_once(self) -> bool:
-        due_at = time.monotonic() + TICK_S
-        await asyncio.sleep(TICK_S)
+        due_at = time.monotonic() + self._tick_s
+        await asyncio.sleep(self._tick_s)
         now_s = time.monotonic()
         lag_s = max(0.0, now_s - due_at)
         self._lags_s.append(lag_s)
