@@ -31,6 +31,7 @@ log = logging.getLogger("devmesh.client")
 CAPACITY_DEFAULT = 10
 LEASE_S_DEFAULT = 30.0
 CLAIMED_MAX = 1_000
+CLAIMED_REMOTE_MAX = 250  # with payloads of a megabyte each they fit into a message
 REPORTS_MAX = 1_000
 REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
 HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
@@ -91,9 +92,13 @@ class JobWorker:
         open_heart_requests: OpenRequests | None = None,
         capacity: int = CAPACITY_DEFAULT,
         lease_s: float = LEASE_S_DEFAULT,
+        claimed_max: int = CLAIMED_MAX,
     ) -> None:
-        """`open_heart_requests` is for the thread of heartbeats, which has a loop of its own; without, it is the same."""
-        self.name, self.capacity, self._lease_s = name, capacity, lease_s
+        """`open_heart_requests` is for the thread of heartbeats, which has a loop of its own; without, it is the same.
+
+        `claimed_max`: of how many jobs an answer may consist.
+        """
+        self.name, self.capacity, self._lease_s, self._claimed_max = name, capacity, lease_s, claimed_max
         self._handlers: Mapping[str, JobHandler] = {handler.type: handler for handler in handlers}
         self._queues = sorted({handler.queue for handler in self._handlers.values()})
         self._open_requests = open_requests
@@ -171,11 +176,13 @@ class JobWorker:
     def _ask(self, asked: collections.deque[_Asked]) -> None:
         while not self._is_draining and len(asked) < (CLAIMS if self._is_flowing else 1):
             room = self.capacity - self._held - self._asked
-            is_enough = room >= min(self.capacity // 2, CLAIMED_MAX)  # asking for a few would cost as much as for many
+            is_enough = room >= min(
+                self.capacity // 2, self._claimed_max
+            )  # asking for a few would cost as much as for many
             if room <= 0 or not (is_enough or self._takes_few or not self._held):
                 return
             self._takes_few = False
-            limit = min(room, CLAIMED_MAX)
+            limit = min(room, self._claimed_max)
             self._asked += limit
             asked.append(_Asked(limit, time.monotonic(), asyncio.create_task(self._claim(limit))))
 
@@ -208,6 +215,9 @@ class JobWorker:
             lease = JobLease(job.id, job.attempt, self._lease_s, asked.at)
             self._held += 1
             self._heart.hold(lease)
+            if self._is_draining:  # they were asked for before
+                self._say(_given_back(job, lease))
+                continue
             task = self._running[job.id] = asyncio.create_task(self._work(job, lease))
             task.add_done_callback(functools.partial(self._ended, job.id))
 

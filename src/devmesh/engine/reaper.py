@@ -21,6 +21,7 @@ KEYS = load("keys")
 REAPED_MAX = 500  # tasks, or jobs, that one transaction takes back
 FORGOTTEN_MAX = 20_000  # idempotency keys that one look removes
 FORGET_INTERVAL_S = 5.0
+LOOK_SHARE = 1 / 10  # of the time that looks may take
 
 
 class OverdueLoop(Loop):
@@ -31,12 +32,16 @@ class OverdueLoop(Loop):
     ) -> None:
         """`tenants` gives those that have something; `reap` does a part of one's in its transaction, and says how much."""
         super().__init__(interval_s)
+        self._usual_interval_s = interval_s
         self._runner, self._tenants, self._reap = runner, tenants, reap
         self._is_more = False
 
     async def run_once(self) -> bool:
         self._is_more = False
+        began_s = time.monotonic()
         rows = await self._runner.database.read(self._tenants)
+        # What is gone may have to be walked through for as long as somebody holds an old transaction open.
+        self._interval_s = max(self._usual_interval_s, (time.monotonic() - began_s) / LOOK_SHARE)
         await self.for_each([row["tenant_id"] for row in rows], self._work_through)
         return self._is_more
 

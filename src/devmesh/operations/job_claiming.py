@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
+import time
 import uuid
 from collections.abc import Hashable, Sequence
 from typing import Annotated
@@ -106,11 +108,18 @@ async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) 
         return []
     queues = list(left)
     since = {queue: work.horizons.since(work.tenant_id, queue, work.now) for queue in queues}
+    began_s = time.perf_counter()
     if len(queues) == 1:
-        return await _take(work, asked, queues[0], left[queues[0]], since[queues[0]])
+        rows = await _take(work, asked, queues[0], left[queues[0]], since[queues[0]])
+        _looked(work, left, room, collections.Counter({queues[0]: len(rows)}), began_s)
+        return rows
     flat = [moment for queue in queues for moment in since[queue]]
     heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat, list(left.values()))
-    rows: list[Record] = []
+    found: collections.Counter[str] = collections.Counter()
+    for queue, _, count in heads:
+        found[queue] += count
+    _looked(work, left, room, found, began_s)
+    rows = []
     for queue, priority, count in heads:
         only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(since[queue])]
         taken = await _take(work, asked, queue, min(count, left[queue]), only) if left[queue] > 0 else []
@@ -119,6 +128,14 @@ async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) 
     if len(heads) > 1:
         rows.sort(key=lambda row: (-row["priority"], row["run_at"], row["id"]))
     return rows
+
+
+def _looked(work: Work, left: dict[str, int], room: int, found: collections.Counter[str], began_s: float) -> None:
+    """Notes what it took to look into queues, and which of them had less than was asked for."""
+    took_s, is_full = time.perf_counter() - began_s, found.total() >= room
+    for queue, share in left.items():
+        is_all = not is_full and found[queue] < min(share, room)
+        work.horizons.looked(work.tenant_id, queue, work.now, took_s, is_all=is_all)
 
 
 async def _take(work: Work, asked: Claim, queue: str, count: int, since: Sequence[datetime.datetime]) -> list[Record]:
@@ -132,7 +149,9 @@ async def _room(work: Work, call: Call[Claim]) -> int:
     worker_id = call.params.worker_id
     await work.tx.execute(WORKERS.lock_claims, work.tenant_id, worker_id)
     since = work.horizons.leases_since(work.tenant_id, worker_id, work.now)
+    began_s = time.perf_counter()
     row = await work.tx.fetch_row(WORKERS.for_claim, work.tenant_id, worker_id, since)
+    took_s = time.perf_counter() - began_s
     if (refused := refusal(call.caller, worker_id, {worker_id: row} if row is not None else {})) is not None:
         raise refused
     assert row is not None
@@ -145,6 +164,6 @@ async def _room(work: Work, call: Call[Claim]) -> int:
         if status == WorkerStatus.FAILED:
             message += "; a heartbeat makes it ACTIVE again"
         raise errors.conflict("worker.state", message)
-    work.horizons.oldest_lease(work.tenant_id, worker_id, row["oldest"] or work.now)
+    work.horizons.oldest_lease(work.tenant_id, worker_id, work.now, row["oldest"] or work.now, took_s)
     room: int = row["capacity"] - row["current_load"]
     return room

@@ -3,7 +3,7 @@
 A claimed row stays in its index until it is vacuumed, which an old transaction anywhere puts off: a queue claimed from its
 front then slows down by the minute. So a claim begins just behind the last one. That is a hint of this process and no truth:
 what it passes over (jobs whose transaction was committed late, or whose claim was undone) is found by looks from further back,
-at intervals. Times are the database's.
+at intervals. While an old transaction makes these cost much they come less often. Times are the database's.
 """
 
 from __future__ import annotations
@@ -20,27 +20,45 @@ MARGIN = datetime.timedelta(seconds=0.2)  # in which a transaction is mostly com
 LATE = datetime.timedelta(seconds=15)  # in which it is committed or ended
 LATE_LOOK_INTERVAL = datetime.timedelta(seconds=1)
 FRONT_LOOK_INTERVAL = datetime.timedelta(seconds=10)
+SHARE = 1 / 300  # of the time, that looks from further back may take more than others,
+LATE_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=5)  # but not less often than so
+FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=60)
+COSTLY = datetime.timedelta(milliseconds=20)
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
 
 
 class _Place:
-    __slots__ = ("front_look_at", "horizon", "late_look_at")
+    __slots__ = ("front_look_at", "front_look_every", "horizon", "late_look_at", "late_look_every", "margin", "usual")
 
     def __init__(self) -> None:
         self.horizon = [BEGINNING] * PRIORITIES  # the latest time claimed at each priority
         self.front_look_at = self.late_look_at = BEGINNING
+        self.front_look_every, self.late_look_every = FRONT_LOOK_INTERVAL, LATE_LOOK_INTERVAL
+        self.margin: datetime.timedelta | None = None  # of the look under way; None: it is from the front
+        self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
 
     def since(self, now: datetime.datetime) -> list[datetime.datetime]:
         if (
-            not datetime.timedelta(0) <= now - self.front_look_at < FRONT_LOOK_INTERVAL
+            not datetime.timedelta(0) <= now - self.front_look_at < self.front_look_every
         ):  # also when the clock was set back
             self.front_look_at = self.late_look_at = now
-            self.horizon = [BEGINNING] * PRIORITIES
+            self.horizon, self.margin = [BEGINNING] * PRIORITIES, None
             return self.horizon
-        margin = MARGIN
-        if now - self.late_look_at >= LATE_LOOK_INTERVAL:
-            self.late_look_at, margin = now, LATE
-        return [max(time, BEGINNING + LATE) - margin for time in self.horizon]
+        self.margin = MARGIN
+        if now - self.late_look_at >= self.late_look_every:
+            self.late_look_at, self.margin = now, LATE
+        return [max(time, BEGINNING + LATE) - self.margin for time in self.horizon]
+
+    def looked(self, now: datetime.datetime, took: datetime.timedelta, *, is_all: bool) -> None:
+        every = (took - self.usual) / SHARE
+        if self.margin is None:
+            self.front_look_every = min(max(FRONT_LOOK_INTERVAL, every), FRONT_LOOK_INTERVAL_MAX)
+        elif self.margin is LATE:
+            self.late_look_every = min(max(LATE_LOOK_INTERVAL, every), LATE_LOOK_INTERVAL_MAX)
+        else:
+            self.usual += (took - self.usual) / 10
+        if is_all and took >= COSTLY:  # there is nothing up to now, and to find that out again would cost as much
+            self.horizon = [max(time, now) for time in self.horizon]
 
 
 class ClaimHorizons:
@@ -58,13 +76,26 @@ class ClaimHorizons:
             place = row["priority"] - 1
             horizon[place] = max(horizon[place], row["run_at"])
 
+    def looked(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime, took_s: float, *, is_all: bool) -> None:
+        """A claim that began at `now` took so long. `is_all`: it found less than it had room for."""
+        self._place(tenant_id, queue).looked(now, datetime.timedelta(seconds=took_s), is_all=is_all)
+
     def leases_since(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> datetime.datetime:
         """No lease of a worker that it still holds began before this time."""
         return self._place(tenant_id, worker_id).since(now)[0]
 
-    def oldest_lease(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, began_at: datetime.datetime) -> None:
-        """When the oldest lease began of those that a worker holds now."""
-        self._place(tenant_id, worker_id).horizon[0] = began_at
+    def oldest_lease(
+        self,
+        tenant_id: uuid.UUID,
+        worker_id: uuid.UUID,
+        now: datetime.datetime,
+        began_at: datetime.datetime,
+        took_s: float,
+    ) -> None:
+        """When the oldest lease began of those that a worker holds now, and how long it took to find that out."""
+        place = self._place(tenant_id, worker_id)
+        place.looked(now, datetime.timedelta(seconds=took_s), is_all=False)
+        place.horizon[0] = began_at
 
     def _place(self, tenant_id: uuid.UUID, what: str | uuid.UUID) -> _Place:
         found = self._places.get((tenant_id, what))
