@@ -38,9 +38,8 @@ class _Place:
         self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
 
     def since(self, now: datetime.datetime) -> list[datetime.datetime]:
-        if (
-            not datetime.timedelta(0) <= now - self.front_look_at < self.front_look_every
-        ):  # also when the clock was set back
+        is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
+        if is_set_back or now - self.front_look_at >= self.front_look_every:
             self.front_look_at = self.late_look_at = now
             self.horizon, self.margin = [BEGINNING] * PRIORITIES, None
             return self.horizon
