@@ -64,13 +64,9 @@ async def _steadily(queue: Queue, worker_id: str, duration_s: float) -> list[flo
 
     async def take() -> None:
         while time.perf_counter() < ends_at:
-            asked = {"worker_id": worker_id, "queues": [SPEC["queue"]], "limit": 500, "wait_ms": 100}
-            if jobs := (await queue.call("job.claim", asked))["jobs"]:
-                await queue.call(
-                    "job.complete", {"jobs": [{"job_id": job["id"], "attempt": job["attempt"]} for job in jobs]}
-                )
-                now = time.perf_counter()
-                delays_s.extend(now - job["payload"] for job in jobs)
+            jobs = await queue.finish(worker_id)
+            now = time.perf_counter()
+            delays_s.extend(now - job["payload"] for job in jobs)
 
     await asyncio.gather(enqueue(), *(take() for _ in range(TAKERS)))
     while await queue.process(worker_id):

@@ -58,17 +58,21 @@ class Queue:
 
     async def process(self, worker_id: str, latencies_s: list[float] | None = None) -> int:
         """Takes some jobs and completes them: how many."""
+        return len(await self.finish(worker_id, latencies_s))
+
+    async def finish(self, worker_id: str, latencies_s: list[float] | None = None) -> list[dict[str, Any]]:
+        """Takes some jobs and completes them: which, as they were given."""
         began = time.perf_counter()
         asked = {"worker_id": worker_id, "queues": ["bench"], "limit": CLAIMED, "wait_ms": 100}
         jobs = (await self.call("job.claim", asked))["jobs"]
         if latencies_s is not None and jobs:
             latencies_s.append(time.perf_counter() - began)
         if not jobs:
-            return 0
+            return []
         done = [{"job_id": job["id"], "attempt": job["attempt"], "result": {"ok": True}} for job in jobs]
         answer = await self.call("job.complete", {"jobs": done})
         assert not answer["refused"]
-        return len(answer["jobs"])
+        return list(jobs)
 
 
 @asynccontextmanager

@@ -92,13 +92,10 @@ class JobWorker:
         open_heart_requests: OpenRequests | None = None,
         capacity: int = CAPACITY_DEFAULT,
         lease_s: float = LEASE_S_DEFAULT,
-        claimed_max: int = CLAIMED_MAX,
     ) -> None:
-        """`open_heart_requests` is for the thread of heartbeats, which has a loop of its own; without, it is the same.
-
-        `claimed_max`: of how many jobs an answer may consist.
-        """
-        self.name, self.capacity, self._lease_s, self._claimed_max = name, capacity, lease_s, claimed_max
+        """`open_heart_requests` is for the thread of heartbeats, beside the database; over a connection it is the same."""
+        self.name, self.capacity, self._lease_s = name, capacity, lease_s
+        self._claimed_max = CLAIMED_REMOTE_MAX if open_heart_requests is None else CLAIMED_MAX
         self._handlers: Mapping[str, JobHandler] = {handler.type: handler for handler in handlers}
         self._queues = sorted({handler.queue for handler in self._handlers.values()})
         self._open_requests = open_requests
@@ -176,10 +173,8 @@ class JobWorker:
     def _ask(self, asked: collections.deque[_Asked]) -> None:
         while not self._is_draining and len(asked) < (CLAIMS if self._is_flowing else 1):
             room = self.capacity - self._held - self._asked
-            is_enough = room >= min(
-                self.capacity // 2, self._claimed_max
-            )  # asking for a few would cost as much as for many
-            if room <= 0 or not (is_enough or self._takes_few or not self._held):
+            enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
+            if room <= 0 or (room < enough and self._held and not self._takes_few):
                 return
             self._takes_few = False
             limit = min(room, self._claimed_max)

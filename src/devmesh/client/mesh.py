@@ -32,15 +32,7 @@ from devmesh.client.codecs import CodecName
 from devmesh.client.errors import MeshError
 from devmesh.client.heart import Heart
 from devmesh.client.job_heart import OpenRequests
-from devmesh.client.job_worker import (
-    CAPACITY_DEFAULT,
-    CLAIMED_MAX,
-    CLAIMED_REMOTE_MAX,
-    LEASE_S_DEFAULT,
-    JobHandler,
-    JobWorker,
-    handler_of,
-)
+from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobHandler, JobWorker, handler_of
 from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
 from devmesh.core.errors import Kind
 
@@ -130,7 +122,6 @@ class Mesh:
         return JobWorker(
             self.worker_name, self.job_handlers.values(), open_requests, open_heart_requests=open_heart_requests,
             capacity=self.capacity, lease_s=self.lease_s,
-            claimed_max=CLAIMED_REMOTE_MAX if open_heart_requests is None else CLAIMED_MAX,
         )  # fmt: skip
 
     def run(self) -> None:

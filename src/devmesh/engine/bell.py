@@ -22,7 +22,6 @@ from devmesh.engine.loop import Loop
 TENANTS_PER_RING_MAX = 200  # a NOTIFY has at most 8,000 bytes; more tenants than these ring for everybody
 EVERYBODY = "*"
 
-
 Listener = Callable[[frozenset[uuid.UUID] | None], None]  # None: any tenant may have news
 Rung = dict[uuid.UUID, frozenset[Concern]]
 

@@ -23,7 +23,6 @@ class EventLoop(Loop):
 
     def __init__(self, tick_s: float) -> None:
         super().__init__(interval_s=tick_s)
-        self._tick_s = tick_s
         self._lags_s: collections.deque[float] = collections.deque([0.0], round(REMEMBERED_S / tick_s))
         self._listeners: list[Callable[[float, float], None]] = []
 
@@ -32,8 +31,8 @@ class EventLoop(Loop):
         self._listeners.append(heard)
 
     async def run_once(self) -> bool:
-        due_at = time.monotonic() + self._tick_s
-        await asyncio.sleep(self._tick_s)
+        due_at = time.monotonic() + self._interval_s
+        await asyncio.sleep(self._interval_s)
         now_s = time.monotonic()
         lag_s = max(0.0, now_s - due_at)
         self._lags_s.append(lag_s)

@@ -12,9 +12,7 @@ from devmesh.store.jobs import SQL
 from devmesh.store.statements import load
 
 LIMITS, TENANTS = load("job_limits"), load("tenants")
-PROMOTED_MAX = (
-    400  # jobs of each queue and priority in one transaction, and of each priority of those that wait for a place
-)
+PROMOTED_MAX = 400  # jobs in one transaction: of each queue and priority, and of each priority that wait for a place
 
 
 class JobPromoter(OverdueLoop):

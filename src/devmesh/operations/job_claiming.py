@@ -23,7 +23,7 @@ from devmesh.operations.registry import Call, Mutation, NotYet, operation
 from devmesh.operations.work import Work
 from devmesh.operations.workers import SQL as WORKERS
 from devmesh.operations.workers import WorkerStatus, refusal
-from devmesh.store.claim_horizons import BEGINNING
+from devmesh.store.claim_horizons import BEGINNING, Look
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, claimed_from_row
 
@@ -107,21 +107,21 @@ async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) 
     if not left:
         return []
     queues = list(left)
-    since = {queue: work.horizons.since(work.tenant_id, queue, work.now) for queue in queues}
+    looks = {queue: work.horizons.look(work.tenant_id, queue, work.now) for queue in queues}
     began_s = time.perf_counter()
     if len(queues) == 1:
-        rows = await _take(work, asked, queues[0], left[queues[0]], since[queues[0]])
-        _looked(work, left, room, collections.Counter({queues[0]: len(rows)}), began_s)
+        rows = await _take(work, asked, queues[0], left[queues[0]], looks[queues[0]].since)
+        _looked(work, looks, left, room, collections.Counter({queues[0]: len(rows)}), began_s)
         return rows
-    flat = [moment for queue in queues for moment in since[queue]]
+    flat = [moment for queue in queues for moment in looks[queue].since]
     heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat, list(left.values()))
     found: collections.Counter[str] = collections.Counter()
     for queue, _, count in heads:
         found[queue] += count
-    _looked(work, left, room, found, began_s)
+    _looked(work, looks, left, room, found, began_s)
     rows = []
     for queue, priority, count in heads:
-        only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(since[queue])]
+        only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(looks[queue].since)]
         taken = await _take(work, asked, queue, min(count, left[queue]), only) if left[queue] > 0 else []
         left[queue] -= len(taken)
         rows += taken
@@ -130,12 +130,14 @@ async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) 
     return rows
 
 
-def _looked(work: Work, left: dict[str, int], room: int, found: collections.Counter[str], began_s: float) -> None:
+def _looked(
+    work: Work, looks: dict[str, Look], left: dict[str, int], room: int, found: collections.Counter[str], began_s: float
+) -> None:
     """Notes what it took to look into queues, and which of them had less than was asked for."""
     took_s, is_full = time.perf_counter() - began_s, found.total() >= room
-    for queue, share in left.items():
-        is_all = not is_full and found[queue] < min(share, room)
-        work.horizons.looked(work.tenant_id, queue, work.now, took_s, is_all=is_all)
+    for queue, look in looks.items():
+        empty_until = None if is_full or found[queue] >= left[queue] else work.now
+        work.horizons.looked(work.tenant_id, queue, look, took_s, empty_until)
 
 
 async def _take(work: Work, asked: Claim, queue: str, count: int, since: Sequence[datetime.datetime]) -> list[Record]:
@@ -148,9 +150,9 @@ async def _room(work: Work, call: Call[Claim]) -> int:
     """How many more jobs a worker may hold. Raises what keeps it from holding any."""
     worker_id = call.params.worker_id
     await work.tx.execute(WORKERS.lock_claims, work.tenant_id, worker_id)
-    since = work.horizons.leases_since(work.tenant_id, worker_id, work.now)
+    look = work.horizons.look_at_leases(work.tenant_id, worker_id, work.now)
     began_s = time.perf_counter()
-    row = await work.tx.fetch_row(WORKERS.for_claim, work.tenant_id, worker_id, since)
+    row = await work.tx.fetch_row(WORKERS.for_claim, work.tenant_id, worker_id, look.since[0])
     took_s = time.perf_counter() - began_s
     if (refused := refusal(call.caller, worker_id, {worker_id: row} if row is not None else {})) is not None:
         raise refused
@@ -164,6 +166,6 @@ async def _room(work: Work, call: Call[Claim]) -> int:
         if status == WorkerStatus.FAILED:
             message += "; a heartbeat makes it ACTIVE again"
         raise errors.conflict("worker.state", message)
-    work.horizons.oldest_lease(work.tenant_id, worker_id, work.now, row["oldest"] or work.now, took_s)
+    work.horizons.oldest_lease(work.tenant_id, worker_id, look, took_s, row["oldest"] or work.now)
     room: int = row["capacity"] - row["current_load"]
     return room

@@ -75,5 +75,5 @@ async def _admit(work: Work, lock: Statement, limits: dict[tuple[str, str], int]
     rows = await work.tx.fetch(SQL.admit, work.tenant_id, *columns)
     if rows:
         work.concerns.add(Concern.JOBS)
-    if not rows:
+    else:
         await work.tx.execute(SQL.forget, work.tenant_id, *columns)

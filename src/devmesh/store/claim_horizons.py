@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from devmesh.store.database import Record
 
@@ -27,46 +28,52 @@ COSTLY = datetime.timedelta(milliseconds=20)
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
 
 
+class Look(NamedTuple):
+    """Where a claim begins to look, for each priority from 1 to 5, and how far behind the last one; None: at the front."""
+
+    since: list[datetime.datetime]
+    margin: datetime.timedelta | None
+
+
 class _Place:
-    __slots__ = ("front_look_at", "front_look_every", "horizon", "late_look_at", "late_look_every", "margin", "usual")
+    __slots__ = ("front_look_at", "front_look_every", "horizon", "late_look_at", "late_look_every", "usual")
 
     def __init__(self) -> None:
         self.horizon = [BEGINNING] * PRIORITIES  # the latest time claimed at each priority
         self.front_look_at = self.late_look_at = BEGINNING
         self.front_look_every, self.late_look_every = FRONT_LOOK_INTERVAL, LATE_LOOK_INTERVAL
-        self.margin: datetime.timedelta | None = None  # of the look under way; None: it is from the front
         self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
 
-    def since(self, now: datetime.datetime) -> list[datetime.datetime]:
+    def look(self, now: datetime.datetime) -> Look:
         is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
         if is_set_back or now - self.front_look_at >= self.front_look_every:
             self.front_look_at = self.late_look_at = now
-            self.horizon, self.margin = [BEGINNING] * PRIORITIES, None
-            return self.horizon
-        self.margin = MARGIN
+            self.horizon = [BEGINNING] * PRIORITIES
+            return Look(list(self.horizon), None)
+        margin = MARGIN
         if now - self.late_look_at >= self.late_look_every:
-            self.late_look_at, self.margin = now, LATE
-        return [max(time, BEGINNING + LATE) - self.margin for time in self.horizon]
+            self.late_look_at, margin = now, LATE
+        return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin)
 
-    def looked(self, now: datetime.datetime, took: datetime.timedelta, *, is_all: bool) -> None:
+    def looked(self, look: Look, took: datetime.timedelta, empty_until: datetime.datetime | None = None) -> None:
         every = (took - self.usual) / SHARE
-        if self.margin is None:
+        if look.margin is None:
             self.front_look_every = min(max(FRONT_LOOK_INTERVAL, every), FRONT_LOOK_INTERVAL_MAX)
-        elif self.margin is LATE:
+        elif look.margin is LATE:
             self.late_look_every = min(max(LATE_LOOK_INTERVAL, every), LATE_LOOK_INTERVAL_MAX)
         else:
             self.usual += (took - self.usual) / 10
-        if is_all and took >= COSTLY:  # there is nothing up to now, and to find that out again would cost as much
-            self.horizon = [max(time, now) for time in self.horizon]
+        if empty_until is not None and took >= COSTLY:  # to find that out again would cost as much
+            self.horizon = [max(time, empty_until) for time in self.horizon]
 
 
 class ClaimHorizons:
     def __init__(self) -> None:
         self._places: dict[tuple[uuid.UUID, str | uuid.UUID], _Place] = {}
 
-    def since(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime) -> list[datetime.datetime]:
-        """Where a claim of a queue begins, for each priority from 1 to 5."""
-        return self._place(tenant_id, queue).since(now)
+    def look(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime) -> Look:
+        """Where a claim of a queue begins."""
+        return self._place(tenant_id, queue).look(now)
 
     def claimed(self, tenant_id: uuid.UUID, queue: str, rows: Iterable[Record]) -> None:
         """These were given out: `priority` and `run_at`, the earliest first."""
@@ -75,25 +82,22 @@ class ClaimHorizons:
             place = row["priority"] - 1
             horizon[place] = max(horizon[place], row["run_at"])
 
-    def looked(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime, took_s: float, *, is_all: bool) -> None:
-        """A claim that began at `now` took so long. `is_all`: it found less than it had room for."""
-        self._place(tenant_id, queue).looked(now, datetime.timedelta(seconds=took_s), is_all=is_all)
+    def looked(
+        self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None
+    ) -> None:
+        """How long it took, and up to when nothing is left, if nothing is."""
+        self._place(tenant_id, queue).looked(look, datetime.timedelta(seconds=took_s), empty_until)
 
-    def leases_since(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> datetime.datetime:
-        """No lease of a worker that it still holds began before this time."""
-        return self._place(tenant_id, worker_id).since(now)[0]
+    def look_at_leases(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> Look:
+        """No lease of a worker that it still holds began before the first of its times."""
+        return self._place(tenant_id, worker_id).look(now)
 
     def oldest_lease(
-        self,
-        tenant_id: uuid.UUID,
-        worker_id: uuid.UUID,
-        now: datetime.datetime,
-        began_at: datetime.datetime,
-        took_s: float,
+        self, tenant_id: uuid.UUID, worker_id: uuid.UUID, look: Look, took_s: float, began_at: datetime.datetime
     ) -> None:
-        """When the oldest lease began of those that a worker holds now, and how long it took to find that out."""
+        """How long it took to find out when the oldest lease began of those that a worker holds now."""
         place = self._place(tenant_id, worker_id)
-        place.looked(now, datetime.timedelta(seconds=took_s), is_all=False)
+        place.looked(look, datetime.timedelta(seconds=took_s))
         place.horizon[0] = began_at
 
     def _place(self, tenant_id: uuid.UUID, what: str | uuid.UUID) -> _Place:
