@@ -29,7 +29,7 @@ from devmesh.store.jobs import SQL, claimed_from_row
 
 CLAIMED_MAX = 1_000
 LOOK_INTERVAL_S = 1.0  # between looks of a claim that waits, when nothing rings and nothing comes due
-TOKENS_INTERVAL_S = 0.25  # the same, while a queue's rate is what holds it up
+HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
 LEASE_S_DEFAULT = 60.0
 LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
 FOREVER = BEGINNING.replace(year=9000)  # nothing waits from then on
@@ -70,13 +70,13 @@ async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedRes
 
 
 async def _answer(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
-    rows, is_at_rate = await _claim(work, call)
+    rows, is_held_up = await _claim(work, call)
     moved = [(row["queue"], patch(row["id"], row["attempt"])) for row in rows]
     tell(work, "job.claimed", moved, Status.PROCESSING, worker_id=call.params.worker_id)
     claimed = ClaimedResult([claimed_from_row(row) for row in rows])
     if rows:
         return claimed
-    again_s = TOKENS_INTERVAL_S if is_at_rate else await _again_s(work, call.params.queues)
+    again_s = HELD_UP_INTERVAL_S if is_held_up else await _again_s(work, call.params.queues)
     return NotYet(claimed, call.params.wait_ms, again_s)
 
 
@@ -87,12 +87,12 @@ async def _again_s(work: Work, queues: Sequence[str]) -> float:
 
 
 async def _claim(work: Work, call: Call[Claim]) -> tuple[list[Record], bool]:
-    """Jobs, and whether a queue gives none because of its rate."""
+    """Jobs, and whether there may be more, held up by a queue's rate or because the worker is full."""
     asked = call.params
     room = min(asked.limit, await _room(work, call))
     queues = list(dict.fromkeys(asked.queues))
     if room <= 0:
-        return [], False
+        return [], True
     held_up = await work.tx.fetch(SQL.held_up, work.tenant_id, queues)
     shares = await queue_rates.shares(work, held_up, room)
     left = {queue: shares.get(queue, room) for queue in queues}
