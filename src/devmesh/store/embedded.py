@@ -25,10 +25,11 @@ from urllib.parse import quote
 import psutil
 
 from devmesh.store import embedded_files as files
+from devmesh.store.server_account import NAME as SERVER_ACCOUNT
+from devmesh.store.server_account import server_account
 
 MAJOR_VERSION = 18
 DATABASE = "devmesh"
-SERVER_ACCOUNT = "pgserver"  # runs the server when we are root, which PostgreSQL refuses to be
 START_LIMIT_S = 60
 STOP_LIMIT_S = 60
 LOCK_LIMIT_S = 150  # longer than somebody else's initdb and start
@@ -139,17 +140,11 @@ class EmbeddedPostgres:
         with suppress(FileNotFoundError, KeyError):
             if owner_uid := self.data.stat().st_uid:
                 return pwd.getpwuid(owner_uid)
-        with suppress(KeyError):
-            return pwd.getpwnam(SERVER_ACCOUNT)
-        add = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVER_ACCOUNT]
-        with suppress(FileNotFoundError):  # where there is no useradd, the question below says so
-            subprocess.run(add, capture_output=True, check=False)  # noqa: S603 - constants, found as root finds them
-        try:
-            return pwd.getpwnam(SERVER_ACCOUNT)
-        except KeyError:
-            raise EmbeddedError(
-                f"PostgreSQL does not run as root and the user {SERVER_ACCOUNT} cannot be added: start as another user"
-            ) from None
+        if account := server_account():
+            return account
+        raise EmbeddedError(
+            f"PostgreSQL does not run as root and the user {SERVER_ACCOUNT} cannot be added: start as another user"
+        )
 
     def _admit_account(self) -> None:
         """Refuses somebody else's cluster; when we are root, lets the server's account reach what it needs."""

@@ -51,6 +51,7 @@ autovacuum_vacuum_cost_delay = 0
 
 timezone = 'UTC'
 log_timezone = 'UTC'
+log_min_error_statement = panic  # a failed statement may hold what users say
 log_line_prefix = '%m [%p] %a '
 logging_collector = off
 """
