@@ -292,6 +292,7 @@ class Connection:
 
     async def _send_reply(self, reply: bytes) -> None:
         """Puts a reply into the outbox and sends it at once, unless somebody is sending what is there."""
+        await self.outbox.room_for(reply)
         is_sending, self._is_flushing = self._is_flushing, True
         self.outbox.put(reply)
         if not is_sending:

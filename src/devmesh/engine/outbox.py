@@ -12,17 +12,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from devmesh import telemetry
 
-STALL_LIMIT_S = 5.0  # a consumer that takes nothing for so long while it is waited for is given up
+STALL_LIMIT_S = 5.0  # a consumer that takes nothing for so long while it is waited for is given up,
+LIVE_STALL_LIMIT_S = 1.0  # or for so long when more comes than may wait for it
 
 
 class Outbox:
-    __slots__ = ("_drained", "_frames", "_wake", "bytes_max", "held_bytes", "is_overflowed", "taken")
+    __slots__ = ("_frames", "_next_take", "_wake", "bytes_max", "held_bytes", "is_overflowed", "taken")
 
     def __init__(self, bytes_max: int, wake: Callable[[], None]) -> None:
         """`wake` is called whenever there is something new to send, or the outbox has overflowed."""
         self.bytes_max, self._wake = bytes_max, wake
         self._frames: collections.deque[bytes] | None = None  # none while empty: most connections wait most of the time
-        self._drained: asyncio.Future[None] | None = None
+        self._next_take: asyncio.Future[None] | None = None
         self.held_bytes = self.taken = 0  # the frames that were taken are counted
         self.is_overflowed = False
 
@@ -63,27 +64,33 @@ class Outbox:
             self._frames = None
         self.held_bytes -= len(frame)
         self.taken += 1
-        if self.held_bytes <= self.bytes_max // 2:
-            self._settle()
+        self._settle()
         return frame
 
-    async def drained(self) -> None:
-        """Until the outbox is at most half full or has overflowed: how a replay keeps pace with its reader.
-
-        It overflows when nothing is taken from it for too long.
-        """
+    async def drained(self, stall_limit_s: float = STALL_LIMIT_S) -> None:
+        """Until the outbox is at most half full or has overflowed: how a replay keeps pace with its reader."""
         while self.held_bytes > self.bytes_max // 2:
-            if self._drained is None:
-                self._drained = asyncio.get_running_loop().create_future()
-            taken = self.taken
-            await asyncio.wait([self._drained], timeout=STALL_LIMIT_S)
-            if self.taken == taken:
-                self.overflow()
+            await self._taken_from(stall_limit_s)
+            stall_limit_s = STALL_LIMIT_S
+
+    async def room_for(self, frame: bytes) -> None:
+        """Until there is room for a frame, or the outbox has overflowed: how a long answer waits for those before it."""
+        while not self.has_room((frame,)) and not self.is_overflowed:
+            await self._taken_from(STALL_LIMIT_S)
+
+    async def _taken_from(self, stall_limit_s: float) -> None:
+        """Until a frame is taken. It overflows when nothing is taken for too long."""
+        if self._next_take is None:
+            self._next_take = asyncio.get_running_loop().create_future()
+        taken = self.taken
+        await asyncio.wait([self._next_take], timeout=stall_limit_s)
+        if self.taken == taken:
+            self.overflow()
 
     def _settle(self) -> None:
-        if self._drained is not None:
-            self._drained.set_result(None)
-            self._drained = None
+        if self._next_take is not None:
+            self._next_take.set_result(None)
+            self._next_take = None
 
 
 def depths(outboxes: Iterable[Outbox]) -> dict[str, int]:

@@ -15,7 +15,7 @@ import structlog
 
 from devmesh.core.errors import MeshError
 from devmesh.core.events import Cursor, topics_heard
-from devmesh.engine.outbox import Outbox
+from devmesh.engine.outbox import LIVE_STALL_LIMIT_S, STALL_LIMIT_S, Outbox
 from devmesh.engine.stream import EVERYTHING, Codec, Recent, Stream, frames_of
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ class Subscriber:
 
     def send(self, frames: Sequence[bytes], begins_after: int) -> bool:
         """Takes what the fan-out has for it, all that is new to it after a sequence. False when it will read that itself."""
-        if self.outbox.held_bytes or self.outbox.has_room(frames):
+        if self.outbox.has_room(frames):
             for frame in frames:
                 self.outbox.put(frame)
             return True
-        catching_up = self._catch_up(begins_after, begins_after, {})
+        catching_up = self._catch_up(begins_after, begins_after, {}, LIVE_STALL_LIMIT_S)
         self._catching_up = asyncio.get_running_loop().create_task(catching_up)
         return False
 
@@ -93,15 +93,21 @@ class Subscriber:
         if self._catching_up is not None:
             self._catching_up.cancel()
 
-    async def _catch_up(self, start: int, stop: int, before: dict[str, int]) -> None:
-        """Sends what lies between `start` and now. Up to `stop`, the topics of `before` have had theirs already."""
+    async def _catch_up(
+        self, start: int, stop: int, before: dict[str, int], stall_limit_s: float = STALL_LIMIT_S
+    ) -> None:
+        """Sends what lies between `start` and now. Up to `stop`, the topics of `before` have had theirs already.
+
+        The consumer is given up when it takes nothing for the limit, and once it has taken something, for the usual one.
+        """
+        taken = self.outbox.taken
         position = start
         try:
             while position < self._stream.position and not self.outbox.is_overflowed:
                 page, position = await self._fanout.page(self._stream, position, list(self.topics))
                 wanted = [recent for recent in page if self._is_wanted(recent, stop, before)]
                 for frame in frames_of(self.codec, wanted):
-                    await self.outbox.drained()
+                    await self.outbox.drained(stall_limit_s if self.outbox.taken == taken else STALL_LIMIT_S)
                     self.outbox.put(frame)
                 self._fanout.delivered(len(wanted))
         except MeshError as error:
