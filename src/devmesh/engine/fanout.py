@@ -18,8 +18,8 @@ import structlog
 from devmesh import telemetry
 from devmesh.core.errors import unavailable
 from devmesh.core.events import JOBS, Cursor, Event
-from devmesh.engine.loop import Loop
 from devmesh.engine.outbox import Outbox
+from devmesh.engine.ring_loop import RingLoop
 from devmesh.engine.stream import EVERYTHING, Codec, Recent, Stream
 from devmesh.engine.subscriber import Subscriber
 from devmesh.store.database import Database, Record
@@ -33,7 +33,7 @@ FLOOD_EVENTS = 50  # of a tenant in one look
 UNUSED_PASSES_MAX = 120  # how long a stream without subscribers is kept: their reconnecting finds it in memory
 
 
-class Fanout(Loop):
+class Fanout(RingLoop):
     name = "fanout"
 
     def __init__(self, database: Database, *, interval_s: float, page_events_max: int, ring_bytes_max: int) -> None:
@@ -42,18 +42,13 @@ class Fanout(Loop):
         self._page_events_max, self._ring_bytes_max = page_events_max, ring_bytes_max
         self._streams: dict[uuid.UUID, Stream] = {}
         self._opening = asyncio.Lock()
-        self._rung: set[uuid.UUID] | None = None  # None: look at every stream
         self._floors_due_at = 0.0
 
     def heard(self, tenants: frozenset[uuid.UUID] | None) -> None:
         """The bell rang."""
-        if tenants is None:
-            self._rung = None
-        elif not any(tenant_id in self._streams for tenant_id in tenants):
-            return
-        elif self._rung is not None:
-            self._rung |= tenants
-        self.wake()
+        mine = tenants if tenants is None else tenants & self._streams.keys()
+        if mine is None or mine:
+            super().heard(mine)
 
     async def subscriber(self, tenant_id: uuid.UUID, codec: Codec, outbox: Outbox) -> Subscriber:
         """A new subscriber, of nothing yet. Close it when its connection ends. Raises MeshError."""
@@ -67,11 +62,11 @@ class Fanout(Loop):
         return subscriber
 
     async def run_once(self) -> bool:
-        rung, self._rung = self._rung, set()
-        if not rung:
+        rung = self.take_rung()
+        if rung is None:
             self._forget_unused()
             await self._forget_removed()
-        looked = [s for s in self._streams.values() if (not rung or s.tenant_id in rung) and s.subscribers]
+        looked = [s for s in self._streams.values() if (rung is None or s.tenant_id in rung) and s.subscribers]
         if not looked:
             return False
         rows = await self._database.read(
