@@ -22,6 +22,9 @@ class Notifications:
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
+        self._turn = (
+            asyncio.Lock()
+        )  # rings and probes come from different loops, and the driver does one thing at a time
         self.broken = asyncio.Event()
 
     @classmethod
@@ -53,7 +56,7 @@ class Notifications:
 
     async def _execute(self, sql: str, *args: str) -> None:
         try:
-            async with asyncio.timeout(NOTIFY_LIMIT_S):
+            async with asyncio.timeout(NOTIFY_LIMIT_S), self._turn:
                 await self._connection.execute(sql, *args)
         except Exception as error:
             self.broken.set()
