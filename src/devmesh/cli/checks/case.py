@@ -15,6 +15,7 @@ from devmesh.store.database import Database
 from devmesh.store.statements import load
 
 CLOCK = load("clock")
+CHECK_LIMIT_S = 5.0
 ANSWER_LIMIT_S = 1.5
 CLOSE_LIMIT_S = 1.0
 SECRET_CHARACTERS_MIN = 6  # shorter ones would be found in ordinary words
@@ -27,6 +28,7 @@ class Case:
     directory: Path  # where `devmesh up` keeps its state
     secrets: tuple[str, ...] = field(repr=False)
     opened: Database | None = None  # by the check that reaches it
+    deadline: asyncio.Timeout | None = None  # of the check under way
 
     @classmethod
     def read(cls, data_dir: Path | None) -> Case:
@@ -56,6 +58,11 @@ class Case:
     def database(self) -> Database:
         assert self.opened is not None
         return self.opened
+
+    def begin_again(self) -> None:
+        """Gives the check its whole time anew: it has loaded a large library, which says nothing about whom it asks."""
+        assert self.deadline is not None
+        self.deadline.reschedule(asyncio.get_running_loop().time() + CHECK_LIMIT_S)
 
     async def is_answered(self) -> bool:
         """Whether the database says anything at all, on whichever connection."""

@@ -23,6 +23,7 @@ async def redis_server(case: Case) -> list[Finding]:
     from redis.backoff import NoBackoff
     from redis.exceptions import RedisError
 
+    case.begin_again()
     began = time.perf_counter()
     try:
         async with redis.asyncio.Redis.from_url(
@@ -50,6 +51,7 @@ async def contexts(case: Case) -> list[Finding]:
         return [ok(f"{maker}; PostgreSQL compares vectors")]
     from devmesh.engine.qdrant_index import QdrantIndex
 
+    case.begin_again()
     breaker = Breaker("qdrant", 1, 0.0, lambda *_: None)
     limit_s = min(settings.qdrant_timeout_s, LIMIT_S)
     index = QdrantIndex.at(settings.qdrant_url, settings.qdrant_api_key, limit_s, breaker)
@@ -68,6 +70,7 @@ async def token_keys(case: Case) -> list[Finding]:
     from devmesh.core.signing_keys import KeysUnusable, published_keys
     from devmesh.engine.fetcher import Fetcher, FetchFailed, Reach
 
+    case.begin_again()
     fetcher = Fetcher(settings.jwks_timeout_s, settings.jwks_bytes_max)
     reach = Reach(private=True, plain=settings.environment != "production")
     try:

@@ -7,13 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 from devmesh.cli.checks import machine, outside, schema, secrets, server, services
-from devmesh.cli.checks.case import Case
+from devmesh.cli.checks.case import CHECK_LIMIT_S, Case
 from devmesh.cli.checks.finding import Finding, State, problem
 from devmesh.core.errors import MeshError
 from devmesh.store.connections import DatabaseUnreachable
 from devmesh.store.migration_files import MigrationError
-
-LIMIT_S = 5.0
 
 
 class Check(NamedTuple):
@@ -82,10 +80,10 @@ async def examine(case: Case) -> AsyncIterator[Line]:
 async def _look(check: Check, case: Case) -> tuple[list[Finding], bool]:
     """What a check finds, and whether it makes sense to ask the database for more."""
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(CHECK_LIMIT_S) as case.deadline:
             return await check.look(case), True
     except TimeoutError:
-        found = problem(f"no answer within {LIMIT_S:g} s")
+        found = problem(f"no answer within {CHECK_LIMIT_S:g} s")
     except MeshError as error:
         found = problem(_words(error.__cause__ or error))
     except (DatabaseUnreachable, MigrationError) as error:
