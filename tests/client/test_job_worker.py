@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
 from devmesh.client import BlockingJobContext, Client, Fail, JobContext
 from devmesh.client import Mesh as Agents
 from tests.client.agents import at_work
-from tests.harness import Child, Mesh, eventually
+from tests.harness import Child, Mesh, are_gone, eventually
 
 APP = """
 import asyncio, hashlib, os, time
@@ -178,6 +179,16 @@ async def test_a_handler_in_a_process_of_its_own_may_die_there(apart: tuple[Mesh
     again = (await jobs.ended(await jobs.enqueue("process", {"dies": False})))["result"]
     assert again["pid"] != done["pid"]
     assert (await jobs.ended(await jobs.enqueue("double", {"n": 1})))["status"] == "COMPLETED"
+
+
+async def test_processes_of_a_worker_that_was_killed_end_with_it(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
+    mesh, jobs = apart
+    worker = start_worker(mesh, tmp_path)
+    pid = (await jobs.ended(await jobs.enqueue("process", {"dies": False})))["result"]["pid"]
+    process = psutil.Process(pid)
+    assert not are_gone([process])
+    worker.kill()
+    await eventually(lambda: are_gone([process]), "the process has ended")
 
 
 async def test_j40_a_handler_that_keeps_the_processor_busy_keeps_its_job(

@@ -35,20 +35,22 @@ class _Lease(msgspec.Struct):
     is_cancel_requested: bool = False
 
 
-class _Refused(msgspec.Struct):
+class Refused(msgspec.Struct):
+    """A job of a request about many that nothing could be done about."""
+
     id: uuid.UUID
     message: str
 
 
 class _Leases(msgspec.Struct):
     jobs: list[_Lease]
-    refused: list[_Refused]
+    refused: list[Refused]
 
 
 class JobHeart:
     def __init__(self, open_requests: OpenRequests, lease_s: float) -> None:
         self._open_requests, self._lease_s = open_requests, lease_s
-        self._held: dict[uuid.UUID, JobLease] = {}
+        self._held: dict[int, JobLease] = {}  # by the job's number: a UUID is slow to hash
         self._worker_id: uuid.UUID | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="devmesh job heart", daemon=True)
         self._stop = threading.Event()
@@ -68,11 +70,11 @@ class JobHeart:
             self._thread.join(STOP_LIMIT_S)
 
     def hold(self, lease: JobLease) -> None:
-        self._held[lease.job_id] = lease
+        self._held[lease.job_id.int] = lease
 
     def release(self, lease: JobLease) -> None:
-        if self._held.get(lease.job_id) is lease:
-            del self._held[lease.job_id]
+        if self._held.get(lease.job_id.int) is lease:
+            del self._held[lease.job_id.int]
 
     async def _beat(self) -> None:
         """The thread's whole life."""

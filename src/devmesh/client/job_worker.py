@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import functools
 import inspect
 import logging
 import time
@@ -21,7 +20,7 @@ import msgspec
 
 from devmesh.client.errors import Fail, MeshError
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
-from devmesh.client.job_heart import JobHeart, OpenRequests
+from devmesh.client.job_heart import JobHeart, OpenRequests, Refused
 from devmesh.client.lease import JobLease
 from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
@@ -74,6 +73,13 @@ class _Registered(msgspec.Struct):
     worker: _Worker
 
 
+class _Told(msgspec.Struct):
+    """The answer to a report: what was done is counted, and not looked at."""
+
+    jobs: list[msgspec.Raw]
+    refused: list[Refused]
+
+
 class _Report(NamedTuple):
     """How an attempt ended: the operation that says so, and what it says."""
 
@@ -101,7 +107,7 @@ class JobWorker:
         self._open_requests = open_requests
         self._heart = JobHeart(open_heart_requests or open_requests, lease_s)
         self._processes = Processes()
-        self._running: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
         self._telling = 0
         self._is_flowing = self._takes_few = False
@@ -123,7 +129,7 @@ class JobWorker:
                 await self._claim_all()
                 await self._all_reported()
             finally:
-                for task in [*reporters, *self._running.values()]:
+                for task in [*reporters, *self._running]:
                     task.cancel()
                 self._processes.end()
                 await asyncio.to_thread(self._heart.stop)
@@ -133,8 +139,8 @@ class JobWorker:
         self._is_draining = True
         self._has_room.set()
         if self._running:
-            await asyncio.wait(list(self._running.values()), timeout=limit_s)
-        for task in self._running.values():
+            await asyncio.wait(self._running, timeout=limit_s)
+        for task in self._running:
             task.cancel()
 
     async def _register(self) -> None:
@@ -204,6 +210,7 @@ class JobWorker:
         finally:
             self._asked -= asked.limit
         self._is_flowing = len(jobs) == asked.limit
+        loop = asyncio.get_running_loop()
         for number, job in enumerate(jobs, 1):
             if number % BEGUN_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -213,17 +220,14 @@ class JobWorker:
             if self._is_draining:  # they were asked for before
                 self._say(_given_back(job, lease))
                 continue
-            task = self._running[job.id] = asyncio.create_task(self._work(job, lease))
-            task.add_done_callback(functools.partial(self._ended, job.id))
-
-    def _ended(self, job_id: uuid.UUID, task: asyncio.Task[None]) -> None:
-        if self._running.get(job_id) is task:
-            del self._running[job_id]
+            self._running.add(loop.create_task(self._work(job, lease)))
 
     async def _work(self, job: Job, lease: JobLease) -> None:
         """One attempt, until its report waits to be sent."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            report = _completed(job, lease, await self._handle(job, lease))
+            report = _completed(job, lease, await self._handle(job, lease, task))
         except asyncio.CancelledError:
             report = _given_back(job, lease)
         except Fail as failure:
@@ -232,8 +236,9 @@ class JobWorker:
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
             report = _failed(job, lease, _described(error))
         self._say(report)
+        self._running.discard(task)
 
-    async def _handle(self, job: Job, lease: JobLease) -> Any:
+    async def _handle(self, job: Job, lease: JobLease, task: asyncio.Task[Any]) -> Any:
         handler = self._handlers.get(job.type)
         if handler is None:
             raise Fail(
@@ -244,8 +249,7 @@ class JobWorker:
         if not handler.is_coroutine:
             context = BlockingJobContext(job, lease, self._requests, asyncio.get_running_loop())
             return await in_thread(handler.function, context)
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
+        loop = asyncio.get_running_loop()
         lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
         return await handler.function(JobContext(job, lease, self._requests))
 
@@ -285,12 +289,10 @@ class JobWorker:
         jobs = msgspec.Raw(b"[" + b",".join(report.text for report in reports) + b"]")
         while True:
             try:
-                answer = await self._requests.request(
-                    f"job.{verb}", {"jobs": jobs}, dict[str, Any], timeout_s=REPORT_TIMEOUT_S
-                )
-                for refused in answer["refused"]:
-                    log.warning("job %s: its report was refused: %s", refused["id"], refused["message"])
-                self.done += len(answer["jobs"])
+                answer = await self._requests.request(f"job.{verb}", {"jobs": jobs}, _Told, timeout_s=REPORT_TIMEOUT_S)
+                for refused in answer.refused:
+                    log.warning("job %s: its report was refused: %s", refused.id, refused.message)
+                self.done += len(answer.jobs)
                 break
             except MeshError as error:
                 if not error.retryable:

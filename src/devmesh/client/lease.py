@@ -11,13 +11,16 @@ import time
 import uuid
 from collections.abc import Callable
 
+_lock = threading.Lock()  # of all leases: it is held for a moment, and one for each would cost more
+
 
 class Lease:
+    __slots__ = ("_lost_reason", "_on_lost", "_renewed_at", "attempt", "is_over", "lease_s")
+
     def __init__(self, attempt: int, lease_s: float, asked_at: float) -> None:
         """`asked_at`: this process's monotonic time just before it asked for the lease; the server began it later."""
         self.attempt, self.lease_s = attempt, lease_s
         self._renewed_at = asked_at
-        self._lock = threading.Lock()
         self._lost_reason: str | None = None
         self._on_lost: Callable[[], object] | None = None
         self.is_over = False  # the holder has ended it; there is nothing to keep or to lose any more
@@ -43,14 +46,14 @@ class Lease:
 
     def watch(self, on_lost: Callable[[], object]) -> None:
         """Has this called when the lease is lost, at once if it is already; from whichever thread finds it out."""
-        with self._lock:
+        with _lock:
             self._on_lost = on_lost
             is_late = self._lost_reason is not None
         if is_late:
             on_lost()
 
     def lose(self, reason: str) -> None:
-        with self._lock:
+        with _lock:
             if self._lost_reason is not None or self.is_over:
                 return
             self._lost_reason = reason
@@ -59,17 +62,21 @@ class Lease:
             on_lost()
 
     def end(self) -> None:
-        with self._lock:
+        with _lock:
             self.is_over = True
 
 
 class TaskLease(Lease):
+    __slots__ = ("agent_id", "task_id")
+
     def __init__(self, task_id: uuid.UUID, attempt: int, agent_id: uuid.UUID, lease_s: float, asked_at: float) -> None:
         super().__init__(attempt, lease_s, asked_at)
         self.task_id, self.agent_id = task_id, agent_id
 
 
 class JobLease(Lease):
+    __slots__ = ("job_id",)
+
     def __init__(self, job_id: uuid.UUID, attempt: int, lease_s: float, asked_at: float) -> None:
         super().__init__(attempt, lease_s, asked_at)
         self.job_id = job_id

@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -24,7 +25,7 @@ class Processes:
     async def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """What the function returns or raises. It is imported there by its name, so it stands at the top of a module."""
         pool = self._pool = self._pool or concurrent.futures.ProcessPoolExecutor(
-            os.cpu_count(), multiprocessing.get_context("spawn"), _leave_signals_to_the_parent
+            os.cpu_count(), multiprocessing.get_context("spawn"), _depend_on_the_parent
         )
         try:
             return await asyncio.wrap_future(pool.submit(function, argument))
@@ -48,6 +49,15 @@ class Processes:
                 child.kill()
 
 
-def _leave_signals_to_the_parent() -> None:
+def _depend_on_the_parent() -> None:
+    """Signals are for the parent, which ends us; when it cannot any more, because it was killed, we end with it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
