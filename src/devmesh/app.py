@@ -71,8 +71,7 @@ async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
     if starting.done() and not stopping.done():
         try:
             front.product = starting.result()
-            gc.freeze()  # what a service consists of stays
-            gc.set_threshold(COLLECTED_EVERY, 5, 2)  # everything each tenth time: closed connections leave cycles
+            collect_seldom()
             log.info("ready", address=f"{settings.host}:{listener.getsockname()[1]}")
             await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
         except StartRefused as refused:
@@ -104,6 +103,12 @@ async def _end_the_rest(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def collect_seldom() -> None:
+    """Has garbage be searched for as suits a service that has started."""
+    gc.freeze()  # what it consists of stays
+    gc.set_threshold(COLLECTED_EVERY, 5, 2)  # everything each tenth time: closed connections leave cycles
 
 
 def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], asyncio.Future[None]]:

@@ -31,9 +31,9 @@ def test_nobody_is_stale_between_two_heartbeats_that_come_in_time(interval_s: fl
     assert health.patience_s(interval_s, health.stale_after_s(interval_s)) >= interval_s
 
 
-def test_one_missed_heartbeat_is_below_the_alarm_and_failures_alone_never_degrade() -> None:
+def test_one_missed_heartbeat_is_below_the_alarm_and_failures_alone_neither_degrade_nor_keep_it_so() -> None:
     assert health.score(1, 0, 5, None, None) < 0.7
-    assert health.score(0, 1e9, 1, 1e9, None) >= health.DEGRADED_BELOW
+    assert health.score(0, 1e9, 1, 1e9, None) >= health.RECOVERED_FROM
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
-import pytest_asyncio
 from structlog.testing import capture_logs
+from tests.store.things import ADD, AMOUNT, INSERT, NAMES, names, sql
 
 from devmesh.core.errors import OUTCOME_UNKNOWN, Kind, MeshError, conflict
 from devmesh.store import faults
@@ -20,37 +19,9 @@ from devmesh.store.statements import Statement
 pytestmark = pytest.mark.asyncio
 
 
-def sql(text: str) -> Statement:
-    return Statement("test.statement", text, "For a test.")
-
-
-INSERT = sql("insert into things (name, amount) values ($1, $2)")
-AMOUNT = sql("select amount from things where name = $1")
-ADD = sql("update things set amount = amount + $2 where name = $1")
-NAMES = sql("select name from things order by name")
 SLEEP = sql("select pg_sleep($1)")
 KILL = sql("select pg_terminate_backend($1::int)")
 OWN_PROCESS = sql("select pg_backend_pid()")
-
-
-@pytest_asyncio.fixture
-async def database(fresh_database: str) -> AsyncIterator[Database]:
-    connection = await asyncpg.connect(fresh_database)
-    await connection.execute(
-        "create table things (name text primary key, amount integer not null check (amount < 1000))"
-    )
-    await connection.close()
-    opened = await Database.open(
-        fresh_database, service="test", pool_size_min=1, pool_size_max=4, transaction_deadline_s=5.0
-    )
-    try:
-        yield opened
-    finally:
-        await opened.close()
-
-
-async def names(database: Database) -> list[str]:
-    return [row["name"] for row in await database.read(NAMES)]
 
 
 async def failure_of(database: Database, statement: Statement, *args: Any) -> MeshError:
@@ -129,6 +100,7 @@ async def test_a_deadlock_is_run_again_from_the_start(database: Database) -> Non
 
     await database.run(prepare)
     both_hold_one = asyncio.Barrier(2)
+    one_has_ended = asyncio.Event()
     runs = 0
     rung: list[int] = []
 
@@ -139,6 +111,9 @@ async def test_a_deadlock_is_run_again_from_the_start(database: Database) -> Non
             nonlocal runs, is_first_run
             runs += 1
             transaction.after_commit(lambda: rung.append(1))
+            transaction.after_commit(one_has_ended.set)
+            if not is_first_run:  # the row that it let go is the other's, if it does not snatch it back at once
+                await one_has_ended.wait()
             await transaction.execute(ADD, first, 1)
             if is_first_run:
                 is_first_run = False

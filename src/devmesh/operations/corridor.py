@@ -137,6 +137,7 @@ class Corridor:
                 waiting_max=self._settings.gather_queue_max,
                 deadline_s=self._settings.transaction_deadline_s,
                 subject=operation.subject,
+                hurries=operation.hurries,
             )
         return gather
 
@@ -146,7 +147,9 @@ class Corridor:
         """One batch, one transaction. When a member breaks it, the members run apart: none takes the others with it."""
         began = time.perf_counter()
         try:
-            answers = await self._runner.run(tenant_id, lambda work: self._perform(operation, work, calls))
+            answers = await self._runner.run(
+                tenant_id, lambda work: self._perform(operation, work, calls), reads_clock=operation.reads_clock
+            )
         except errors.MeshError as error:
             if len(calls) == 1 or not is_member_fault(error):
                 answers = [error] * len(calls)

@@ -1,7 +1,8 @@
 """Natural batching: while one batch is being written, the calls that arrive gather and then go together.
 
-No call waits on a timer: a lone one goes at once. A batch never holds two calls on one subject, nor does a subject lie in
-two batches at a time: the second call sees what the first one did.
+No call waits on a timer while nothing else is under way: a lone one goes at once. A few calls wait for a moment for the batch
+before them, because a batch of their own would contend with it for the same locks and processors; many go beside it. A batch
+never holds two calls on one subject, nor does a subject lie in two batches at a time: the second call sees what the first did.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Generic, NamedTuple, TypeVar
 from devmesh.core import errors
 
 LATE_LOOK_INTERVAL_S = 0.5
+LARGE = 1 / 4  # of the most that a batch may hold: as many calls do not wait for the batch before them
+WAIT_S_MAX = 0.02  # nor do fewer for longer
 ANSWER_MARGIN_S = 1.5  # beyond the deadline, in which a batch tells its own outcome, which says more
 
 CallT = TypeVar("CallT")
@@ -41,8 +44,10 @@ class Gather(Generic[CallT, AnswerT]):
         waiting_max: int,
         deadline_s: float | None = None,
         subject: Callable[[CallT], Hashable] | None = None,
+        hurries: bool = False,
     ) -> None:
-        """`in_flight_max` counts batches, `waiting_max` calls; `subject` names the row that a call changes, or None.
+        """`in_flight_max` counts batches, `waiting_max` calls; `subject` names the row that a call changes, or None. With
+        `hurries` no call waits for a batch that is under way: to go together would save nothing.
 
         A little after `deadline_s` a caller is told that there is no answer, wherever its call is: a database that has gone
         silent holds the batches that were begun, and those behind them would wait for as long again.
@@ -51,11 +56,12 @@ class Gather(Generic[CallT, AnswerT]):
         self._batch_max, self._in_flight_max, self._waiting_max = batch_max, in_flight_max, waiting_max
         self._answer_s_max = deadline_s + ANSWER_MARGIN_S if deadline_s is not None else None
         self._subject = subject
+        self._large = 1 if hurries else max(1, int(batch_max * LARGE))
         self._waiting: collections.deque[Asked[CallT, AnswerT]] = collections.deque()
         self._busy: set[Hashable] = set()
         self._runs: dict[asyncio.Task[None], list[Asked[CallT, AnswerT]]] = {}
         self._is_watching = False
-        self._is_start_due = False
+        self._is_start_due = self._is_look_due = False
 
     @property
     def is_idle(self) -> bool:
@@ -92,7 +98,7 @@ class Gather(Generic[CallT, AnswerT]):
 
     def _start(self) -> None:
         self._is_start_due = False
-        while len(self._runs) < self._in_flight_max and (batch := self._take()):
+        while self._is_time() and (batch := self._take()):
             subjects = {self._subject(asked.call) for asked in batch} - {None} if self._subject else set()
             self._busy |= subjects
             run = asyncio.get_running_loop().create_task(self._run(batch, subjects))
@@ -100,6 +106,23 @@ class Gather(Generic[CallT, AnswerT]):
         if self._runs and not self._is_watching and self._answer_s_max is not None:
             self._is_watching = True
             asyncio.get_running_loop().call_later(LATE_LOOK_INTERVAL_S, self._answer_late_ones, self._answer_s_max)
+
+    def _is_time(self) -> bool:
+        """Whether another batch may begin now."""
+        if len(self._runs) >= self._in_flight_max or not self._waiting:
+            return False
+        if not self._runs or len(self._waiting) >= self._large:
+            return True
+        if time.monotonic() - self._waiting[0].at >= WAIT_S_MAX:
+            return True
+        if not self._is_look_due:
+            self._is_look_due = True
+            asyncio.get_running_loop().call_later(WAIT_S_MAX, self._look)
+        return False
+
+    def _look(self) -> None:
+        self._is_look_due = False
+        self._start()
 
     def _answer_late_ones(self, answer_s_max: float) -> None:
         """Tells those who have waited too long. What is still in the queue is not begun any more."""

@@ -15,7 +15,7 @@ import msgspec
 from devmesh.core import errors
 from devmesh.operations.registry import Call, Operation
 from devmesh.operations.work import Work
-from devmesh.store.statements import load
+from devmesh.store.statements import SEPARATOR, load
 
 SQL = load("idempotency")
 
@@ -51,20 +51,27 @@ class Claims:
 
     async def _claim_keys(self, work: Work) -> list[int]:
         keys = sorted(self._first)
-        hashes = [self._hashes[self._first[key]] for key in keys]
-        rows = await work.tx.fetch(SQL.claim, work.tenant_id, keys, [self._operation.name] * len(keys), hashes)
-        claimed = {row["idempotency_key"] for row in rows}
-        known = [key for key in keys if key not in claimed]
-        if known:
-            for row in await work.tx.fetch(SQL.answers, work.tenant_id, known):
-                known.remove(row["idempotency_key"])
-                ordinal = self._first.pop(row["idempotency_key"])
+        hashes = [self._hashes[self._first[key]].hex() for key in keys]
+        count = await work.tx.execute_spelled_out(
+            SQL.claim, str(work.tenant_id), SEPARATOR.join(keys), self._operation.name, SEPARATOR.join(hashes)
+        )
+        if count < len(keys):
+            await self._take_answers(work, keys)
+        return list(self._first.values())
+
+    async def _take_answers(self, work: Work, keys: list[str]) -> None:
+        """Gives the stored answers to those whose keys were used before, and leaves the others as the first of theirs."""
+        rows = {row["idempotency_key"]: row for row in await work.tx.fetch(SQL.answers, work.tenant_id, keys)}
+        for key in keys:
+            row = rows.get(key)
+            if row is not None and row["answer"] is None:
+                continue
+            ordinal = self._first.pop(key)
+            if row is None:  # it was forgotten, being too old, in this very moment
+                self._give(key, ordinal, errors.unavailable("try again"))
+            else:
                 is_same = row["params_hash"] == self._hashes[ordinal]
-                answer = msgspec.Raw(row["answer"]) if is_same else _mismatch()
-                self._give(row["idempotency_key"], ordinal, answer)
-        for key in known:  # it was forgotten, being too old, in this very moment
-            self._give(key, self._first.pop(key), errors.unavailable("try again"))
-        return [self._first[key] for key in keys if key in claimed]
+                self._give(key, ordinal, msgspec.Raw(row["answer"]) if is_same else _mismatch())
 
     async def store(self, work: Work, answers: dict[int, Answer], unfinished: set[int]) -> None:
         """Stores what the run calls answered; gives up the keys of those that failed or are not finished."""
@@ -78,7 +85,7 @@ class Claims:
                 stored[key] = bytes(self._without_secret(answer)).decode()
             self._give(key, ordinal, answer)
         if stored:
-            await work.tx.execute(SQL.store, work.tenant_id, list(stored), list(stored.values()))
+            work.tx.commit_with(SQL.store, str(work.tenant_id), SEPARATOR.join(stored), SEPARATOR.join(stored.values()))
         if failed:
             await work.tx.execute(SQL.release, work.tenant_id, failed)
 

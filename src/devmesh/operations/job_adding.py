@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -22,9 +22,11 @@ from devmesh.operations.job_limits import LimitedJob, wait_for_places
 from devmesh.operations.job_uniqueness import UniqueWish, twins
 from devmesh.operations.registry import Params
 from devmesh.operations.work import Work
-from devmesh.store.jobs import copy_jobs, copy_ready
+from devmesh.store.jobs import copy_jobs, copy_ready, insert_ready
+from devmesh.store.statements import SEPARATOR
 
 PARENTS_MAX = 100
+FEW_MAX = 50  # new jobs up to which one statement costs less than two COPYs, which are four round trips
 DELAY_MS_MAX = 366 * 86_400_000
 TIMEOUT_MS_MAX = 30 * 86_400_000
 UNIQUE_PERIOD_S_MAX = 366 * 86_400
@@ -99,16 +101,17 @@ class Added(msgspec.Struct):
 
     def one(self, new: NewJob) -> Job | NewJob:
         """The job that there is now: this one, or its twin."""
-        return self.twins.get(new.id, new)
+        return self.twins.get(new.id, new) if self.twins else new
 
 
 async def add(work: Work, made: Sequence[NewJob]) -> Added:
     """Writes new jobs that have been prepared, but for those that are there already, and tells of them."""
     there = await _twins(work, made)
-    fresh = {new.id: new for new in made if new.id not in there}
-    moment = await _write(work, list(fresh.values())) if fresh else work.now
+    fresh = [new for new in made if new.id not in there] if there else made  # so it mostly is
+    moment = await _write(work, fresh) if fresh else await work.clock()
+    written = {new.id: new for new in fresh} if there else {}
     return Added(
-        moment, {job_id: fresh[twin] if isinstance(twin, uuid.UUID) else twin for job_id, twin in there.items()}
+        moment, {job_id: written[twin] if isinstance(twin, uuid.UUID) else twin for job_id, twin in there.items()}
     )
 
 
@@ -136,31 +139,65 @@ async def prepare(work: Work, new: NewJob) -> None:
 
 async def _write(work: Work, made: Sequence[NewJob]) -> datetime.datetime:
     """Writes new jobs, and answers with the moment at which they came into their queues."""
-    moment = work.now
-    await copy_jobs(work.tx, (_row(work.tenant_id, new, moment) for new in made))
-    bound = [new for new in made if new.parent_ids]
-    limited = [new for new in made if not new.parent_ids and new.spec.concurrency_key is not None]
-    ready = [new for new in made if not new.parent_ids and new.spec.concurrency_key is None]
-    if ready:
-        await copy_ready(work.tx, (_ready_row(work.tenant_id, new, moment) for new in ready))
-    if bound:
-        await _block(work, bound, moment)
-    if limited:
-        await wait_for_places(work, [_limited(new, moment) for new in limited], moment)
+    if len(made) <= FEW_MAX and all(_is_plain(new) for new in made):
+        moment = work.is_at(await insert_ready(work.tx, work.tenant_id, [_plain(new) for new in made]))
+    else:
+        moment = await _write_each_kind(work, made)
     _tell(work, made)
     return moment
 
 
-def _ready_row(tenant_id: uuid.UUID, new: NewJob, moment: datetime.datetime) -> tuple[Any, ...]:
-    return (tenant_id, run_at(new.spec, moment), new.id, moment, new.spec.priority, new.spec.queue)
+def _is_plain(new: NewJob) -> bool:
+    """Whether it may run at once, without waiting for other jobs or a place."""
+    spec = new.spec
+    return not new.parent_ids and spec.concurrency_key is None and spec.run_at is None and spec.delay_ms is None
 
 
-def _row(tenant_id: uuid.UUID, new: NewJob, moment: datetime.datetime) -> tuple[Any, ...]:
+async def _write_each_kind(work: Work, made: Sequence[NewJob]) -> datetime.datetime:
+    moment = await work.clock()
+    bound = [new for new in made if new.parent_ids]
+    limited = [new for new in made if not new.parent_ids and new.spec.concurrency_key is not None]
+    ready = [new for new in made if not new.parent_ids and new.spec.concurrency_key is None]
+    for some, times in _by_time(made, moment):
+        await copy_jobs(work.tx, [_row(work.tenant_id, new) for new in some], times)
+    for some, times in _by_time(ready, moment):
+        await copy_ready(work.tx, [(work.tenant_id, new.id, new.spec.priority, new.spec.queue) for new in some], times)
+    if bound:
+        await _block(work, bound, moment)
+    if limited:
+        await wait_for_places(work, [_limited(new, moment) for new in limited], moment)
+    return moment
+
+
+def _by_time(
+    made: Sequence[NewJob], moment: datetime.datetime
+) -> Iterator[tuple[Sequence[NewJob], list[datetime.datetime] | None]]:
+    """Those that may run at once, and those with a time of their own, with these."""
+    later = [new for new in made if new.spec.delay_ms is not None or new.spec.run_at is not None]
+    at_once = [new for new in made if new.spec.delay_ms is None and new.spec.run_at is None] if later else made
+    if at_once:
+        yield at_once, None
+    if later:
+        yield later, [run_at(new.spec, moment) for new in later]
+
+
+def _row(tenant_id: uuid.UUID, new: NewJob) -> tuple[Any, ...]:
     spec = new.spec
     return (
-        tenant_id, new.id, moment, run_at(spec, moment), new.key_id, spec.timeout_ms, spec.backoff_ms, spec.max_retries,
-        spec.priority, spec.queue, spec.type, bytes(spec.payload).decode(), spec.tags or None, spec.unique_key,
-        spec.concurrency_key, spec.concurrency_limit if spec.concurrency_key is not None else None,
+        tenant_id, *_asked(new), spec.tags or None, spec.unique_key, spec.concurrency_key,
+        spec.concurrency_limit if spec.concurrency_key is not None else None,
+    )  # fmt: skip
+
+
+def _plain(new: NewJob) -> tuple[Any, ...]:
+    return (*_asked(new), SEPARATOR.join(new.spec.tags) or None, new.spec.unique_key)
+
+
+def _asked(new: NewJob) -> tuple[Any, ...]:
+    spec = new.spec
+    return (
+        new.id, new.key_id, spec.timeout_ms, spec.backoff_ms, spec.max_retries, spec.priority, spec.queue, spec.type,
+        bytes(spec.payload).decode(),
     )  # fmt: skip
 
 

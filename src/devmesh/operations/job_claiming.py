@@ -6,8 +6,8 @@ import collections
 import datetime
 import time
 import uuid
-from collections.abc import Hashable, Sequence
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +28,7 @@ from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, claimed_from_row
 
 CLAIMED_MAX = 1_000
-LOOK_INTERVAL_S = 1.0  # between looks of a claim that waits, when nothing rings and nothing comes due
+LOOK_INTERVAL_S = 2.0  # between looks of a claim that waits, when nothing rings and nothing comes due
 HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
 LEASE_S_DEFAULT = 60.0
 LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
@@ -49,116 +49,158 @@ class ClaimedResult(msgspec.Struct):
     jobs: list[ClaimedJob]
 
 
-def _worker(call: Call[Claim]) -> Hashable:
-    return call.params.worker_id
-
-
-@operation("job.claim", scope=Scope.WORKER, http="POST /jobs/claim", subject=_worker, waits_for=Concern.JOBS)
+@operation(
+    "job.claim", scope=Scope.WORKER, http="POST /jobs/claim", waits_for=Concern.JOBS, reads_clock=False, hurries=True
+)
 async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedResult | NotYet | errors.MeshError]:
     """Take jobs of some queues, highest priority first, then oldest; wait up to `wait_ms` for one.
 
     A worker never holds more than its capacity, and gets nothing unless it is ACTIVE, nor from a queue that is paused. What it
     gets is under a lease of `lease_s`; `attempt` must come back with each report.
     """
-    answers: dict[uuid.UUID, ClaimedResult | NotYet | errors.MeshError] = {}
-    for call in sorted(calls, key=lambda call: call.params.worker_id):  # one order of locks for everybody
+    answers: dict[int, ClaimedResult | NotYet | errors.MeshError] = {}
+    ordinals = sorted(range(len(calls)), key=lambda ordinal: calls[ordinal].params.worker_id)
+    for ordinal in ordinals:  # one order of locks for everybody
         try:
-            answers[call.params.worker_id] = await _answer(work, call)
+            answers[ordinal] = await _answer(work, calls[ordinal])
         except errors.MeshError as refused:
-            answers[call.params.worker_id] = refused
-    return [answers[call.params.worker_id] for call in calls]
+            answers[ordinal] = refused
+    return [answers[ordinal] for ordinal in range(len(calls))]
+
+
+_Times = Sequence[datetime.datetime]  # for each priority from 1 to 5
+
+
+class _Lease(NamedTuple):
+    """When the leases of a claim begin, by the database's clock, and for how long they are."""
+
+    begins_at: datetime.datetime
+    length_s: float
+
+    @property
+    def ends_at(self) -> datetime.datetime:
+        return self.begins_at + datetime.timedelta(seconds=self.length_s)
+
+
+class _Taken(NamedTuple):
+    """Jobs under leases until then, and whether these are all that there were. If there are none: when to look again."""
+
+    rows: Sequence[Record]
+    lease_until: datetime.datetime
+    again_s: float
+    is_all: bool
 
 
 async def _answer(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
-    rows, is_held_up = await _claim(work, call)
-    moved = [(row["queue"], patch(row["id"], row["attempt"])) for row in rows]
-    tell(work, "job.claimed", moved, Status.PROCESSING, worker_id=call.params.worker_id)
-    claimed = ClaimedResult([claimed_from_row(row) for row in rows])
-    if rows:
-        return claimed
-    again_s = HELD_UP_INTERVAL_S if is_held_up else await _again_s(work, call.params.queues)
-    return NotYet(claimed, call.params.wait_ms, again_s)
-
-
-async def _again_s(work: Work, queues: Sequence[str]) -> float:
-    """When the next job of these queues comes due, or may have come without a ring."""
-    due_s: float | None = await work.tx.fetch_value(SQL.next_due, work.tenant_id, queues)
-    return LOOK_INTERVAL_S if due_s is None else min(max(due_s, 0.0), LOOK_INTERVAL_S)
-
-
-async def _claim(work: Work, call: Call[Claim]) -> tuple[list[Record], bool]:
-    """Jobs, and whether there may be more, held up by a queue's rate or because the worker is full."""
     asked = call.params
-    room = min(asked.limit, await _room(work, call))
-    queues = list(dict.fromkeys(asked.queues))
-    if room <= 0:
-        return [], True
-    held_up = await work.tx.fetch(SQL.held_up, work.tenant_id, queues)
-    shares = await queue_rates.shares(work, held_up, room)
-    left = {queue: shares.get(queue, room) for queue in queues}
-    left = {queue: share for queue, share in left.items() if share > 0}
-    rows = await _take_from(work, asked, left, room)
-    await queue_rates.spend(work, shares, rows)
-    return rows, any(not row["is_paused"] and not shares[row["queue"]] for row in held_up)
+    whose, rings = (work.tenant_id, asked.worker_id, *asked.queues), work.rings_so_far(Concern.JOBS)
+    if asked.wait_ms and (again_s := work.horizons.empty_for_s(whose, rings)):
+        return NotYet(ClaimedResult([]), asked.wait_ms, again_s)
+    taken = await _claim(work, call)
+    moved = [(row["queue"], patch(row["id"], row["attempt"])) for row in taken.rows]
+    tell(work, "job.claimed", moved, Status.PROCESSING, worker_id=asked.worker_id)
+    claimed = ClaimedResult([claimed_from_row(row, taken.lease_until) for row in taken.rows])
+    if taken.is_all:
+        work.tx.after_commit(lambda: work.horizons.emptied(whose, rings))
+    return claimed if taken.rows else NotYet(claimed, asked.wait_ms, taken.again_s)
 
 
-async def _take_from(work: Work, asked: Claim, left: dict[str, int], room: int) -> list[Record]:
-    """Takes up to `room` jobs, from each queue no more than there are `left` to be given out."""
-    if not left:
-        return []
-    queues = list(left)
-    looks = {queue: work.horizons.look(work.tenant_id, queue, work.now) for queue in queues}
+async def _claim(work: Work, call: Call[Claim]) -> _Taken:
+    asked = call.params
+    await work.tx.execute_spelled_out(WORKERS.lock_claims, str(work.tenant_id), str(asked.worker_id))
+    about_now = work.horizons.about_now()
+    leases = work.horizons.look_at_leases(work.tenant_id, asked.worker_id, about_now)
+    looks = {queue: work.horizons.look(work.tenant_id, queue, about_now) for queue in dict.fromkeys(asked.queues)}
+    flat = [moment for look in looks.values() for moment in look.since]
     began_s = time.perf_counter()
-    if len(queues) == 1:
-        rows = await _take(work, asked, queues[0], left[queues[0]], looks[queues[0]].since)
-        _looked(work, looks, left, room, collections.Counter({queues[0]: len(rows)}), began_s)
-        return rows
-    flat = [moment for queue in queues for moment in looks[queue].since]
-    heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat, list(left.values()))
-    found: collections.Counter[str] = collections.Counter()
-    for queue, _, count in heads:
-        found[queue] += count
-    _looked(work, looks, left, room, found, began_s)
-    rows = []
+    found = await work.tx.fetch(SQL.claimable, work.tenant_id, asked.worker_id, leases.since[0], list(looks), flat)
+    took_s = time.perf_counter() - began_s
+    worker = found[0]  # the same stands in each row
+    work.horizons.told(work.is_at(worker["now"]))
+    room = min(asked.limit, await _room(work, call, worker))
+    work.horizons.oldest_lease(work.tenant_id, asked.worker_id, leases, took_s, worker["oldest"] or work.now)
+    due = [row for row in found if any(row["due"])]
+    for row in due:
+        until = {priority: run_at for priority, run_at in enumerate(row["due"], 1) if run_at is not None}
+        work.horizons.claimed(work.tenant_id, row["queue"], until)
+    held_up = [row for row in due if row["is_paused"] or row["rate_per_s"] is not None]
+    shares = await queue_rates.shares(work, held_up, room) if room > 0 else {}
+    given = {row["queue"]: shares.get(row["queue"], max(room, 0)) for row in due}
+    first: dict[str, _Times] = {
+        row["queue"]: [moment or FOREVER for moment in row["due"]] for row in due if given[row["queue"]] > 0
+    }
+    lease = _Lease(begins_at=worker["moment"], length_s=asked.lease_s)
+    rows = await _take_from(work, asked.worker_id, lease, first, dict(given), room)
+    _looked(work, looks, given, room, rows, took_s)
+    await queue_rates.spend(work, shares, rows)
+    is_held_up = room <= 0 or any(not row["is_paused"] and not shares[row["queue"]] for row in held_up)
+    again_s = HELD_UP_INTERVAL_S if is_held_up else _again_s(found)
+    return _Taken(rows, lease.ends_at, again_s, is_all=0 < len(rows) < room and not held_up)
+
+
+def _again_s(found: Sequence[Record]) -> float:
+    """When the next job of these queues comes due, or may have come without a ring."""
+    due_in_s: list[float] = [row["due_in_s"] for row in found if row["due_in_s"] is not None]
+    return min([LOOK_INTERVAL_S, *due_in_s])
+
+
+async def _take_from(
+    work: Work, worker_id: uuid.UUID, lease: _Lease, first: dict[str, _Times], left: dict[str, int], room: int
+) -> Sequence[Record]:
+    """Takes up to `room` jobs, from each queue no more than there are `left` to be given out.
+
+    Each queue comes with the time of its first job at each priority: what is gone before it was walked through once already.
+    """
+    if len(first) < 2:  # so it mostly is, and need not be found out by counting
+        return [row for queue in first for row in await _take(work, worker_id, lease, queue, left[queue], first[queue])]
+    queues = list(first)
+    flat = [moment for queue in queues for moment in first[queue]]
+    most = [left[queue] for queue in queues]
+    heads = await work.tx.fetch(SQL.heads, work.tenant_id, queues, room, flat, most, lease.begins_at)
+    rows: list[Record] = []
     for queue, priority, count in heads:
-        only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(looks[queue].since)]
-        taken = await _take(work, asked, queue, min(count, left[queue]), only) if left[queue] > 0 else []
-        left[queue] -= len(taken)
-        rows += taken
-    if len(heads) > 1:
-        rows.sort(key=lambda row: (-row["priority"], row["run_at"], row["id"]))
-    return rows
+        only = [moment if level == priority - 1 else FOREVER for level, moment in enumerate(first[queue])]
+        if left[queue] > 0:
+            taken = await _take(work, worker_id, lease, queue, min(count, left[queue]), only)
+            left[queue] -= len(taken)
+            rows += taken
+    return sorted(rows, key=lambda row: (-row["priority"], _run_at(row), row["id"]))
 
 
 def _looked(
-    work: Work, looks: dict[str, Look], left: dict[str, int], room: int, found: collections.Counter[str], began_s: float
+    work: Work, looks: dict[str, Look], given: dict[str, int], room: int, rows: Sequence[Record], took_s: float
 ) -> None:
-    """Notes what it took to look into queues, and which of them had less than was asked for."""
-    took_s, is_full = time.perf_counter() - began_s, found.total() >= room
+    """Notes what it took to look into queues, and which of them had less than could be given out."""
+    taken = collections.Counter(row["queue"] for row in rows)
     for queue, look in looks.items():
-        empty_until = None if is_full or found[queue] >= left[queue] else work.now
-        work.horizons.looked(work.tenant_id, queue, look, took_s, empty_until)
+        is_empty = queue not in given or (len(rows) < room and taken[queue] < given[queue])
+        work.horizons.looked(work.tenant_id, queue, look, took_s, work.now if is_empty else None)
 
 
-async def _take(work: Work, asked: Claim, queue: str, count: int, since: Sequence[datetime.datetime]) -> list[Record]:
-    rows = await work.tx.fetch(SQL.claim, work.tenant_id, asked.worker_id, queue, count, asked.lease_s, since)
-    work.horizons.claimed(work.tenant_id, queue, rows)
-    return list(rows)
+async def _take(
+    work: Work, worker_id: uuid.UUID, lease: _Lease, queue: str, count: int, since: _Times
+) -> Sequence[Record]:
+    rows = await work.tx.fetch(
+        SQL.claim, work.tenant_id, worker_id, queue, count, lease.length_s, since, lease.begins_at, lease.ends_at
+    )
+    last = {row["priority"]: row for row in rows}
+    work.horizons.claimed(work.tenant_id, queue, {priority: _run_at(row) for priority, row in last.items()})
+    return rows
 
 
-async def _room(work: Work, call: Call[Claim]) -> int:
+def _run_at(row: Record) -> datetime.datetime:
+    moment: datetime.datetime = row["run_at"] or row["created_at"]
+    return moment
+
+
+async def _room(work: Work, call: Call[Claim], worker: Record) -> int:
     """How many more jobs a worker may hold. Raises what keeps it from holding any."""
     worker_id = call.params.worker_id
-    await work.tx.execute(WORKERS.lock_claims, work.tenant_id, worker_id)
-    look = work.horizons.look_at_leases(work.tenant_id, worker_id, work.now)
-    began_s = time.perf_counter()
-    row = await work.tx.fetch_row(WORKERS.for_claim, work.tenant_id, worker_id, look.since[0])
-    took_s = time.perf_counter() - began_s
-    if (refused := refusal(call.caller, worker_id, {worker_id: row} if row is not None else {})) is not None:
+    known = {worker_id: worker} if worker["status"] is not None else {}
+    if (refused := refusal(call.caller, worker_id, known)) is not None:
         raise refused
-    assert row is not None
-    status = row["status"]
-    is_silent = status == WorkerStatus.ACTIVE and row["is_silent"]
+    status = worker["status"]
+    is_silent = status == WorkerStatus.ACTIVE and worker["is_silent"]
     if is_silent and await work.tx.fetch_row(WORKERS.seen, work.tenant_id, worker_id) is None:
         status = WorkerStatus.FAILED  # who claims is there, but it was given up in this moment
     if status != WorkerStatus.ACTIVE:
@@ -166,6 +208,5 @@ async def _room(work: Work, call: Call[Claim]) -> int:
         if status == WorkerStatus.FAILED:
             message += "; a heartbeat makes it ACTIVE again"
         raise errors.conflict("worker.state", message)
-    work.horizons.oldest_lease(work.tenant_id, worker_id, look, took_s, row["oldest"] or work.now)
-    room: int = row["capacity"] - row["current_load"]
+    room: int = worker["capacity"] - worker["current_load"]
     return room

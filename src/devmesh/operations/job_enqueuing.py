@@ -36,7 +36,7 @@ class EnqueuedJobResult(msgspec.Struct):
     is_duplicate: bool
 
 
-@operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs")
+@operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs", reads_clock=False)
 async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[EnqueuedJobResult | errors.MeshError]:
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
     made = new_jobs([call.params for call in calls], [call.caller.key_id for call in calls])
@@ -72,7 +72,7 @@ class EnqueuedResult(msgspec.Struct):
     jobs: list[Enqueued]
 
 
-@operation("job.enqueue_many", scope=Scope.WRITE, http="POST /jobs/batch", single=True)
+@operation("job.enqueue_many", scope=Scope.WRITE, http="POST /jobs/batch", single=True, reads_clock=False)
 async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     """Enqueue up to 10,000 jobs at once: all of them, or, when one is wrong, none. The answer has them in the same order."""
     specs = call.params.jobs

@@ -81,7 +81,8 @@ async def _workers(work: Work, job: Job) -> Reason | None:
     row = await work.tx.fetch_row(SQL.takers, work.tenant_id, job.queue)
     assert row is not None
     if row["workers"] == 0:
-        return "no_worker", f"no ACTIVE worker takes jobs of the queue {job.queue}"
+        others = "".join(f"; {other}" for other in row["others"] or ())
+        return "no_worker", f"no ACTIVE worker takes jobs of the queue {job.queue}{others}"
     if row["free"] <= 0:
         return "workers_busy", f"all {row['workers']} workers of the queue {job.queue} are at their capacity"
     return None

@@ -44,9 +44,10 @@ async def twins(work: Work, wishes: Sequence[UniqueWish]) -> dict[uuid.UUID, Job
     rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, list(set(others.values())))
     jobs = {row["job_id"]: from_row(row) for row in rows}
     free: dict[str, uuid.UUID] = {}
+    now = await work.clock()
     for key, holder in others.items():
         wish = first[key]
-        if holder in jobs and wish.is_met_by(jobs[holder], work.now):
+        if holder in jobs and wish.is_met_by(jobs[holder], now):
             found[wish.job_id] = jobs[holder]
         else:
             free[key] = wish.job_id

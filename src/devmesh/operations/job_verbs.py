@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Scope
@@ -72,22 +72,30 @@ class Complete(Mutation, kw_only=True):
     jobs: Annotated[list[CompletedJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
 
 
-@operation("job.complete", scope=Scope.WORKER, http="POST /jobs/complete", in_hand=True)
+@operation(
+    "job.complete", scope=Scope.WORKER, http="POST /jobs/complete", in_hand=True, reads_clock=False, hurries=True
+)
 async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[MovedResult | errors.MeshError]:
     """Say that jobs are done, each with a result if there is one."""
-    reports = [report for call in calls for report in call.params.jobs]
+    reports = _once(calls)
     rows = await work.tx.fetch(
         SQL.complete, work.tenant_id, [report.job_id for report in reports], [report.attempt for report in reports],
-        [bytes(report.result).decode() if isinstance(report.result, bytes | Raw) else None for report in reports],
+        [None if report.result is UNSET else bytes(report.result).decode() for report in reports],
     )  # fmt: skip
-    done = {row["job_id"]: Moved(row["job_id"], row["attempt"], Status.COMPLETED) for row in rows}
     tell(
         work, "job.completed", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.COMPLETED
     )
     if placed := [row["job_id"] for row in rows if row["has_place"]]:
         await leave_places(work, placed)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.WELL)
+    if len(rows) == sum(len(call.params.jobs) for call in calls):  # all of them, so that none has to be looked for
+        return [MovedResult([_completed(each.job_id, each.attempt) for each in call.params.jobs], []) for call in calls]
+    done = {(row["job_id"], row["attempt"]): _completed(row["job_id"], row["attempt"]) for row in rows}
     return await _answers(work, calls, done)
+
+
+def _completed(job_id: uuid.UUID, attempt: int) -> Moved:
+    return Moved(job_id, attempt, Status.COMPLETED)
 
 
 class HeartbeatJob(HeldJob, kw_only=True):
@@ -118,13 +126,15 @@ async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[Le
 
     A refused one is lost: stop working on it.
     """
-    reports = [report for call in calls for report in call.params.jobs]
+    reports = {(report.job_id, report.attempt): report for call in calls for report in call.params.jobs}
     rows = await work.tx.fetch(
-        SQL.renew, work.tenant_id, [report.job_id for report in reports], [report.attempt for report in reports]
+        SQL.renew, work.tenant_id, [job_id for job_id, _ in reports], [attempt for _, attempt in reports]
     )
-    renewed = {row["job_id"]: Lease(row["job_id"], row["lease_until"], row["is_cancelled"]) for row in rows}
+    renewed = {
+        (row["job_id"], row["attempt"]): Lease(row["job_id"], row["lease_until"], row["is_cancelled"]) for row in rows
+    }
     queues = {row["job_id"]: row["queue"] for row in rows}
-    far = [report for report in reports if report.progress is not None and report.job_id in renewed]
+    far = [report for key, report in reports.items() if report.progress is not None and key in renewed]
     if far:
         await work.tx.execute(
             SQL.note_progress, work.tenant_id, [report.job_id for report in far], [report.progress for report in far],
@@ -199,50 +209,63 @@ async def _end_each(
     error_of: Callable[[Any], str | None],
 ) -> Sequence[MovedResult | errors.MeshError]:
     """Ends the attempts that are reported and still held. One that has been asked to stop is over, whatever is said of it."""
-    reports = {report.job_id: report for call in calls for report in call.params.jobs}
-    locked = await lock_held(work, reports)
+    reports = {(report.job_id, report.attempt): report for report in _once(calls)}
+    locked = await lock_held(work, [job_id for job_id, _ in reports])
     endings: dict[uuid.UUID, Ending] = {}
     texts: dict[uuid.UUID, str | None] = {}
     for job_id, held in locked.items():
-        if held.held.attempt != reports[job_id].attempt:
+        report = reports.get((job_id, held.held.attempt))
+        if report is None:
             continue
         if held.row["cancel_requested_at"] is not None:
             endings[job_id] = jobs.cancelled(held.held)
             texts[job_id] = json_text({"message": held.row["cancel_reason"] or "it was cancelled"})
         else:
-            endings[job_id], texts[job_id] = decide(reports[job_id], held), error_of(reports[job_id])
+            endings[job_id], texts[job_id] = decide(report, held), error_of(report)
     ended = await write_endings(work, locked, endings, texts)
-    moved = {each.job_id: Moved(each.job_id, each.attempt, each.status, each.ending.next_run_at) for each in ended}
+    moved = {
+        (each.job_id, each.attempt): Moved(each.job_id, each.attempt, each.status, each.ending.next_run_at)
+        for each in ended
+    }
     return await _answers(work, calls, moved)
 
 
-async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[uuid.UUID, Any]) -> list[Any]:
-    """Each call's own jobs, and why nothing could be done about some of them."""
-    missing = {report.job_id for call in calls for report in call.params.jobs} - done.keys()
-    stale = {
-        (report.job_id, report.attempt)
-        for call in calls
-        for report in call.params.jobs
-        if report.job_id in done and getattr(done[report.job_id], "attempt", report.attempt) != report.attempt
-    }
+def _once(calls: Sequence[Call[Any]]) -> Sequence[Any]:
+    """How attempts are said to have ended: of one that is named twice, in one call or in several, what was said first."""
+    reports = [report for call in calls for report in call.params.jobs]
+    if len({report.job_id.int for report in reports}) == len(reports):  # so it mostly is; UUIDs are slow to hash
+        return reports
+    return list({(report.job_id, report.attempt): report for report in reversed(reports)}.values())
+
+
+async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[tuple[uuid.UUID, int], Any]) -> list[Any]:
+    """Each call's own jobs, and why nothing could be done about some of them.
+
+    A lease is renewed for all who ask for it, but an attempt ends once: who names it again is too late.
+    """
+    reports = [(report.job_id, report.attempt) for call in calls for report in call.params.jobs]
+    missing = list({job_id for job_id, attempt in reports if (job_id, attempt) not in done})
     held: dict[uuid.UUID, Any] = {}
-    known: set[uuid.UUID] = set()
+    known = {job_id for job_id, _ in done}
     if missing:
-        held = {row["job_id"]: row for row in await work.tx.fetch(SQL.leases, work.tenant_id, list(missing))}
-        known = {row["job_id"] for row in await work.tx.fetch(SQL.known, work.tenant_id, list(missing))}
+        held = {row["job_id"]: row for row in await work.tx.fetch(SQL.leases, work.tenant_id, missing)}
+        known |= {row["job_id"] for row in await work.tx.fetch(SQL.known, work.tenant_id, missing)}
     answers: list[Any] = []
     for call in calls:
-        refused = [
-            _refusal(report, held.get(report.job_id), known)
-            for report in call.params.jobs
-            if report.job_id not in done or (report.job_id, report.attempt) in stale
-        ]
+        is_heartbeat = isinstance(call.params, Heartbeat)
+        mine, refused = [], []
+        for report in call.params.jobs:
+            key = (report.job_id, report.attempt)
+            found = done.get(key) if is_heartbeat else done.pop(key, None)
+            if found is not None:
+                mine.append(found)
+            else:
+                refused.append(_refusal(report, held.get(report.job_id), known))
         if refused and len(call.params.jobs) == 1:
             answers.append(refused[0][1])
             continue
-        shape = LeasesResult if isinstance(call.params, Heartbeat) else MovedResult
         told = [Refused(job_id, error.kind, error.data.reason or "", error.message) for job_id, error in refused]
-        answers.append(shape([done[report.job_id] for report in call.params.jobs if report.job_id in done], told))
+        answers.append(LeasesResult(mine, told) if is_heartbeat else MovedResult(mine, told))
     return answers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -18,8 +18,6 @@ from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
-from devmesh.store.database import Record
-from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.jobs import json_text
 from devmesh.store.statements import load
 
@@ -150,24 +148,11 @@ async def _queue(work: Work, name: str) -> Queue:
 
 async def _queues(work: Work, only: str | None = None) -> list[Queue]:
     """All that have jobs or a row, or one."""
-    held = {row["queue"]: row["held"] for row in await work.tx.fetch(JOBS.held_by_queue, work.tenant_id)}
-    said = {row["queue"]: row for row in await work.tx.fetch(SQL.list, work.tenant_id)}
-    rows = await work.tx.fetch(LIMITS.count_by_queue, work.tenant_id, COUNTED_MAX)
-    limited = {row["queue"]: row["limited"] for row in rows}
-    if only is None:
-        waiting = {row["queue"] for row in await work.tx.fetch(JOBS.queues_waiting, work.tenant_id)}
-        names = sorted(waiting | held.keys() | said.keys() | limited.keys())
-    else:
-        names = [only]
     return [
         Queue(
-            queue=row["queue"], waiting=row["waiting"], ready=row["ready"], limited=limited.get(row["queue"], 0),
-            processing=held.get(row["queue"], 0), oldest_ready_at=row["oldest_ready_at"], **_said(said.get(row["queue"])),
+            queue=row["queue"], waiting=row["waiting"], ready=row["ready"], limited=row["limited"], processing=row["held"],
+            oldest_ready_at=row["oldest_ready_at"], paused_at=row["paused_at"], reason=row["reason"],
+            rate_per_s=row["rate_per_s"], burst=row["burst"],
         )
-        for row in await work.tx.fetch(JOBS.waiting_by_queue, work.tenant_id, names, COUNTED_MAX)
+        for row in await work.tx.fetch(SQL.stats, work.tenant_id, only, COUNTED_MAX)
     ]  # fmt: skip
-
-
-def _said(row: Record | None) -> dict[str, Any]:
-    nothing = {"paused_at": None, "reason": "", "rate_per_s": None, "burst": None}
-    return {name: row[name] for name in nothing} if row is not None else nothing

@@ -99,8 +99,10 @@ class Operation(msgspec.Struct, frozen=True):
     subject: Callable[[Call[Any]], Hashable] | None
     audited: bool
     waits_for: Concern  # what lets a call look again that was answered NotYet
+    hurries: bool  # its calls go beside each other: in one batch they would save nothing, or one is as much as a batch
     in_hand: bool  # goes on with work that was begun: under overload it is let in before what is new
     secret: str | None  # the field of the result that is shown once and never stored
+    reads_clock: bool  # whether its body looks at work.now; one that seldom does awaits work.clock() where it does
     ahead: Ahead | None  # asks what is outside of PostgreSQL, before the transaction
     decoder: msgspec.json.Decoder[Any]
 
@@ -211,8 +213,10 @@ def operation(
     subject: Callable[[Call[Any]], Hashable] | None = None,
     audited: bool = False,
     waits_for: Concern = Concern.TASKS,
+    hurries: bool = False,
     in_hand: bool = False,
     secret: str | None = None,
+    reads_clock: bool = True,
     ahead: Ahead | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declares an operation. The body's annotations give its types: `calls: Sequence[Call[P]]` or `call: Call[P]`, and a
@@ -238,8 +242,10 @@ def operation(
             subject=subject,
             audited=audited,
             waits_for=waits_for,
+            hurries=hurries,
             in_hand=in_hand,
             secret=secret,
+            reads_clock=reads_clock,
             ahead=ahead,
             decoder=msgspec.json.Decoder(params),
         )

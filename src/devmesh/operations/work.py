@@ -17,7 +17,7 @@ from devmesh.core import events
 from devmesh.core.events import Concern
 from devmesh.store.claim_horizons import ClaimHorizons
 from devmesh.store.database import Database, Transaction
-from devmesh.store.statements import load
+from devmesh.store.statements import SEPARATOR, load
 from devmesh.store.vault import Vault
 
 SQL = load("events")
@@ -41,16 +41,38 @@ class Work:
         self,
         tx: Transaction,
         tenant_id: uuid.UUID,
-        now: datetime.datetime,
+        now: datetime.datetime | None,
         vault: Vault,
         horizons: ClaimHorizons | None = None,
+        bell: Bell | None = None,
     ) -> None:
-        """`now` is the transaction's time by the database's clock, the only clock that leases know."""
-        self.tx, self.tenant_id, self.now, self.vault = tx, tenant_id, now, vault
+        """`now` is the transaction's time by the database's clock, the only one that leases know; None: not asked for yet."""
+        self.tx, self.tenant_id, self._now, self.vault = tx, tenant_id, now, vault
         self.horizons = horizons or ClaimHorizons()
+        self._bell = bell
         self.events: list[events.NewEvent] = []
         self.concerns: set[Concern] = set()
         """What may have come about for those who wait. Events add their own."""
+
+    @property
+    def now(self) -> datetime.datetime:
+        assert self._now is not None, "an operation that is declared with reads_clock=False awaits clock()"
+        return self._now
+
+    async def clock(self) -> datetime.datetime:
+        """The same, asked for by whoever is the first to need it."""
+        if self._now is None:
+            self._now = await self.tx.fetch_value(CLOCK.now)
+        return self.now
+
+    def is_at(self, now: datetime.datetime) -> datetime.datetime:
+        """A statement has told the transaction's time besides."""
+        self._now = now
+        return now
+
+    def rings_so_far(self, concern: Concern) -> int:
+        """To be read before looking: while it stays the same, nothing rang since."""
+        return self._bell.rings_so_far(self.tenant_id, concern) if self._bell is not None else 0
 
     def emit(self, event_type: str, topics: tuple[str, ...], data: object) -> None:
         """`data` is anything that msgspec encodes, or bytes that are JSON already."""
@@ -59,15 +81,15 @@ class Work:
         self.events.append(events.NewEvent(event_type, topics, encoded))
         self.concerns |= events.concerns_of(event_type)
 
-    async def append_events(self) -> None:
-        """Numbers and writes the events. Takes the stream's lock, so nothing may follow but the commit."""
+    def append_events(self) -> None:
+        """Has the events numbered and written with the commit, as the last thing that is done under the stream's lock."""
         if self.events:
-            await self.tx.execute(
+            self.tx.commit_with(
                 SQL.append,
-                self.tenant_id,
-                [event.type for event in self.events],
-                [",".join(event.topics) for event in self.events],
-                [event.data.decode() for event in self.events],
+                str(self.tenant_id),
+                SEPARATOR.join(event.type for event in self.events),
+                SEPARATOR.join(",".join(event.topics) for event in self.events),
+                SEPARATOR.join(event.data.decode() for event in self.events),
             )
 
 
@@ -76,13 +98,17 @@ class WorkRunner:
         self.database, self.bell, self.vault = database, bell, vault
         self._horizons = ClaimHorizons()
 
-    async def run(self, tenant_id: uuid.UUID, body: Callable[[Work], Awaitable[ResultT]]) -> ResultT:
+    async def run(
+        self, tenant_id: uuid.UUID, body: Callable[[Work], Awaitable[ResultT]], *, reads_clock: bool = True
+    ) -> ResultT:
         """Does a piece of work in one transaction of one tenant. Raises MeshError."""
 
         async def work_through(tx: Transaction) -> ResultT:
-            work = Work(tx, tenant_id, await tx.fetch_value(CLOCK.now), self.vault, self._horizons)
+            work = Work(tx, tenant_id, None, self.vault, self._horizons, self.bell)
+            if reads_clock:
+                await work.clock()
             result = await body(work)
-            await work.append_events()
+            work.append_events()
             if work.events or work.concerns:
                 tx.after_commit(lambda: self.bell.ring(tenant_id, work.concerns))
             return result

@@ -80,23 +80,24 @@ async def _note(work: Work, beats: Sequence[Heartbeat], states: dict[uuid.UUID, 
         return
     scores = [_score(beat, states[beat.worker_id]) for beat in beats]
     now = [_status(states[beat.worker_id]["status"], score) for beat, score in zip(beats, scores, strict=True)]
-    back = [
-        beat.worker_id
-        for beat, status in zip(beats, now, strict=True)
-        if states[beat.worker_id]["missed_beats"] or status != states[beat.worker_id]["status"]
-    ]
+    reasons = {
+        beat.worker_id: "" if status == WorkerStatus.ACTIVE else f"its health score came down to {score:.2f}"
+        for beat, score, status in zip(beats, scores, now, strict=True)
+        if status != states[beat.worker_id]["status"]
+    }
+    back = [beat.worker_id for beat in beats if states[beat.worker_id]["missed_beats"] or beat.worker_id in reasons]
     kinds = ["recovered" if beat.worker_id in back and status == "ACTIVE" else "heartbeat"
              for beat, status in zip(beats, now, strict=True)]  # fmt: skip
     await work.tx.execute(
         SQL.heartbeat, work.tenant_id, [beat.worker_id for beat in beats], scores, now, kinds,
         [msgspec.json.encode(beat.metrics).decode() if beat.metrics else None for beat in beats],
+        [reasons.get(beat.worker_id) for beat in beats],
     )  # fmt: skip
     if back:
         await work.tx.execute(SQL.clear_alerts, work.tenant_id, back)
     for beat, status in zip(beats, now, strict=True):
-        if status != states[beat.worker_id]["status"]:
-            reason = "" if status == WorkerStatus.ACTIVE else states[beat.worker_id]["reason"]
-            told = {"worker": {"id": beat.worker_id, "status": status, "reason": reason}}
+        if beat.worker_id in reasons:
+            told = {"worker": {"id": beat.worker_id, "status": status, "reason": reasons[beat.worker_id]}}
             work.emit("worker.status", (f"worker:{beat.worker_id}",), told)
 
 

@@ -4,16 +4,17 @@ A claimed row stays in its index until it is vacuumed, which an old transaction 
 front then slows down by the minute. So a claim begins just behind the last one. That is a hint of this process and no truth:
 what it passes over (jobs whose transaction was committed late, or whose claim was undone) is found by looks from further back,
 at intervals. While an old transaction makes these cost much they come less often. Times are the database's.
+
+And a claim that took all there was need not be followed by one that finds nothing, before a bell has rung.
 """
 
 from __future__ import annotations
 
 import datetime
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
-
-from devmesh.store.database import Record
 
 BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 PRIORITIES = 5
@@ -21,11 +22,12 @@ MARGIN = datetime.timedelta(seconds=0.2)  # in which a transaction is mostly com
 LATE = datetime.timedelta(seconds=15)  # in which it is committed or ended
 LATE_LOOK_INTERVAL = datetime.timedelta(seconds=1)
 FRONT_LOOK_INTERVAL = datetime.timedelta(seconds=10)
-SHARE = 1 / 300  # of the time, that looks from further back may take more than others,
+SHARE = 1 / 1000  # of the time, that looks from further back may take more than others,
 LATE_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=5)  # but not less often than so
-FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=60)
+FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=300)
 COSTLY = datetime.timedelta(milliseconds=20)
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
+EMPTIED_S = 0.025  # for so long nothing comes without a ring, on trust: one may be lost, and a delayed job rings none
 
 
 class Look(NamedTuple):
@@ -70,17 +72,40 @@ class _Place:
 class ClaimHorizons:
     def __init__(self) -> None:
         self._places: dict[tuple[uuid.UUID, str | uuid.UUID], _Place] = {}
+        self._emptied: dict[Hashable, tuple[int, float]] = {}
+        self._told: tuple[datetime.datetime, float] | None = None
+
+    def about_now(self) -> datetime.datetime:
+        """What the database's clock may show, as good as this process knows without asking."""
+        if self._told is None:
+            return BEGINNING
+        told, at = self._told
+        return told + datetime.timedelta(seconds=time.monotonic() - at)
+
+    def told(self, now: datetime.datetime) -> None:
+        """What it did show."""
+        self._told = now, time.monotonic()
+
+    def emptied(self, whose: Hashable, rings: int) -> None:
+        """A claim took all there was; before it looked, the bell had rung so often."""
+        if len(self._emptied) >= PLACES_MAX:
+            self._emptied.clear()
+        self._emptied[whose] = rings, time.monotonic()
+
+    def empty_for_s(self, whose: Hashable, rings: int) -> float:
+        """For how long such a claim need not look again: nothing rang since it took all there was."""
+        rings_then, at = self._emptied.get(whose, (-1, 0.0))
+        return max(0.0, at + EMPTIED_S - time.monotonic()) if rings_then == rings else 0.0
 
     def look(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime) -> Look:
         """Where a claim of a queue begins."""
         return self._place(tenant_id, queue).look(now)
 
-    def claimed(self, tenant_id: uuid.UUID, queue: str, rows: Iterable[Record]) -> None:
-        """These were given out: `priority` and `run_at`, the earliest first."""
+    def claimed(self, tenant_id: uuid.UUID, queue: str, until: Mapping[int, datetime.datetime]) -> None:
+        """What was to run before these times, of some priorities, is gone: it was given out."""
         horizon = self._place(tenant_id, queue).horizon
-        for row in {row["priority"]: row for row in rows}.values():  # the last of each priority
-            place = row["priority"] - 1
-            horizon[place] = max(horizon[place], row["run_at"])
+        for priority, run_at in until.items():
+            horizon[priority - 1] = max(horizon[priority - 1], run_at)
 
     def looked(
         self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None

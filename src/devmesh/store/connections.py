@@ -61,12 +61,16 @@ def session_settings(service: str, deadline_s: float, search_path: str = DEFAULT
         "application_name": service[:63],
         "search_path": search_path,
         "timezone": "UTC",
+        "standard_conforming_strings": "on",  # whatever the server's default: see Statement.spelled_out
         "jit": "off",
         # Every statement is written for an index. A generic plan that was cached while a table was small would
         # otherwise keep reading the whole table, or hash it, when it has grown: queues then slow down by 3 to 5 times.
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
+        # The plans for any parameters are those that the tests look at; to plan some statements anew for each call's took
+        # as long as running them.
+        "plan_cache_mode": "force_generic_plan",
         **time_limits(deadline_s),
     }
 

@@ -59,35 +59,68 @@ class PoolStats(NamedTuple):
 
 
 class Transaction:
-    """One open transaction. It is handed to work by `Database.run` and is of no use afterwards."""
+    """One transaction. It is handed to work by `Database.run` and is of no use afterwards.
 
-    __slots__ = ("_after_commit", "_connection")
+    It begins with its first statement. Each statement is a round trip, but for those that are spelled out: the first goes in
+    one message with BEGIN, the last ones in one with COMMIT.
+    """
 
-    def __init__(self, connection: PooledConnection) -> None:
-        self._connection = connection
+    __slots__ = ("_after_commit", "_begin", "_connection", "_last")
+
+    def __init__(self, connection: PooledConnection, begin: str) -> None:
+        self._connection, self._begin = connection, begin
+        self._last: list[str] = []
         self._after_commit: list[Callable[[], None]] = []
 
     async def fetch(self, statement: Statement, *args: Any) -> list[Record]:
         """Every row."""
+        await self._begun()
         return await self._connection.fetch(statement.text, *args)
 
     async def fetch_row(self, statement: Statement, *args: Any) -> Record | None:
         """The first row, if there is one."""
+        await self._begun()
         return await self._connection.fetchrow(statement.text, *args)
 
     async def fetch_value(self, statement: Statement, *args: Any) -> Any:
         """The first column of the first row, or None."""
+        await self._begun()
         return await self._connection.fetchval(statement.text, *args)
 
     async def execute(self, statement: Statement, *args: Any) -> int:
         """Runs a statement that returns nothing. Answers with how many rows it touched."""
-        tag = await self._connection.execute(statement.text, *args)
-        count = tag.rpartition(" ")[2]
-        return int(count) if count.isdigit() else 0
+        await self._begun()
+        return _rows(await self._connection.execute(statement.text, *args))
 
     async def copy(self, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
         """Writes new rows into a table of ours: many of them for less of the log than an INSERT takes, and as quickly."""
+        await self._begun()
         await self._connection.copy_records_to_table(table, schema_name="mcp", columns=columns, records=rows)
+
+    async def execute_spelled_out(self, statement: Statement, *values: str) -> int:
+        """The same as `execute`, in one message with BEGIN if it is the first. See `Statement.spelled_out`."""
+        begin, self._begin = self._begin, ""
+        text = statement.spelled_out(*values)
+        return _rows(await self._connection.execute(f"{begin};{text}" if begin else text))
+
+    def commit_with(self, statement: Statement, *values: str) -> None:
+        """Has a statement run last, in one message with COMMIT. What it touches is not told.
+
+        What it locks is held while PostgreSQL commits and no longer: others do not wait for this process to hear of the one
+        and to ask for the other.
+        """
+        self._last.append(statement.spelled_out(*values))
+
+    def end(self) -> str:
+        """The message that ends it; nothing if nothing was done."""
+        if self._begin and not self._last:
+            return ""
+        return ";".join([*filter(None, [self._begin]), *self._last, "commit"])
+
+    async def _begun(self) -> None:
+        begin, self._begin = self._begin, ""
+        if begin:
+            await self._connection.execute(begin)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Has a callback run once this transaction is committed, in the order given. It must be quick and not wait."""
@@ -238,10 +271,10 @@ class Database:
 
     async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], begin: str, deadline: asyncio.Timeout) -> T:
         async with self._connection() as connection:
-            transaction = Transaction(connection)
-            await connection.execute(begin)
+            transaction = Transaction(connection, begin)
             result = await work(transaction)
-            await _commit(connection, deadline)
+            if message := transaction.end():
+                await _commit(connection, message, deadline)
         self._answered_at = time.monotonic()
         transaction.committed()
         return result
@@ -284,10 +317,16 @@ def _begin(limits: dict[str, str] | None) -> str:
     return ";".join([begin, *(f"set local {name} = '{value}'" for name, value in limits.items())])
 
 
-async def _commit(connection: PooledConnection, deadline: asyncio.Timeout) -> None:
-    """Commits. From the moment that COMMIT is sent, only the server's answer tells what became of the work."""
+def _rows(tag: str) -> int:
+    """How many rows a statement touched, as its tag says: `INSERT 0 3`."""
+    count = tag.rpartition(" ")[2]
+    return int(count) if count.isdigit() else 0
+
+
+async def _commit(connection: PooledConnection, message: str, deadline: asyncio.Timeout) -> None:
+    """Commits. From the moment that the message is sent, only the server's answer tells what became of the work."""
     try:
-        tag = await connection.execute("commit")
+        tag = await connection.execute(message)
     except asyncio.CancelledError as error:
         _cut_off(connection)
         if deadline.expired():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime
+import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,21 +17,40 @@ from devmesh.store.statements import load
 SQL = load("jobs")
 
 
+# Without their times, which the database gives: one costs the driver more than all the rest of a row.
 JOB_COLUMNS = (
-    "tenant_id", "job_id", "created_at", "run_at", "created_by_key_id", "timeout_ms", "backoff_ms", "max_retries", "priority",
-    "queue", "type", "payload", "tags", "unique_key", "concurrency_key", "concurrency_limit",
+    "tenant_id", "job_id", "created_by_key_id", "timeout_ms", "backoff_ms", "max_retries", "priority", "queue", "type",
+    "payload", "tags", "unique_key", "concurrency_key", "concurrency_limit",
 )  # fmt: skip
-READY_COLUMNS = ("tenant_id", "run_at", "job_id", "created_at", "priority", "queue")
+READY_COLUMNS = ("tenant_id", "job_id", "priority", "queue")
+Rows = Sequence[tuple[Any, ...]]
+Times = Sequence[datetime.datetime]
 
 
-async def copy_jobs(tx: Transaction, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Writes what was asked for: `JOB_COLUMNS` of each new job."""
-    await tx.copy("jobs", JOB_COLUMNS, rows)
+async def insert_ready(tx: Transaction, tenant_id: uuid.UUID, rows: Rows) -> datetime.datetime:
+    """Writes a few new jobs that may run at once, and puts them into their queues. Answers with when that was.
+
+    Of each the `JOB_COLUMNS` from its id to its unique key, the tags in one text, joined by `SEPARATOR`.
+    """
+    moment: datetime.datetime = await tx.fetch_value(SQL.insert_ready, tenant_id, *zip(*rows, strict=True))
+    return moment
 
 
-async def copy_ready(tx: Transaction, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Puts new jobs into their queues: `READY_COLUMNS` of each."""
-    await tx.copy("jobs_ready", READY_COLUMNS, rows)
+async def copy_jobs(tx: Transaction, rows: Rows, run_at: Times | None) -> None:
+    """Writes what was asked for: `JOB_COLUMNS` of each new job, and when it is to run, if that is not at once."""
+    await _copy(tx, "jobs", JOB_COLUMNS, rows, run_at)
+
+
+async def copy_ready(tx: Transaction, rows: Rows, run_at: Times | None) -> None:
+    """Puts new jobs into their queues: `READY_COLUMNS` of each, and when it is to run, if that is not at once."""
+    await _copy(tx, "jobs_ready", READY_COLUMNS, rows, run_at)
+
+
+async def _copy(tx: Transaction, table: str, columns: tuple[str, ...], rows: Rows, run_at: Times | None) -> None:
+    if run_at is None:
+        await tx.copy(table, columns, rows)
+    else:
+        await tx.copy(table, (*columns, "run_at"), ((*row, at) for row, at in zip(rows, run_at, strict=True)))
 
 
 def raw(text: str | None) -> Raw | None:
@@ -79,11 +100,11 @@ def from_row(row: Record) -> Job:
     return Job(**job)
 
 
-def claimed_from_row(row: Record) -> ClaimedJob:
+def claimed_from_row(row: Record, lease_until: datetime.datetime) -> ClaimedJob:
     return ClaimedJob(
         id=row["id"], queue=row["queue"], type=row["type"], payload=Raw(row["payload"]), priority=row["priority"],
         attempt=row["attempt"], retry_count=row["retry_count"], max_retries=row["max_retries"], timeout_ms=row["timeout_ms"],
-        tags=row["tags"] or [], created_at=row["created_at"], lease_until=row["lease_until"],
+        tags=row["tags"] or [], created_at=row["created_at"], lease_until=lease_until,
     )  # fmt: skip
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 SQL_DIRECTORY = Path(__file__).parent / "sql"
 
+SEPARATOR = "\x1e"  # between the members of a list that is one text: it is in no JSON text, and in no name or key
+
 _HEADING = re.compile(r"^--\s*name:(?P<name>.*)$")
+_PARAMETER = re.compile(r"\$(\d+)")
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -28,6 +31,14 @@ class Statement:
     name: str  # with its noun: `tasks.insert_many`
     text: str
     comment: str
+
+    def spelled_out(self, *values: str) -> str:
+        """The statement with values in the place of its parameters, for a message that holds several statements.
+
+        Such a message has no parameters. The text changes with the values, so PostgreSQL parses and plans it each time:
+        this is for statements that need little of both. Lists go as one text, joined by `SEPARATOR`.
+        """
+        return _PARAMETER.sub(lambda found: _quoted(values[int(found[1]) - 1]), self.text).rstrip(";")
 
 
 class Statements:
@@ -105,3 +116,10 @@ def _statement(noun: str, name: str, block: list[str]) -> Statement:
     if not any(line.strip().rstrip(";") and not line.lstrip().startswith("--") for line in body):
         raise StatementError(f"{noun}.sql: {name!r} has no SQL")
     return Statement(name=f"{noun}.{name}", text="\n".join(body).strip(), comment=comment)
+
+
+def _quoted(value: str) -> str:
+    """A value as a literal, with `standard_conforming_strings` on, which sessions set."""
+    if "\0" in value:
+        raise ValueError("PostgreSQL's text has no character of number 0")
+    return "'" + value.replace("'", "''") + "'"

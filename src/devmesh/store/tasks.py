@@ -52,7 +52,9 @@ class Work(Protocol):
 
     tx: Transaction
     tenant_id: uuid.UUID
-    now: datetime.datetime
+
+    @property
+    def now(self) -> datetime.datetime: ...
 
     def emit(self, event_type: str, topics: tuple[str, ...], data: object) -> None: ...
 

@@ -24,8 +24,10 @@ with gone as (
     delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])
     returning d.job_id, d.created_at, d.attempt, d.priority, d.is_parent, d.queue
 ), kept as (
-    update mcp.job_executions x set next_run_at = now() from gone g
-    where x.tenant_id = $1 and x.job_id = g.job_id and x.attempt = g.attempt
+    update mcp.job_executions x set next_run_at = now()
+    where x.tenant_id = $1 and x.job_id = any($2::uuid[])
+      and x.attempt = (array(select g.attempt from gone g order by g.job_id))
+                      [array_position(array(select g.job_id from gone g order by g.job_id), x.job_id)]
 )
 insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
 select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g

@@ -1,7 +1,8 @@
 -- name: append
--- Appends events to a tenant's stream and returns the sequence of the last. It takes the stream's lock: call it last.
--- $1 tenant, $2 types, $3 topics joined by commas, $4 data as JSON.
-select mcp.append_events($1, $2::text[], $3::text[], $4::text[]);
+-- Appends events to a tenant's stream and returns the sequence of the last. It takes the stream's lock, which everybody waits for who
+-- writes for the tenant: it goes in one message with the commit. $1 tenant; each of one text, parted by a character that is in none of
+-- them: $2 types, $3 topics joined by commas, $4 data as JSON.
+select mcp.append_events($1::uuid, string_to_array($2, e'\x1e'), string_to_array($3, e'\x1e'), string_to_array($4, e'\x1e'));
 
 -- name: after
 -- The events of many streams after their readers' positions, in order. $1 tenants, $2 sequences, $3 how many of each.

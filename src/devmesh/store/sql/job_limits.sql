@@ -121,10 +121,6 @@ select w.job_id from mcp.jobs_limited w where w.tenant_id = $1 and w.queue = $2 
 -- Takes a job out of those that wait for a place. $1 tenant, $2 the job.
 delete from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = $2 returning w.*;
 
--- name: count_by_queue
--- How many jobs of each queue wait for a place. $1 tenant, $2 up to how many are counted.
-select c.queue, count(*) as limited from (select w.queue from mcp.jobs_limited w where w.tenant_id = $1 limit $2) c group by c.queue;
-
 -- name: standing
 -- What a job that waits for a place waits for. $1 tenant, $2 the job.
 select w.concurrency_key, w.is_delayed, m.concurrency_limit, held.count from mcp.jobs_limited w

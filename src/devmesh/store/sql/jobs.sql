@@ -1,68 +1,116 @@
+-- name: insert_ready
+-- Writes new jobs that may run at once, and puts them into their queues: in one round trip, for a few. Answers with when that was.
+-- $1 tenant, then of each job: $2 its id, $3 the key of who made it, $4 timeout_ms, $5 backoff_ms, $6 max_retries, $7 priority, $8 queue,
+-- $9 type, $10 payload, $11 tags in one text, $12 unique key.
+with made as (
+    insert into mcp.jobs (tenant_id, job_id, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type, payload, tags,
+                          unique_key)
+    select $1, n.job_id, n.key_id, n.timeout_ms, n.backoff_ms, n.max_retries, n.priority, n.queue, n.type, n.payload::json,
+           string_to_array(n.tags, e'\x1e'), n.unique_key
+    from unnest($2::uuid[], $3::uuid[], $4::integer[], $5::integer[], $6::smallint[], $7::smallint[], $8::text[], $9::text[], $10::text[],
+                $11::text[], $12::text[])
+         as n (job_id, key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type, payload, tags, unique_key)
+    returning job_id, priority, queue
+), ready as (
+    insert into mcp.jobs_ready (tenant_id, job_id, priority, queue) select $1, m.job_id, m.priority, m.queue from made m
+)
+select now();
+
 -- name: held_up
 -- Which of these queues are paused or have a rate. $1 tenant, $2 queues.
 select q.queue, q.paused_at is not null as is_paused, q.rate_per_s, q.burst from mcp.queues q
 where q.tenant_id = $1 and q.queue = any($2::text[]) and (q.paused_at is not null or q.rate_per_s is not null);
 
+-- name: claimable
+-- What a claim needs to know, all of one moment, and when its transaction began: of its worker, or nulls if there is none; and of some
+-- queues whether they are paused or have a rate, when the first due job of each priority from 1 to 5 was to run, or null, and if none is
+-- due in how many seconds the next one is. $1 tenant, $2 worker, $3 no lease of it began before, $4 queues, $5 where the scan of each
+-- begins: for each queue five times, as below. No index serves the tenant's comparison of leases: until the table was analysed, that with
+-- jobs would be read whole, and with it what is gone, to be combined with the other.
+with present as materialized (select clock_timestamp() as moment), worker as materialized (
+    select w.status, w.capacity, w.owner_id, w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s / 2) as is_silent,
+           held.count as current_load, held.oldest from mcp.workers w
+    cross join lateral (select count(*)::integer as count, min(l.started_at) as oldest from mcp.jobs_leased l
+                        where l.worker_id = $2 and l.started_at >= $3 and l.tenant_id is not distinct from $1) held
+    where w.tenant_id = $1 and w.worker_id = $2
+)
+select q.queue, k.paused_at is not null as is_paused, k.rate_per_s, k.burst, first.due, present.moment, now(),
+       case when array_remove(first.due, null) = '{}' then (
+           select extract(epoch from min(h.run_at) - present.moment)::float8 from generate_series(1, 5) as level (priority)
+           cross join lateral (
+               select r.run_at from mcp.jobs_ready r
+               where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority and r.run_at > present.moment
+               order by r.run_at limit 1) h) end as due_in_s,
+       worker.status, worker.capacity, worker.owner_id, worker.is_silent, worker.current_load, worker.oldest
+from present cross join unnest($4::text[]) with ordinality as q (queue, place)
+left join worker on true
+left join lateral (select * from mcp.queues k where k.tenant_id = $1 and k.queue = q.queue limit 1) k on true
+cross join lateral (
+    select array_agg(h.run_at order by level.priority) as due from generate_series(1, 5) as level (priority)
+    left join lateral (
+        select r.run_at from mcp.jobs_ready r
+        where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
+          and r.run_at >= ($5::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= present.moment
+        order by r.run_at limit 1) h on true) first;
+
 -- name: claim
 -- Gives a worker the first jobs of a queue, highest priority first, then oldest, under leases. A row that somebody else is taking
--- is passed over. $1 tenant, $2 worker, $3 queue, $4 how many, $5 the lease in seconds, $6 for each priority from 1 to 5 where the
--- scan begins: what lies before has been taken, and what is left of it in the index would be walked through each time.
+-- is passed over. `run_at` is null where it is `created_at`, as it mostly is: a time costs the driver as much as all the rest of a row.
+-- $1 tenant, $2 worker, $3 queue, $4 how many, $5 the lease in seconds, $6 for each priority from 1 to 5 where the scan begins: what
+-- lies before has been taken, and what is left of it in the index would be walked through each time; $7 when the leases begin: what was
+-- to run up to then is due, $8 when they end.
 with head as materialized (
     select h.place from generate_series(5, 1, -1) as level (priority)
     cross join lateral (
         select r.ctid as place from mcp.jobs_ready r
         where r.tenant_id = $1 and r.queue = $3 and r.priority = level.priority
-          and r.run_at >= ($6::timestamptz[])[level.priority] and r.run_at <= (select clock_timestamp())
+          and r.run_at >= ($6::timestamptz[])[level.priority] and r.run_at <= $7
         order by r.run_at, r.job_id limit $4 for update skip locked) h
     limit $4
 ), taken as (
     delete from mcp.jobs_ready r where r.ctid = any(array(select head.place from head)) returning r.*
+), asked as materialized (
+    select j.job_id, j.type, j.payload, j.timeout_ms, j.max_retries, j.tags from mcp.jobs j
+    where j.tenant_id = $1 and j.job_id = any(array(select t.job_id from taken t))
+      and j.created_at >= (select min(t.created_at) from taken t) and j.created_at <= (select max(t.created_at) from taken t)
 ), given as materialized (
-    select t.*, j.type, j.payload, j.timeout_ms, j.max_retries, j.tags, (select clock_timestamp()) as moment from taken t
-    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = t.job_id and k.created_at = t.created_at
-                        limit 1) j
+    select t.*, a.type, a.payload, a.timeout_ms, a.max_retries, a.tags from taken t full join asked a on a.job_id = t.job_id
 ), leased as (
     insert into mcp.jobs_leased (tenant_id, job_id, worker_id, created_at, started_at, lease_until, timeout_at, attempt, retries,
                                  lease_s, priority, is_parent, queue)
-    select $1, g.job_id, $2, g.created_at, g.moment, g.moment + make_interval(secs => $5),
-           g.moment + make_interval(secs => g.timeout_ms / 1000.0), g.attempt + 1, g.retries, $5, g.priority, g.is_parent, g.queue
+    select $1, g.job_id, $2, g.created_at, $7, $8, $7::timestamptz + make_interval(secs => g.timeout_ms / 1000.0),
+           g.attempt + 1, g.retries, $5, g.priority, g.is_parent, g.queue
     from given g
 )
 select g.job_id as id, g.queue, g.type, g.payload, g.priority, g.attempt + 1 as attempt, g.retries as retry_count, g.max_retries,
-       g.timeout_ms, g.tags, g.created_at, g.run_at, g.moment + make_interval(secs => $5) as lease_until
+       g.timeout_ms, g.tags, g.created_at, nullif(g.run_at, g.created_at) as run_at
 from given g order by g.priority desc, g.run_at, g.job_id;
 
 -- name: heads
 -- How many each of several queues would give of each priority, highest priority first, then oldest, without taking any.
 -- $1 tenant, $2 queues, $3 how many, $4 where the scan of each begins: for each queue five times, as above; $5 how many of each
--- at the most.
+-- at the most, $6 the moment.
 select first.queue, first.priority, count(*)::integer as count from (
     select q.queue, level.priority, h.run_at from unnest($2::text[]) with ordinality as q (queue, place)
     cross join generate_series(5, 1, -1) as level (priority)
     cross join lateral (
         select r.run_at, r.job_id from mcp.jobs_ready r
         where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
-          and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= (select clock_timestamp())
+          and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= $6
         order by r.run_at, r.job_id limit ($5::integer[])[q.place]) h
     order by level.priority desc, h.run_at, h.job_id limit $3) first
 group by first.queue, first.priority order by first.priority desc, min(first.run_at);
 
--- name: next_due
--- In how many seconds the next job of some queues comes due, or nothing. $1 tenant, $2 queues.
-select extract(epoch from min(h.run_at) - clock_timestamp())::float8 from unnest($2::text[]) as q (queue)
-cross join generate_series(1, 5) as level (priority)
-cross join lateral (
-    select r.run_at from mcp.jobs_ready r
-    where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority and r.run_at > (select clock_timestamp())
-    order by r.run_at limit 1) h;
-
 -- name: complete
 -- Ends attempts well: those of these that are held in just this attempt. $1 tenant, $2 jobs, $3 attempts, $4 results as JSON, or
--- null. The full join is there because it cannot be done by comparing each with each.
-with held as materialized (
-    select h.job_id, a.result from unnest($2::uuid[], $3::integer[], $4::text[]) as a (job_id, attempt, result)
-    cross join lateral (select l.job_id from mcp.jobs_leased l
-                        where l.tenant_id = $1 and l.job_id = a.job_id and l.attempt = a.attempt limit 1) h
+-- null. The full joins are there because they cannot be done by comparing each with each.
+with leased as materialized (
+    select l.job_id, l.attempt from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any($2::uuid[])
+), told as materialized (
+    select l.job_id, l.attempt, a.attempt as told_attempt, a.result from leased l
+    full join unnest($2::uuid[], $3::integer[], $4::text[]) as a (job_id, attempt, result) on a.job_id = l.job_id
+), held as materialized (
+    select t.job_id, t.result from told t where t.attempt = t.told_attempt
 ), gone as (
     delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any(array(select held.job_id from held))
     returning l.job_id, l.attempt, l.worker_id, l.started_at, l.queue, l.retries, l.is_parent
@@ -89,7 +137,7 @@ where l.tenant_id = $1 and l.job_id = any(array(
     select h.job_id from unnest($2::uuid[], $3::integer[]) as a (job_id, attempt)
     cross join lateral (select k.job_id from mcp.jobs_leased k
                         where k.tenant_id = $1 and k.job_id = a.job_id and k.attempt = a.attempt limit 1) h))
-returning l.job_id, l.queue, l.lease_until, l.cancel_requested_at is not null as is_cancelled;
+returning l.job_id, l.attempt, l.queue, l.lease_until, l.cancel_requested_at is not null as is_cancelled;
 
 -- name: note_progress
 -- Notes how far held jobs are. $1 tenant, $2 jobs, $3 progress, $4 messages, or null for the one that there is.
@@ -214,33 +262,22 @@ with recursive name as (
 )
 select n.queue from name n where n.queue is not null;
 
--- name: waiting_by_queue
--- How many jobs of queues wait, may run now, and since when the first does: each counted up to a limit. $1 tenant, $2 queues, $3 the
--- limit.
-select n.queue,
-       (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue limit $3) c) as waiting,
-       (select count(*) from generate_series(1, 5) as level (priority)
-        cross join lateral (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
-                            and r.priority = level.priority and r.run_at <= now() limit $3) c) as ready,
-       (select min(c.run_at) from generate_series(1, 5) as level (priority)
-        cross join lateral (select r.run_at from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
-                            and r.priority = level.priority and r.run_at <= now() order by r.run_at limit 1) c) as oldest_ready_at
-from unnest($2::text[]) with ordinality as n (queue, place) order by n.place;
-
--- name: held_by_queue
--- How many jobs of each queue are held. $1 tenant.
-select l.queue, count(*) as held from mcp.jobs_leased l where l.tenant_id = $1 group by l.queue;
-
 -- name: known
 -- Which of these jobs there are. $1 tenant, $2 ids.
 select a.job_id from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select from mcp.jobs j where j.tenant_id = $1 and j.job_id = a.job_id limit 1) found;
 
 -- name: takers
--- How many ACTIVE workers take jobs of a queue, and how much room they have. $1 tenant, $2 queue.
-select count(*) as workers, coalesce(sum(w.capacity - held.count), 0) as free from mcp.workers w
-cross join lateral (select count(*) from mcp.jobs_leased l where l.tenant_id = $1 and l.worker_id = w.worker_id) held
-where w.tenant_id = $1 and w.status = 'ACTIVE' and $2 = any(w.queues);
+-- How many ACTIVE workers take jobs of a queue, and how much room they have; how others are that would, those heard of last, at
+-- most three. $1 tenant, $2 queue.
+select count(*) filter (where w.status = 'ACTIVE') as workers,
+       coalesce(sum(w.capacity - held.count) filter (where w.status = 'ACTIVE'), 0) as free,
+       (array_agg(w.name || ' is ' || w.status || coalesce(': ' || nullif(w.reason, ''), '') order by w.heartbeat_at desc)
+        filter (where w.status <> 'ACTIVE'))[:3] as others
+from mcp.workers w
+cross join lateral (select count(*) from mcp.jobs_leased l
+                    where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
+where w.tenant_id = $1 and w.status <> 'TERMINATED' and $2 = any(w.queues);
 
 -- name: count_before
 -- How many jobs of a queue come before one. $1 tenant, $2 queue, $3 its priority, $4 its time, $5 the job.

@@ -155,7 +155,8 @@ select exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pe
 
 -- name: lanes
 -- The lanes with pending tasks: those of capabilities by a loose index scan, as many probes as lanes, then those that are
--- meant for one of these agents. $1 tenant, $2 how many of the first sort at most, $3 agents.
+-- meant for one of these agents, in the order of their index: another index has all tasks of the tenant. $1 tenant, $2 how many of the
+-- first sort at most, $3 agents.
 with recursive lanes as (
     (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane >= 'auto:'
      order by t.lane limit 1)
@@ -166,7 +167,7 @@ with recursive lanes as (
 ), own as (
     select t.lane from unnest($3::uuid[]) as agent (id)
     cross join lateral (select w.lane from mcp.tasks w where w.tenant_id = $1 and w.status = 'pending'
-                        and w.lane = ('agent:' || agent.id) collate "C" limit 1) t
+                        and w.lane = ('agent:' || agent.id) collate "C" order by w.priority, w.ready_at limit 1) t
 )
 (select lane from lanes where lane is not null and lane <> 'blocked' limit $2) union all select lane from own;
 

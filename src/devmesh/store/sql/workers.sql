@@ -20,27 +20,19 @@ where w.tenant_id = $1 and w.name = $2 and coalesce(w.status, '') <> 'TERMINATED
 select w.*, held.count as current_load from unnest($2::uuid[]) as a (worker_id)
 cross join lateral (select * from mcp.workers v where v.tenant_id = $1 and v.worker_id = a.worker_id limit 1) w
 cross join lateral (select count(*)::integer as count from mcp.jobs_leased l
-                    where l.tenant_id = $1 and l.worker_id = a.worker_id) held;
+                    where l.worker_id = a.worker_id and l.tenant_id is not distinct from $1) held;
 
 -- name: page
 -- A page of workers, newest first. $1 tenant, $2 ids below this one or null, $3 how many, $4 statuses or null.
 select w.*, held.count as current_load from mcp.workers w
 cross join lateral (select count(*)::integer as count from mcp.jobs_leased l
-                    where l.tenant_id = $1 and l.worker_id = w.worker_id) held
+                    where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
 where w.tenant_id = $1 and ($2::uuid is null or w.worker_id < $2) and ($4::text[] is null or w.status = any($4))
 order by w.worker_id desc limit $3;
 
 -- name: lock_claims
--- One at a time claims for a worker, whatever the number of nodes: that keeps its capacity exact. $1 tenant, $2 worker.
+-- One at a time claims for a worker, whatever the number of nodes: that keeps its capacity exact. $1 tenant, $2 worker; spelled out.
 select pg_advisory_xact_lock(hashtextextended($1::uuid::text || $2::uuid::text, 12));
-
--- name: for_claim
--- What a claim needs to know of its worker. $1 tenant, $2 worker, $3 no lease of it began before.
-select w.status, w.capacity, w.owner_id, w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s / 2) as is_silent,
-       held.count as current_load, held.oldest from mcp.workers w
-cross join lateral (select count(*)::integer as count, min(l.started_at) as oldest from mcp.jobs_leased l
-                    where l.tenant_id = $1 and l.worker_id = $2 and l.started_at >= $3) held
-where w.tenant_id = $1 and w.worker_id = $2;
 
 -- name: owners
 -- Who registered workers. $1 tenant, $2 ids.
@@ -48,13 +40,12 @@ select w.worker_id, w.owner_id, w.status from mcp.workers w where w.tenant_id = 
 
 -- name: heartbeat
 -- Workers are there, each with what is known of its health. $1 tenant, then one entry a worker: $2 ids, $3 scores, $4 statuses,
--- $5 kinds of log rows, $6 metrics as JSON, or null.
+-- $5 kinds of log rows, $6 metrics as JSON, or null, $7 why it has that status, or null for what was said before.
 with beat as (
     update mcp.workers w
     set heartbeat_at = now(), missed_beats = 0, health_score = ($3::real[])[array_position($2::uuid[], w.worker_id)],
         status = ($4::text[])[array_position($2::uuid[], w.worker_id)],
-        reason = case when w.status in ('FAILED', 'DEGRADED') and ($4::text[])[array_position($2::uuid[], w.worker_id)] = 'ACTIVE'
-                      then '' else w.reason end
+        reason = coalesce(($7::text[])[array_position($2::uuid[], w.worker_id)], w.reason)
     where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) and w.status <> 'TERMINATED'
     returning w.worker_id, w.health_score, array_position($2::uuid[], w.worker_id) as place
 )
@@ -167,4 +158,4 @@ returning w.worker_id;
 
 -- name: held_jobs
 -- What a worker holds. $1 tenant, $2 worker.
-select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.worker_id = $2;
+select l.job_id from mcp.jobs_leased l where l.worker_id = $2 and l.tenant_id is not distinct from $1;

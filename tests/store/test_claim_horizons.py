@@ -1,0 +1,133 @@
+"""Where claims begin to look: near the last one, and often enough from further back that nothing stays passed over."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devmesh.store.claim_horizons import (
+    BEGINNING,
+    EMPTIED_S,
+    FRONT_LOOK_INTERVAL,
+    FRONT_LOOK_INTERVAL_MAX,
+    LATE,
+    LATE_LOOK_INTERVAL,
+    LATE_LOOK_INTERVAL_MAX,
+    MARGIN,
+    ClaimHorizons,
+)
+
+TENANT, QUEUE = uuid.uuid4(), "q"
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+def seconds(number: float) -> datetime.timedelta:
+    return datetime.timedelta(seconds=number)
+
+
+class Claims:
+    """Claims that find a job of this very moment each time."""
+
+    def __init__(self) -> None:
+        self.horizons, self.now = ClaimHorizons(), START
+
+    def claim(self, after_s: float, took_s: float = 0.001, *, is_empty: bool = False) -> datetime.datetime:
+        """Since when it looked for jobs of priority 3. From further back it takes so long; otherwise a millisecond."""
+        last, self.now = self.now, self.now + seconds(after_s)
+        look = self.horizons.look(TENANT, QUEUE, self.now)
+        if not is_empty:
+            self.horizons.claimed(TENANT, QUEUE, {3: self.now})
+        is_far = last - look.since[2] > MARGIN
+        self.horizons.looked(TENANT, QUEUE, look, took_s if is_far else 0.001, self.now if is_empty else None)
+        return look.since[2]
+
+    def behind(self, for_s: float, took_s: float) -> Iterator[datetime.timedelta]:
+        """How far behind the last claim each began, ten times a second."""
+        for _ in range(round(for_s * 10)):
+            last = self.now
+            yield last - self.claim(0.1, took_s)
+
+
+def test_the_first_claim_looks_from_the_front_and_the_next_from_just_behind_it() -> None:
+    claims = Claims()
+    assert claims.claim(0) == BEGINNING
+    assert claims.claim(0.1) == START - MARGIN
+
+
+def test_what_was_committed_late_is_looked_for_every_second_and_everything_every_ten() -> None:
+    claims = Claims()
+    claims.claim(0)
+    behind = list(claims.behind(60, took_s=0.001))
+    assert sum(each == LATE for each in behind) == pytest.approx(60 / LATE_LOOK_INTERVAL.total_seconds(), abs=8)
+    assert sum(each > LATE for each in behind) == pytest.approx(60 / FRONT_LOOK_INTERVAL.total_seconds(), abs=1)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 4), st.floats(0, 30), st.booleans()), min_size=200, max_size=400))
+def test_whatever_looks_cost_they_come_from_further_back_often_enough(steps: list[tuple[float, float, bool]]) -> None:
+    claims = Claims()
+    claims.claim(0)
+    late_at = front_at = claims.now
+    for after_s, took_s, is_empty in steps:
+        since = claims.claim(after_s, took_s, is_empty=is_empty)
+        if since == BEGINNING:
+            front_at = late_at = claims.now
+        elif since <= claims.now - seconds(after_s) - LATE:
+            late_at = claims.now
+        assert claims.now - late_at <= LATE_LOOK_INTERVAL_MAX + seconds(after_s)
+        assert claims.now - front_at <= FRONT_LOOK_INTERVAL_MAX + seconds(after_s)
+
+
+def test_looks_that_cost_much_come_less_often() -> None:
+    cheap, costly = Claims(), Claims()
+    looks = [
+        sum(behind > MARGIN for behind in claims.behind(120, took_s))
+        for claims, took_s in ((cheap, 0.002), (costly, 0.3))
+    ]
+    assert looks[1] < looks[0] / 3
+
+
+def test_a_clock_that_is_set_back_is_noticed_by_the_next_claim() -> None:
+    claims = Claims()
+    claims.claim(0)
+    claims.claim(5)
+    assert claims.claim(-3600) == BEGINNING
+    assert claims.claim(0.1) == START + seconds(5 - 3600) - MARGIN
+
+
+def test_an_empty_queue_that_costs_much_to_look_through_is_not_looked_through_again() -> None:
+    claims = Claims()
+    claims.claim(0)
+    assert claims.claim(2, took_s=0.2, is_empty=True) == START - LATE
+    assert claims.claim(0.1, is_empty=True) == START + seconds(2) - MARGIN
+
+
+def test_who_took_all_there_was_need_not_look_again_before_a_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: at)
+    horizons = ClaimHorizons()
+    mine, others = (TENANT, "worker", "queue"), (TENANT, "worker", "another queue")
+    assert horizons.empty_for_s(mine, 7) == 0
+    horizons.emptied(mine, 7)
+    assert horizons.empty_for_s(mine, 7) == pytest.approx(EMPTIED_S)
+    assert horizons.empty_for_s(mine, 8) == 0
+    assert horizons.empty_for_s(others, 7) == 0
+    at += 2 * EMPTIED_S
+    assert horizons.empty_for_s(mine, 7) == 0  # a ring may have been lost
+
+
+def test_about_now_follows_what_the_database_told_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: at)
+    horizons = ClaimHorizons()
+    assert horizons.about_now() == BEGINNING
+    horizons.told(START)
+    at += 5
+    assert horizons.about_now() == START + datetime.timedelta(seconds=5)
+    horizons.told(START - datetime.timedelta(hours=1))
+    assert horizons.about_now() == START - datetime.timedelta(hours=1)
