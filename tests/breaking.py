@@ -59,13 +59,15 @@ class Postgres:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Nothing of it moves: connections are neither answered nor closed."""
-        processes = self.processes()
-        for process in processes:
-            process.suspend()
+        frozen = []
         try:
+            for process in self.processes():  # one that has ended meanwhile must not leave the others frozen for good
+                frozen.append(process)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.suspend()
             yield
         finally:
-            for process in processes:
+            for process in frozen:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.resume()
 

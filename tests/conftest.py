@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from devmesh.store.embedded import MAJOR_VERSION, EmbeddedPostgres, find_binaries
 from devmesh.store.migrator import Migrator
@@ -31,6 +33,10 @@ QUICK = {  # so that tests need not wait long
     "DEVMESH_QUEUE_DEPTHS_INTERVAL_S": "1",
     "DEVMESH_SCHEDULER_INTERVAL_S": "0.25",
 }
+
+# No test fails because the machine had something else to do.
+hypothesis_settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("tests")
 
 # Each client would read all certificate authorities again: 20 ms that waiting for a service would spend over and over.
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]

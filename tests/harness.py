@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import httpx
+import psutil
 
 from devmesh import operations
 from devmesh.core.access import KeyKind
@@ -77,6 +78,11 @@ async def eventually(condition: Callable[[], object], what: str, within_s: float
         await asyncio.sleep(pause_s)
 
 
+def are_gone(processes: list[psutil.Process]) -> bool:
+    """Whether all have ended, though nobody may have waited for them yet."""
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
 class Child:
     """One service as a process."""
 
@@ -104,6 +110,11 @@ class Child:
             return False
         finally:
             connection.close()
+
+    def metric(self, series: str) -> float:
+        """What it shows for a series, which is named with its labels; 0 for one that it does not show."""
+        text = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=5, trust_env=False).text
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{series} "))
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

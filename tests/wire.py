@@ -119,7 +119,8 @@ class Wire:
                 while len(self.events) < count:
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError(f"{len(self.events)} of {count} events within {within_s} s") from None
+            state = f"the connection is {self.connection.state.name}, close code {self.connection.close_code}"
+            raise AssertionError(f"{len(self.events)} of {count} events within {within_s} s; {state}") from None
         return self.events
 
     async def closed(self, within_s: float = 15.0) -> int:

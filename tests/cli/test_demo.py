@@ -17,7 +17,7 @@ import pytest
 
 from tests import forking
 from tests.cli.commands import Up, answer, devmesh, environment
-from tests.harness import wait_until
+from tests.harness import are_gone, wait_until
 
 DEMO_LIMIT_S = 90.0
 GONE_LIMIT_S = 20.0
@@ -85,10 +85,6 @@ def tidy(up: Up) -> Iterator[None]:
 def agents_of_demos(up: Up) -> list[dict[str, Any]]:
     agents: list[dict[str, Any]] = answer(up.directory, "agents", "--json")["agents"]
     return [agent for agent in agents if agent["name"].startswith("demo-")]
-
-
-def are_gone(processes: list[psutil.Process]) -> bool:
-    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
 @pytest.mark.timeout(120)

@@ -129,7 +129,7 @@ async def test_e03_a_gateway_killed_under_load_loses_and_repeats_nothing(own_mes
                 written.append(str(number))
 
     writing = asyncio.create_task(write())
-    await eventually(lambda: len(written) >= 200, "200 tasks are written")
+    await eventually(lambda: len(written) >= 200, "200 tasks are written", 60)
     doomed.kill()
 
     async def resume(wire: Wire) -> list[str]:
@@ -148,6 +148,8 @@ async def test_e03_a_gateway_killed_under_load_loses_and_repeats_nothing(own_mes
 
 @pytest.mark.timeout(120)
 async def test_e04_who_does_not_read_is_disconnected_and_resumes_whole(mesh: Mesh, tenant: str) -> None:
+    [gateway] = mesh.of("mcp-server")
+    given_up = gateway.metric("devmesh_consumers_given_up_total")
     stuck = await Wire.connect(mesh.ws_url, tenant)
     cursor = stuck.initialized["cursor"]
     await stuck.call("subscribe", topics=["tenant"])
@@ -160,6 +162,7 @@ async def test_e04_who_does_not_read_is_disconnected_and_resumes_whole(mesh: Mes
             tasks = [{"title": f"{number}.{part}", "assign": "pull", "description": filler} for part in range(50)]
             await writer.call("task.create_many", tasks=tasks)
         await well.until_events(1000)  # unharmed
+        await eventually(lambda: gateway.metric("devmesh_consumers_given_up_total") > given_up, "it is given up")
         stuck.connection.transport.resume_reading()
         with contextlib.suppress(Exception):
             async with asyncio.timeout(20):

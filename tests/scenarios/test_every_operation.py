@@ -324,3 +324,30 @@ def without_secret(result: dict[str, Any] | None) -> dict[str, Any] | None:
     if "agent" in result:
         result["agent"] = {name: value for name, value in result["agent"].items() if name != "last_seen_at"}
     return result
+
+
+async def in_hand(wire: Wire, ids: dict[str, str]) -> dict[str, str]:
+    """These things, with a job that the worker holds and a task that the agent works on."""
+    queue = f"q{uuid.uuid4().hex}"
+    job = (await wire.call("job.enqueue", type="t", queue=queue))["job"]
+    [claimed] = (await wire.call("job.claim", worker_id=ids["worker"], queues=[queue]))["jobs"]
+    assert claimed["id"] == job["id"]
+    await wire.call("task.accept", task_id=ids["task"], agent_id=ids["agent"], attempt=1)
+    return {**ids, "job": job["id"]}
+
+
+@pytest.mark.timeout(180)
+async def test_every_operation_may_be_called_twice_at_once(mesh: Mesh) -> None:
+    """Both calls come into one batch, about one thing. Each has an answer of its own, and none of them is a fault of ours."""
+    for operation in REGISTRY.values():
+        if operation.name.startswith("tenant."):
+            continue
+        async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+            params = required(operation, await in_hand(wire, await things_of(wire)))
+            calls = [
+                {"jsonrpc": "2.0", "id": uuid.uuid4().hex, "method": operation.name, "params": params} for _ in "12"
+            ]
+            await wire.send(calls)
+            answers = [await wire.answer(call["id"]) for call in calls]
+        kinds = {answer["error"]["data"]["kind"] for answer in answers if "error" in answer}
+        assert kinds <= {"conflict", "not_found"}, (operation.name, answers)

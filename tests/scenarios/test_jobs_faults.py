@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import signal
 import time
@@ -178,16 +179,21 @@ async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
     connection = await asyncpg.connect(dsn, server_settings=session_settings("tests", 60.0))
     try:
         tenant, worker = new_ids(2)
-        made, now = new_ids(waiting), await connection.fetchval("select now()")
+        made = new_ids(waiting)
         jobs = [
-            (tenant, job_id, now, now, worker, 1_000, 0, 3, 1 + place % 5, "q", "t", "{}", None, None, None, None)
+            (tenant, job_id, worker, 1_000, 0, 3, 1 + place % 5, "q", "t", "{}", None, None, None, None)
             for place, job_id in enumerate(made)
         ]
-        await connection.copy_records_to_table("jobs", schema_name="mcp", columns=JOB_COLUMNS, records=jobs)
-        ready = [(tenant, now, job_id, now, 1 + place % 5, "q") for place, job_id in enumerate(made)]
-        await connection.copy_records_to_table("jobs_ready", schema_name="mcp", columns=READY_COLUMNS, records=ready)
+        ready = [(tenant, job_id, 1 + place % 5, "q") for place, job_id in enumerate(made)]
+        async with connection.transaction():
+            await connection.copy_records_to_table("jobs", schema_name="mcp", columns=JOB_COLUMNS, records=jobs)
+            await connection.copy_records_to_table(
+                "jobs_ready", schema_name="mcp", columns=READY_COLUMNS, records=ready
+            )
+        now = await connection.fetchval("select now()")
         explained = f"explain (analyze, buffers, format json) {SQL.claim.text}"
-        claimed = await connection.fetchval(explained, tenant, worker, "q", 50, 60.0, [BEGINNING] * 5)
+        until = now + datetime.timedelta(seconds=60)
+        claimed = await connection.fetchval(explained, tenant, worker, "q", 50, 60.0, [BEGINNING] * 5, now, until)
         plan = json.loads(claimed)[0]["Plan"]
         assert plan["Actual Rows"] == 50
         return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])

@@ -44,6 +44,18 @@ async def test_j02_jobs_are_shared_among_workers_and_none_holds_more_than_its_ca
     assert {await bench.status(job) for job in jobs} == {"COMPLETED"}
 
 
+async def test_j02_claims_of_one_worker_in_one_moment_share_its_capacity(mesh: Mesh, tenant: str, bench: Bench) -> None:
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue}] * 50)
+    worker = await register(bench.wire, capacity=7)
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        for _ in range(5):
+            asked = {"worker_id": worker, "queues": [bench.queue], "limit": 3}
+            answers = await asyncio.gather(*(wire.call("job.claim", **asked) for wire in [bench.wire, other] * 4))
+            given = [job for answer in answers for job in answer["jobs"]]
+            assert len({job["id"] for job in given}) == len(given) == 7
+            await bench.wire.call("job.complete", jobs=[held(job) for job in given])
+
+
 async def test_j03_a_job_that_fails_each_time_is_a_dead_letter_in_the_end(bench: Bench) -> None:
     job = await bench.enqueue(max_retries=2, backoff_ms=1)
     for attempt in (1, 2, 3):
@@ -232,6 +244,57 @@ async def test_one_stale_report_among_many_is_named_and_the_others_are_done(benc
     assert [await bench.status(job) for job in jobs] == ["COMPLETED", "PROCESSING", "COMPLETED"]
 
 
+@pytest.mark.parametrize("verb", ["complete", "fail", "snooze", "release"])
+async def test_an_attempt_that_is_named_twice_in_one_call_ends_once(bench: Bench, verb: str) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim()
+    says: dict[str, list[dict[str, Any]]] = {
+        "complete": [{"result": 1}, {"result": 2}],
+        "fail": [{"error": "first", "retryable": False}, {"error": "second", "retryable": False}],
+        "snooze": [{"delay_ms": 60_000}, {"delay_ms": 1}],
+        "release": [{}, {}],
+    }
+    stale = {**held(claimed, **says[verb][1]), "attempt": 7}
+    reports = [stale, *(held(claimed, **more) for more in says[verb])]
+    answer = await bench.wire.call(f"job.{verb}", jobs=reports)
+    assert [each["id"] for each in answer["jobs"]] == [job["id"]]
+    assert [each["reason"] for each in answer["refused"]] == ["job.stale_attempt"] * 2
+    [execution] = await bench.executions(job)
+    assert (execution["attempt"], execution["result"], execution["error"]) == (
+        1, 1 if verb == "complete" else None, "first" if verb == "fail" else None,
+    )  # fmt: skip
+
+
+async def test_reports_of_one_job_in_one_moment_are_told_apart_by_their_attempts(
+    mesh: Mesh, tenant: str, bench: Bench
+) -> None:
+    """A report that is repeated while the first one waits, and a zombie's, come into one batch with the right one."""
+    jobs = [await bench.enqueue() for _ in range(20)]
+    first = await bench.claim(limit=20)
+    await bench.wire.call("job.release", jobs=[held(job) for job in first])
+    second = await bench.claim(limit=20)
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        for verb, good in (("heartbeat", 2), ("complete", 1)):
+            asked = [
+                wire.ask(f"job.{verb}", {"jobs": [held(job)]})
+                for job in second
+                for wire, job in (
+                    (other, {**job, "attempt": 1}),
+                    (bench.wire, job),
+                    (other, job),
+                    (other, {**job, "attempt": 1}),
+                )
+            ]
+            answers = await asyncio.gather(*asked)
+            for number in range(20):
+                mine = answers[4 * number : 4 * number + 4]
+                refusals = [answer["error"]["data"]["reason"] for answer in mine if "error" in answer]
+                assert refusals == ["job.stale_attempt"] * (4 - good)
+    for job in jobs:
+        outcomes = [(each["attempt"], each["outcome"]) for each in await bench.executions(job)]
+        assert outcomes == [(1, "RELEASED"), (2, "COMPLETED")]
+
+
 async def test_many_are_enqueued_at_once_or_none(bench: Bench) -> None:
     specs = [{"type": "t", "queue": bench.queue, "payload": number} for number in range(500)]
     made = (await bench.wire.call("job.enqueue_many", jobs=specs))["jobs"]
@@ -243,6 +306,20 @@ async def test_many_are_enqueued_at_once_or_none(bench: Bench) -> None:
     big = await register(bench.wire, capacity=1_000)
     claimed = await bench.claim(limit=1_000, worker_id=big)
     assert [(job["id"], job["payload"]) for job in claimed] == [(job["id"], n) for n, job in enumerate(made)]
+
+
+async def test_a_job_is_counted_once_wherever_it_moves_meanwhile(mesh: Mesh, tenant: str, bench: Bench) -> None:
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue}] * 60)
+
+    async def move_all() -> None:
+        while claimed := await bench.claim(limit=1):
+            await bench.wire.call("job.snooze", jobs=[held(job, delay_ms=60_000) for job in claimed])
+
+    async with await Wire.connect(mesh.ws_url, tenant) as looking, asyncio.TaskGroup() as group:
+        moving = group.create_task(move_all())
+        while not moving.done():
+            stats = (await looking.call("job.stats"))["queues"]
+            assert [each["waiting"] + each["processing"] for each in stats if each["queue"] == bench.queue] == [60]
 
 
 async def test_whoever_listens_to_a_job_or_a_queue_is_told_of_every_step(mesh: Mesh, tenant: str, bench: Bench) -> None:

@@ -210,13 +210,15 @@ async def impatient(impatient_mesh: Mesh) -> Any:
 
 
 async def test_a_job_that_has_waited_for_long_is_promoted(impatient: Bench) -> None:
+    await impatient.wire.call("subscribe", topics=[f"queue:{impatient.queue}"])
     low, medium, high = [await impatient.enqueue(priority=priority) for priority in (1, 3, 5)]
-
-    async def priorities() -> list[int]:
-        return [(await impatient.get(job))["priority"] for job in (low, medium, high)]
-
-    await eventually(lambda: _is(priorities, [2, 3, 5]), "the low one is promoted")
-    await eventually(lambda: _is(priorities, [4, 4, 5]), "both are promoted")
+    steps: list[tuple[str, int]] = []
+    while len(steps) < 3:
+        promoted = await impatient.wire.next_event("job.promoted")
+        steps += [(job["id"], job["priority"]) for job in promoted["data"]["jobs"]]
+    assert steps[0] == (low["id"], 2)
+    assert sorted(steps[1:]) == sorted([(low["id"], 4), (medium["id"], 4)])
+    assert [(await impatient.get(job))["priority"] for job in (low, medium, high)] == [4, 4, 5]
     assert [job["id"] for job in await impatient.claim()] == [high["id"], low["id"], medium["id"]]
 
 
@@ -233,10 +235,6 @@ async def test_a_job_that_waits_for_a_place_for_long_is_promoted_past_those_that
     await impatient.enqueue(priority=3, **limited)
     await impatient.wire.call("job.complete", jobs=[held(first)])
     assert [job["id"] for job in await impatient.claim()] == [low["id"]]
-
-
-async def _is(found: Callable[[], Any], wanted: Any) -> bool:
-    return bool(await found() == wanted)
 
 
 async def test_a_job_that_is_over_is_retried_by_hand_with_its_history(bench: Bench) -> None:

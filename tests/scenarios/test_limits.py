@@ -125,7 +125,9 @@ async def test_w4_a_sustained_flood_gets_what_its_limit_allows(nodes: Mesh) -> N
         made = await limited_key(admin, PER_S)
     wires = [await Wire.connect(url, made["secret"]) for url in urls]
     began, granted = time.monotonic(), 0
-    while (elapsed_s := time.monotonic() - began) < 3:
+    while (
+        elapsed_s := time.monotonic() - began
+    ) < 6:  # so long that a moment in which nobody could ask is little of it
         granted += sum(count for count, *_ in await asyncio.gather(*(rapidly(wire, 25) for wire in wires)))
     allowed = PER_S + elapsed_s * PER_S
     assert 0.9 * allowed <= granted <= 1.1 * allowed, f"{granted} of {allowed:.0f}"
@@ -249,12 +251,14 @@ async def test_w3_one_id_twice_in_flight_is_two_requests(mesh: Mesh, tenant: str
 async def test_w3_one_idempotency_key_twice_in_flight_is_done_once(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as wire:
         params = {"title": "once", "idempotency_key": "the same"}
-        same = [wire.ask("task.create", params) for _ in range(2)]
-        other = wire.ask("task.create", {**params, "title": "another"})
-        first, second, third = await asyncio.gather(*same, other)
-        kinds = [answer["error"]["data"]["kind"] for answer in (first, second, third) if "error" in answer]
-        assert kinds == ["idempotency_mismatch"]
-        assert first == {**second, "id": first["id"]}
+        first, again, other = await asyncio.gather(
+            wire.ask("task.create", params),
+            wire.ask("task.create", params),
+            wire.ask("task.create", {**params, "title": "another"}),
+        )
+        assert first == {**again, "id": first["id"]}
+        refused = [answer["error"]["data"]["kind"] for answer in (first, other) if "error" in answer]
+        assert refused == ["idempotency_mismatch"]  # of either: requests of one connection are served at the same time
         assert (await wire.call("task.stats"))["total"] == 1
 
 

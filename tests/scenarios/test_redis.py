@@ -63,11 +63,6 @@ def component(child: Child, name: str = "redis") -> dict[str, Any]:
     return found
 
 
-def metric(child: Child, name: str) -> float:
-    text = httpx.get(f"http://127.0.0.1:{child.port}/metrics", timeout=5, trust_env=False).text
-    return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(f"{name} "))
-
-
 async def everywhere(mesh: Mesh, status: str, message: str = "") -> None:
     def is_so() -> bool:
         found = [component(child) for child in mesh.children]
@@ -105,9 +100,9 @@ async def test_events_go_on_arriving_whatever_becomes_of_redis(mesh: Mesh, redis
     ):
         await reader.call("subscribe", topics=["tenant"])
         assert 0 < component(first)["latency_ms"] < 300
-        before = metric(first, 'devmesh_rings_sent_total{carrier="redis"}')
+        before = first.metric('devmesh_rings_sent_total{carrier="redis"}')
         assert await best_of(writer, reader) < 1.0
-        assert metric(first, 'devmesh_rings_sent_total{carrier="redis"}') > before
+        assert first.metric('devmesh_rings_sent_total{carrier="redis"}') > before
         kept = [connections(child, redis.port) for child in mesh.children]
         assert kept == [2] * len(SERVICES)
 
@@ -115,7 +110,7 @@ async def test_events_go_on_arriving_whatever_becomes_of_redis(mesh: Mesh, redis
         assert await arrives(writer, reader, POLL_S + 2) < 1.0, "the first ring that fails goes by NOTIFY"
         await everywhere(mesh, "degraded", "PostgreSQL carries the bell meanwhile: ")
         assert await best_of(writer, reader) < 1.0
-        await eventually(lambda: metric(first, 'devmesh_breaker_state{dependency="redis"}') == 2, "the breaker opens")
+        await eventually(lambda: first.metric('devmesh_breaker_state{dependency="redis"}') == 2, "the breaker opens")
         redis.start()
         await everywhere(mesh, "healthy")
 
@@ -124,9 +119,9 @@ async def test_events_go_on_arriving_whatever_becomes_of_redis(mesh: Mesh, redis
             await everywhere(mesh, "degraded")
             assert await best_of(writer, reader) < 1.0
         await everywhere(mesh, "healthy")
-        before = metric(first, 'devmesh_rings_sent_total{carrier="redis"}')
+        before = first.metric('devmesh_rings_sent_total{carrier="redis"}')
         assert await best_of(writer, reader) < 1.0
-        assert metric(first, 'devmesh_rings_sent_total{carrier="redis"}') > before
+        assert first.metric('devmesh_rings_sent_total{carrier="redis"}') > before
     await eventually(
         lambda: [connections(child, redis.port) for child in mesh.children] == kept, "no connection leaks", 25.0
     )
@@ -156,7 +151,7 @@ async def test_a_redis_that_is_away_from_the_start_hinders_nobody_and_floods_no_
     mesh = own_mesh("rest-api", "mcp-server", **SETTINGS, REDIS_URL=redis.url)
     await everywhere(mesh, "degraded", "PostgreSQL carries the bell meanwhile: ")
     [gateway] = mesh.of("mcp-server")
-    await eventually(lambda: metric(gateway, 'devmesh_breaker_state{dependency="redis"}') == 2, "it is left alone")
+    await eventually(lambda: gateway.metric('devmesh_breaker_state{dependency="redis"}') == 2, "it is left alone")
     began = time.monotonic()
     async with await Wire.connect(mesh.ws_url, mesh.admin_key) as wire:
         await wire.call("subscribe", topics=["tenant"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,7 @@ def component(child: Child) -> dict[str, Any]:
 
 
 def metric(child: Child, name: str, table: str) -> float:
-    text = httpx.get(f"http://127.0.0.1:{child.port}/metrics", timeout=5.0, trust_env=False).text
-    found = re.search(rf'^devmesh_{name}{{table="{table}"}} (\S+)$', text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    return child.metric(f'devmesh_{name}{{table="{table}"}}')
 
 
 def command(mesh: Mesh, directory: Path, *arguments: str) -> tuple[int, Any, str]:

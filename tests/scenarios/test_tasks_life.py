@@ -104,6 +104,26 @@ async def test_t05_a_failed_task_waits_longer_each_time_and_then_fails_for_good(
         ]  # fmt: skip
 
 
+async def test_t05_a_retry_is_given_out_in_time_however_busy_others_are(mesh: Mesh, tenant: str) -> None:
+    """Nothing rings when a task's wait is over, and the bell of another tenant keeps the assigner from ever resting."""
+
+    async def be_busy(wire: Wire) -> None:
+        while True:
+            await wire.call("task.create", title="noise", assign="pull")
+
+    async with (
+        await Agent.join(mesh, tenant, "quiet") as agent,
+        await Wire.connect(mesh.ws_url, mesh.new_tenant()) as other,
+        asyncio.TaskGroup() as group,
+    ):
+        noise = group.create_task(be_busy(other))
+        await create(agent.wire, max_retries=1)
+        failed = await agent.say("fail", await agent.next_task())
+        again = await agent.next_task()
+        assert time_of(again["assigned_at"]) - time_of(failed["ready_at"]) < datetime.timedelta(seconds=4)
+        noise.cancel()
+
+
 async def test_t05_a_failure_that_is_not_retryable_ends_at_once_and_can_be_retried_by_hand(
     mesh: Mesh, tenant: str
 ) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 from tests.wire import Wire, WireError
 
 REVOKED_WITHIN_S = 5.0
+CLAIMS = 'devmesh_calls_total{operation="task.claim"}'  # those that were answered, or let wait
 
 
 class Streaming:
@@ -149,9 +150,15 @@ async def test_w8_a_claim_that_waits_is_given_nothing_once_its_key_is_revoked(me
         async with httpx.AsyncClient(base_url=mesh.rest_url, timeout=40.0, trust_env=False, headers=headers) as http:
             agent = (await http.post("/api/v1/agents", json={"name": "revoked"})).json()["agent"]
             asked = {"agent_id": agent["id"], "wait_ms": 30_000}
+            asked_of = [*mesh.of("rest-api"), *mesh.of("mcp-server")]
+            looks = [child.metric(CLAIMS) for child in asked_of]
             over_rest = asyncio.create_task(http.post("/api/v1/tasks/claim", json=asked))
             doomed = await Wire.connect(mesh.ws_url, made["secret"])
             over_ws = asyncio.create_task(doomed.call("task.claim", **asked))
+            await eventually(
+                lambda: all(child.metric(CLAIMS) > before for child, before in zip(asked_of, looks, strict=True)),
+                "both claims have looked, and wait",
+            )
             await admin.call("key.revoke", key_id=made["key"]["id"])
             assert await doomed.closed(within_s=REVOKED_WITHIN_S) == 4001
             async with asyncio.timeout(REVOKED_WITHIN_S):

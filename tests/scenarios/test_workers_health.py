@@ -145,6 +145,26 @@ async def test_j12_falling_scores_are_foretold_as_a_failure(ward: Ward) -> None:
     assert (await ward.beat())["status"] == "ACTIVE"
 
 
+async def test_a_worker_whose_jobs_have_all_failed_recovers_with_its_next_heartbeat(bench: Bench, ward: Ward) -> None:
+    await bench.wire.call(
+        "job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue, "max_retries": 0} for _ in range(60)]
+    )
+    failed = 0
+    while claimed := await bench.claim(worker_id=ward.worker_id, limit=5):
+        await bench.wire.call("job.fail", jobs=[{**held(job), "error": "no luck"} for job in claimed])
+        failed += len(claimed)
+    assert failed == 60
+    unwell = await ward.beat(health_score=0.3)
+    assert (unwell["status"], unwell["reason"]) == ("DEGRADED", "its health score came down to 0.30")
+    waiting = await bench.enqueue()
+    await bench.wire.call("worker.deregister", worker_id=bench.worker_id)
+    explained = (await bench.wire.call("job.explain", job_id=waiting["id"]))["explanation"]
+    assert explained["reason"] == "no_worker"
+    assert explained["explanation"].endswith("is DEGRADED: its health score came down to 0.30")
+    again = await ward.beat()
+    assert (again["status"], again["reason"]) == ("ACTIVE", "")
+
+
 async def test_j13_metrics_out_of_line_are_named(ward: Ward) -> None:
     for step in range(10):
         await ward.beat(metrics={"cpu_usage": 0.3 + step / 100, "memory_usage": 0.5 + step % 2 / 100})
