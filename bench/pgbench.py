@@ -134,7 +134,10 @@ def _seeded(name: str) -> str:
 
 
 def _append(tenant: str, prefix: str = "") -> str:
-    lists = [f"(select list from bench.batch where name = '{prefix}{name}')" for name in ("types", "topics", "data")]
+    lists = [
+        f"select array_to_string(list, e'\\x1e') from bench.batch where name = '{prefix}{name}'"
+        for name in ("types", "topics", "data")
+    ]
     return _filled(EVENTS.append, tenant, *lists)
 
 

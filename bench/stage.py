@@ -18,6 +18,7 @@ from tests.harness import Child, Mesh, create_admin_key
 
 from bench.wire import Connection
 from devmesh import operations
+from devmesh.app import collect_seldom
 from devmesh.core.access import Caller
 from devmesh.engine.bell import Bell
 from devmesh.operations.authentication import Authenticator
@@ -149,6 +150,7 @@ async def corridor_on(dsn: str, **variables: str) -> AsyncIterator[tuple[Corrido
     try:
         caller = await Authenticator(database, settings).authenticate(key, HOST)
         corridor = Corridor(WorkRunner(database, Bell([], settings.bell_coalesce_ms), Vault()), settings)
+        collect_seldom()  # as in a service
         yield corridor, caller
         await corridor.drain()
     finally:

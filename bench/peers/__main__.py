@@ -55,7 +55,7 @@ PEERS = (
 )  # fmt: skip
 DEVMESH = f"DevMesh {__version__}"
 OWN = Peer(
-    DEVMESH, "", "postgres", "fenced; history kept; events", "`devmesh worker`: holds 4,000 for no-ops, else 1,000"
+    DEVMESH, "", "postgres", "fenced; history kept; events", "`devmesh worker`: holds 8,000 for no-ops, else 1,000"
 )
 
 

@@ -17,7 +17,7 @@ from bench.figures import percentile
 from bench.jobs import AT_ONCE, SINGLE_CALLERS, Queue, queue_on, rate
 from devmesh.client import Client
 
-CAPACITY, PREFETCHED = 1_000, 4_000
+CAPACITY, PREFETCHED = 1_000, 8_000
 LATENCY_PER_S = 100
 IDLE_S = 10.0
 BACKLOG = 200_000
