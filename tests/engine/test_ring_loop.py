@@ -74,3 +74,18 @@ async def test_those_that_a_failed_pass_was_for_are_not_forgotten(loop: Rounds) 
     loop.heard(frozenset({LOUD}))
     await eventually(lambda: len(loop.looks) > seen, "another look")
     assert loop.looks[seen] is None
+
+
+async def test_who_rings_in_a_round_comes_before_the_rest_of_it_and_does_not_put_it_off() -> None:
+    loop = Rounds()
+    others = [uuid.UUID(int=number) for number in range(3, 8)]
+    turns = []
+    for tenant_id in loop.in_turn(others):
+        turns.append(tenant_id)
+        if tenant_id != QUIET:
+            loop.heard(frozenset({LOUD}))  # whatever is done, it rings again
+        if len(turns) == 1:
+            loop.heard(frozenset({QUIET}))
+    assert turns.index(QUIET) <= 2
+    assert [tenant_id for tenant_id in turns if tenant_id in others] == others
+    assert turns.count(LOUD) == len(others) - 1

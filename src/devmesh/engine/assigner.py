@@ -27,7 +27,7 @@ class Assigner(RingLoop):
         tenants = self.take_rung()
         if tenants is None:  # a round finds the tasks whose wait is over, which nothing rings for
             tenants = {row["tenant_id"] for row in await self._runner.database.read(TENANTS.with_pending)}
-        await self.for_each(sorted(tenants), self._assign)
+        await self.for_each(self.in_turn(sorted(tenants)), self._assign)
         return bool(self._rung)
 
     async def _assign(self, tenant_id: uuid.UUID) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 
 from devmesh.engine.loop import Loop
 
@@ -33,3 +34,10 @@ class RingLoop(Loop):
             return rung
         self._round_due_at = now + self._interval_s
         return None
+
+    def in_turn(self, tenants: Iterable[uuid.UUID]) -> Iterator[uuid.UUID]:
+        """These tenants, and before each of them those who have rung meanwhile: a round of many keeps nobody waiting."""
+        for tenant_id in tenants:
+            rung, self._rung = self._rung, set()
+            yield from rung
+            yield tenant_id
