@@ -22,6 +22,7 @@ WHOLE_TENANT = {
     "tasks.page_unfinished": "a list of what has not ended sorts all that has not ended",
     "agents.tasks_of": "an agent leaves for good once; what waits for it alone may be blocked, and so in no lane of its own",
     "agents.candidates": "the assigner weighs all agents",
+    "tenants.with_pending": "a round looks for an agent with room as the assigner would, and stops at the first",
     "agents.waiting_for": "explain counts all agents",
     "agents.page": "a list may ask for any agents",
     "agents.unannounced": "presence is of all agents",

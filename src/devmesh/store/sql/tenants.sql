@@ -1,7 +1,10 @@
 -- name: with_pending
--- Tenants with a task that waits, found by one probe each.
+-- Tenants with a task that waits, found by one probe each, and an agent with room.
 select t.tenant_id from mcp.tenants t
 cross join lateral (select 1 from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending' limit 1) waiting
+cross join lateral (select 1 from mcp.agents_now n
+                    where n.tenant_id = t.tenant_id and n.deregistered_at is null and n.status in ('available', 'degraded')
+                      and n.active_tasks < n.concurrency limit 1) idle
 where t.status = 'active';
 
 -- name: with_overdue
