@@ -38,7 +38,7 @@ class Agent:
     async def __aexit__(self, *_: object) -> None:
         await self.wire.close()
 
-    async def next_task(self, within_s: float = 5.0) -> Task:
+    async def next_task(self, within_s: float = 15.0) -> Task:
         """The next task that it is given, whole as the event brings it."""
         event = await self.wire.next_event(
             "task.assigned", within_s, lambda event: event["data"]["task"]["assigned_to"] == self.id

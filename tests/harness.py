@@ -55,7 +55,7 @@ def pauses_s() -> Iterator[float]:
         pause_s = min(pause_s * 1.25, 0.1)
 
 
-def wait_until(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, within_s: float = 20.0) -> None:
     """Looks again and again until a condition holds. Fails, saying what was waited for, when it does not in time."""
     ends_at = time.monotonic() + within_s
     for pause_s in pauses_s():
@@ -65,7 +65,7 @@ def wait_until(condition: Callable[[], object], what: str, within_s: float = 10.
         time.sleep(pause_s)
 
 
-async def eventually(condition: Callable[[], object], what: str, within_s: float = 10.0) -> None:
+async def eventually(condition: Callable[[], object], what: str, within_s: float = 20.0) -> None:
     """Like `wait_until`, while the loop goes on. The condition may be a coroutine function."""
     ends_at = time.monotonic() + within_s
     for pause_s in pauses_s():

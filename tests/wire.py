@@ -12,7 +12,7 @@ import msgspec
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-ANSWER_LIMIT_S = 20.0
+ANSWER_LIMIT_S = 30.0
 JSON, MSGPACK = "devmesh.v1.json", "devmesh.v1.msgpack"
 
 
@@ -90,7 +90,7 @@ class Wire:
     async def next_event(
         self,
         event_type: str | None = None,
-        within_s: float = 10.0,
+        within_s: float = 20.0,
         where: Callable[[dict[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
         """The next event that came after the last one that was returned here, of a type and kind."""

@@ -87,7 +87,7 @@ def agents_of_demos(up: Up) -> list[dict[str, Any]]:
     return [agent for agent in agents if agent["name"].startswith("demo-")]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_fleet_works_through_a_directory_one_agent_is_killed_and_nothing_is_lost(notes: Path, tmp_path: Path) -> None:
     report = Demo(tmp_path, str(notes), "--json").report()
     texts = {str(path.relative_to(notes)): path.read_text() for path in notes.glob("**/*.*")}
@@ -129,7 +129,7 @@ def test_a_fleet_works_through_a_directory_one_agent_is_killed_and_nothing_is_lo
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_on_a_mesh_that_runs_it_tells_its_story_in_lines_and_leaves_only_finished_tasks(up: Up) -> None:
     (up.directory / "one").write_text("one small file\n")
     demo = Demo(up.directory, "one")
@@ -159,7 +159,7 @@ def test_on_a_mesh_that_runs_it_tells_its_story_in_lines_and_leaves_only_finishe
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_file_that_changes_meanwhile_makes_it_fail_and_is_named(up: Up, notes: Path) -> None:
     demo = Demo(up.directory, str(notes))
     demo.until("is connected")
@@ -169,7 +169,7 @@ def test_a_file_that_changes_meanwhile_makes_it_fail_and_is_named(up: Up, notes:
     assert "error: odd/01.md was changed meanwhile" in demo.out
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize(
     ("number", "code"),
@@ -231,7 +231,7 @@ def test_without_a_mesh_it_says_why_in_one_line(tmp_path: Path, settings: dict[s
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_agents_that_may_not_connect_are_named_with_the_reason(up: Up) -> None:
     (up.directory / "one").write_text("one\n")
     key = answer(up.directory, "keys", "new", "--kind", "user", "--json")["secret"]

@@ -134,7 +134,7 @@ async def over_cli(mesh: Mesh, key: str, operation: Operation, params: dict[str,
 async def things_of(wire: Wire) -> dict[str, str]:
     """One of each noun, in the tenant of a connection."""
     agent = (await wire.call("agent.register", name=f"a{uuid.uuid4().hex}", capabilities=["nobody-asks"]))["agent"]
-    task = (await wire.call("task.create", title="theirs", assign=agent["id"]))["task"]
+    task = (await wire.call("task.create", title="theirs", assign=agent["id"], lease_s=600))["task"]
     await wire.next_event("task.assigned")
     key = (await wire.call("key.create", kind="user"))["key"]
     issuer = (
@@ -156,7 +156,7 @@ async def things_of(wire: Wire) -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_w05_another_tenant_s_things_are_not_found_on_any_wire(mesh: Mesh, tenant: str) -> None:
     stranger_key = mesh.new_tenant()
     async with (
@@ -267,7 +267,7 @@ async def test_every_operation_asks_for_its_scope(mesh: Mesh, tenant: str, scope
                 assert (answer.kind == "forbidden") == (operation.scope != scope), (operation.name, answer)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 async def test_w06_every_wire_gives_the_same_answer_and_the_same_error(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as owner, await Wire.connect(mesh.ws_url, tenant) as wire:
         ids = await things_of(owner)
@@ -336,7 +336,7 @@ async def in_hand(wire: Wire, ids: dict[str, str]) -> dict[str, str]:
     return {**ids, "job": job["id"]}
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(360)
 async def test_every_operation_may_be_called_twice_at_once(mesh: Mesh) -> None:
     """Both calls come into one batch, about one thing. Each has an answer of its own, and none of them is a fault of ours."""
     for operation in REGISTRY.values():

@@ -91,7 +91,7 @@ def connections(child: Child, port: int) -> int:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_events_go_on_arriving_whatever_becomes_of_redis(mesh: Mesh, redis: RedisServer) -> None:
     first, second = mesh.of("mcp-server")
     async with (

@@ -166,7 +166,7 @@ async def test_s13_many_keepers_do_it_once(own_mesh: Callable[..., Mesh]) -> Non
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_s13_a_keeper_killed_at_work_is_followed_by_another(own_mesh: Callable[..., Mesh]) -> None:
     mesh = own_mesh("rest-api", **QUICK_KEEPER)
     run_sql(
@@ -188,7 +188,7 @@ async def test_s13_a_keeper_killed_at_work_is_followed_by_another(own_mesh: Call
     assert run_sql(mesh.dsn, sql) == "0"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_s13_old_events_go_under_load_and_nothing_that_is_kept(own_mesh: Callable[..., Mesh]) -> None:
     """The gateway still has the old events in memory, and must not answer from there as if they were kept."""
     mesh = own_mesh("rest-api", "mcp-server", **QUICK_KEEPER)

@@ -15,7 +15,7 @@ from tests.harness import Mesh, eventually
 from tests.wire import Wire
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_t09_eight_claimers_and_ten_thousand_tasks_each_granted_once(mesh: Mesh, tenant: str) -> None:
     total = 10_000
     async with await Wire.connect(mesh.ws_url, tenant) as wire:

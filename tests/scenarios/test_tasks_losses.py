@@ -163,7 +163,7 @@ async def insist(url: str, key: str, act: Callable[[Wire], Any], until: asyncio.
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_every_service_may_be_killed_and_no_acknowledged_work_is_lost(own_mesh: Callable[..., Mesh]) -> None:
     """Each in turn while tasks come and go: whatever was acknowledged is completed in the end."""
     mesh = own_mesh()

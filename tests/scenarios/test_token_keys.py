@@ -113,7 +113,7 @@ async def jwks_becomes(mesh: Mesh, status: str, message: str = "") -> dict[str, 
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_an_operator_s_keys_outlive_their_server_for_a_while(operators_keys: Callable[..., Mesh]) -> None:
     first, second = new_key("RS256"), new_key("EdDSA")
     with key_server(first) as server:
