@@ -194,7 +194,11 @@ class Connection:
             self._refuse(None, MeshError(Kind.TOO_LARGE, f"a batch holds {limit} requests at the most"))
             return
         else:
-            work = self._serve_batch([self._open(part) for part in parts])
+            opened_parts = [self._open(part) for part in parts]
+            work = self._serve_batch(opened_parts)
+            if not any(isinstance(part, Request) for part in opened_parts):  # nothing is in flight that would be counted
+                await work
+                return
         if self.session.caller is None:
             await work  # what was sent after `initialize` waits for it
         else:
@@ -203,13 +207,13 @@ class Connection:
             task.add_done_callback(self._gateway.requests.discard)
 
     async def _serve_one(self, request: Request) -> None:
-        if (reply := await self._reply(request)) is not None:
-            await self._send_reply(reply)
+        await self._send_reply(await self._reply(request), requests=1)
 
     async def _serve_batch(self, opened: list[Request | bytes | None]) -> None:
         replies = await asyncio.gather(*(self._reply(part) for part in opened))
-        if answered := [reply for reply in replies if reply is not None]:
-            await self._send_reply(self._codec.batch(answered))
+        answered = [reply for reply in replies if reply is not None]
+        requests = sum(isinstance(part, Request) for part in opened)
+        await self._send_reply(self._codec.batch(answered) if answered else None, requests)
 
     def _open(self, data: bytes | Raw) -> Request | bytes | None:
         """The request, if it is let in; otherwise the reply to it, None to a notification. Costs next to nothing."""
@@ -232,7 +236,6 @@ class Connection:
         except Exception as problem:
             return self._refusal(opened.id, problem)
         finally:
-            self._requests_in_flight -= 1
             self._gateway.parts.corridor.admission.leave(opened.method)
 
     def _refusal(self, request_id: object, problem: Exception) -> bytes | None:
@@ -290,9 +293,16 @@ class Connection:
         telemetry.ERRORS.labels(error.kind).inc()
         self.outbox.put(self._codec.error(request_id, error.wire()))
 
-    async def _send_reply(self, reply: bytes) -> None:
-        """Puts a reply into the outbox and sends it at once, unless somebody is sending what is there."""
-        await self.outbox.room_for(reply)
+    async def _send_reply(self, reply: bytes | None, requests: int = 0) -> None:
+        """Puts the reply to so many requests into the outbox and sends it at once, unless somebody is sending what is there.
+
+        Until there is room for it they stay in flight: for who does not read, no ever more answers are made.
+        """
+        if reply is not None:
+            await self.outbox.room_for(reply)
+        self._requests_in_flight -= requests
+        if reply is None:
+            return
         is_sending, self._is_flushing = self._is_flushing, True
         self.outbox.put(reply)
         if not is_sending:
