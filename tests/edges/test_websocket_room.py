@@ -37,7 +37,7 @@ class Peer:
         self.connection.session = SimpleNamespace(caller="somebody", call=self._call)  # type: ignore[assignment]
 
     async def run(self) -> None:
-        await self.connection.run(self._messages.get)  # type: ignore[arg-type]
+        await self.connection.run(self._messages.get)
 
     def asks(self, *numbers: int) -> None:
         calls = [{"jsonrpc": "2.0", "id": number, "method": "anything"} for number in numbers]
@@ -47,6 +47,9 @@ class Peer:
     @property
     def has_asked(self) -> bool:
         return self._messages.empty()
+
+    async def has_served(self, count: int) -> None:
+        await eventually(lambda: self.served == count, f"{count} are served")
 
     def refused(self) -> list[str]:
         return [answer["error"]["data"]["reason"] for answer in self.got if "error" in answer]
@@ -84,10 +87,12 @@ async def test_who_takes_nothing_has_no_more_answers_made(peer: Peer) -> None:
 
 
 async def test_a_batch_counts_until_there_is_room_for_its_answers(peer: Peer) -> None:
-    for number in range(3):  # the answers of one are being sent, of one are in the outbox, and of one have no room there
+    for number in range(
+        3
+    ):  # the answers of one are being sent, of one are in the outbox, and of one have no room there
         peer.asks(*range(100 * number, 100 * number + IN_FLIGHT_MAX))
         served = IN_FLIGHT_MAX * (number + 1)
-        await eventually(lambda served=served: peer.served == served, f"batch {number} is served")
+        await peer.has_served(served)
         await asyncio.sleep(0)
     peer.asks(*range(300, 300 + IN_FLIGHT_MAX))
     await eventually(lambda: peer.has_asked, "all are read")

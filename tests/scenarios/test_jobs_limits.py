@@ -189,6 +189,33 @@ async def test_a_rate_does_not_hold_up_other_queues(bench: Bench) -> None:
     assert sorted(job["queue"] for job in given) == [bench.queue] * 2 + [other] * 4
 
 
+async def test_claims_for_several_workers_from_queues_with_rates_do_not_wait_for_each_other_in_a_circle(
+    mesh: Mesh, tenant: str
+) -> None:
+    """They come in batches, each of which takes several workers' locks and several queues' tokens."""
+    wires = [await Wire.connect(mesh.ws_url, tenant) for _ in range(6)]
+    queues, choice = ["one", "two"], random.Random(1)
+    for queue in queues:
+        await wires[0].call("queue.limit", queue=queue, rate_per_s=100_000, burst=10_000)
+        await wires[0].call("job.enqueue_many", jobs=[{"type": "t", "queue": queue}] * 1_000)
+    workers = [await register(wires[0], capacity=10_000, queues=queues) for _ in range(6)]
+    claimed: list[str] = []
+
+    async def claim(wire: Wire) -> None:
+        for _ in range(60):
+            asked = [
+                {"worker_id": worker_id, "queues": choice.choice([queues, queues[::-1], queues[:1], queues[1:]])}
+                for worker_id in choice.sample(workers, 3)
+            ]
+            answers = await asyncio.gather(*(wire.ask("job.claim", claim) for claim in asked))
+            claimed.extend(job["id"] for answer in answers for job in answer["result"]["jobs"])
+
+    await asyncio.gather(*(claim(wire) for wire in wires))
+    assert len(claimed) == len(set(claimed)) >= 1_000
+    for wire in wires:
+        await wire.close()
+
+
 @pytest.fixture(scope="module")
 def impatient_mesh(create_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A mesh that promotes jobs after a moment."""

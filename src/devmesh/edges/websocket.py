@@ -196,7 +196,9 @@ class Connection:
         else:
             opened_parts = [self._open(part) for part in parts]
             work = self._serve_batch(opened_parts)
-            if not any(isinstance(part, Request) for part in opened_parts):  # nothing is in flight that would be counted
+            if not any(
+                isinstance(part, Request) for part in opened_parts
+            ):  # nothing is in flight that would be counted
                 await work
                 return
         if self.session.caller is None:

@@ -166,7 +166,7 @@ async def _leave(
     worker_id = call.params.worker_id
     if (refused := refusal(call.caller, worker_id, await owners_of(work, [worker_id]))) is not None:
         raise refused
-    await work.tx.execute(SQL.lock_claims, work.tenant_id, worker_id)
+    await work.tx.execute_spelled_out(SQL.lock_claims, str(work.tenant_id), str(worker_id))
     await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
     held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
     released = await end_held(

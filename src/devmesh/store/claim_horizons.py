@@ -11,9 +11,10 @@ And a claim that took all there was need not be followed by one that finds nothi
 from __future__ import annotations
 
 import datetime
+import functools
 import time
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -24,7 +25,7 @@ LATE_LOOK_INTERVAL = datetime.timedelta(seconds=1)
 FRONT_LOOK_INTERVAL = datetime.timedelta(seconds=10)
 SHARE = 1 / 1000  # of the time, that looks from further back may take more than others,
 LATE_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=5)  # but not less often than so
-FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=300)
+FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=60)
 COSTLY = datetime.timedelta(milliseconds=20)
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
 EMPTIED_S = 0.025  # for so long nothing comes without a ring, on trust: one may be lost, and a delayed job rings none
@@ -38,13 +39,23 @@ class Look(NamedTuple):
 
 
 class _Place:
-    __slots__ = ("front_look_at", "front_look_every", "horizon", "late_look_at", "late_look_every", "usual")
+    __slots__ = (
+        "front_look_at",
+        "front_look_every",
+        "front_took",
+        "horizon",
+        "late_look_at",
+        "late_look_every",
+        "usual",
+    )
 
     def __init__(self) -> None:
         self.horizon = [BEGINNING] * PRIORITIES  # the latest time claimed at each priority
         self.front_look_at = self.late_look_at = BEGINNING
         self.front_look_every, self.late_look_every = FRONT_LOOK_INTERVAL, LATE_LOOK_INTERVAL
-        self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
+        self.usual = self.front_took = datetime.timedelta(
+            0
+        )  # a look, at a sliding average; the last one from the front
 
     def look(self, now: datetime.datetime) -> Look:
         is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
@@ -57,16 +68,28 @@ class _Place:
             self.late_look_at, margin = now, LATE
         return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin)
 
-    def looked(self, look: Look, took: datetime.timedelta, empty_until: datetime.datetime | None = None) -> None:
-        every = (took - self.usual) / SHARE
+    def looked(
+        self,
+        look: Look,
+        took: datetime.timedelta,
+        empty_until: datetime.datetime | None = None,
+        *,
+        in_vain: bool = False,
+    ) -> None:
         if look.margin is None:
+            # One that took long may have waited for a processor, and tells nothing before the next one did too.
+            every = (min(took, self.front_took) - self.usual) / SHARE
             self.front_look_every = min(max(FRONT_LOOK_INTERVAL, every), FRONT_LOOK_INTERVAL_MAX)
+            self.front_took = took
         elif look.margin is LATE:
+            every = (took - self.usual) / SHARE
             self.late_look_every = min(max(LATE_LOOK_INTERVAL, every), LATE_LOOK_INTERVAL_MAX)
         else:
             self.usual += (took - self.usual) / 10
         if empty_until is not None and took >= COSTLY:  # to find that out again would cost as much
             self.horizon = [max(time, empty_until) for time in self.horizon]
+        if in_vain and look.margin is LATE:  # the next one has to find again what came late
+            self.late_look_at = BEGINNING
 
 
 class ClaimHorizons:
@@ -108,10 +131,12 @@ class ClaimHorizons:
             horizon[priority - 1] = max(horizon[priority - 1], run_at)
 
     def looked(
-        self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None
-    ) -> None:
-        """How long it took, and up to when nothing is left, if nothing is."""
-        self._place(tenant_id, queue).looked(look, datetime.timedelta(seconds=took_s), empty_until)
+        self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None,
+        *, in_vain: bool = False,
+    ) -> None:  # fmt: skip
+        """How long it took; up to when nothing is left, if nothing is; and whether nothing might be taken of what was found."""
+        took = datetime.timedelta(seconds=took_s)
+        self._place(tenant_id, queue).looked(look, took, empty_until, in_vain=in_vain)
 
     def look_at_leases(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> Look:
         """No lease of a worker that it still holds began before the first of its times."""
@@ -132,3 +157,44 @@ class ClaimHorizons:
                 self._places.clear()
             found = self._places[tenant_id, what] = _Place()
         return found
+
+
+class ClaimsUnderWay:
+    """The horizons as one transaction sees them: what it takes moves them for others when it is committed, and not before."""
+
+    def __init__(self, horizons: ClaimHorizons, tenant_id: uuid.UUID) -> None:
+        self._horizons, self._tenant_id = horizons, tenant_id
+        self._taken: dict[str, list[datetime.datetime]] = {}
+        self._looked: list[Callable[[], None]] = []
+
+    def look(self, queue: str, now: datetime.datetime) -> Look:
+        """Where a claim of a queue begins: not before what this transaction has taken already."""
+        look = self._horizons.look(self._tenant_id, queue, now)
+        taken = self._taken.get(queue)
+        return (
+            look if taken is None else look._replace(since=[max(pair) for pair in zip(look.since, taken, strict=True)])
+        )
+
+    def found(self, queue: str, first: Mapping[int, datetime.datetime]) -> None:
+        """The first due jobs of some priorities were to run then: what was before them is gone."""
+        if queue not in self._taken:  # or it may have been taken here
+            self._horizons.claimed(self._tenant_id, queue, first)
+
+    def took(self, queue: str, until: Mapping[int, datetime.datetime]) -> None:
+        """Jobs of some priorities were taken, up to these times."""
+        taken = self._taken.setdefault(queue, [BEGINNING] * PRIORITIES)
+        for priority, run_at in until.items():
+            taken[priority - 1] = max(taken[priority - 1], run_at)
+
+    def looked(
+        self, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None, *, in_vain: bool
+    ) -> None:
+        """See there."""
+        looked = functools.partial(self._horizons.looked, self._tenant_id, queue, look, took_s, empty_until)
+        self._looked.append(functools.partial(looked, in_vain=in_vain))
+
+    def committed(self) -> None:
+        for queue, taken in self._taken.items():
+            self._horizons.claimed(self._tenant_id, queue, dict(enumerate(taken, 1)))
+        for looked in self._looked:
+            looked()

@@ -328,7 +328,8 @@ async def _commit(connection: PooledConnection, message: str, deadline: asyncio.
     try:
         tag = await connection.execute(message)
     except asyncio.CancelledError as error:
-        _cut_off(connection)
+        # The driver has the server break the message off, and the connection waits for that: cut off it would be waited for by
+        # nobody, and would keep its place among those who wait for the stream, and commit what was given up.
         if deadline.expired():
             raise outcome_unknown(Kind.TIMEOUT) from error
         raise

@@ -80,11 +80,11 @@ with head as materialized (
                                  lease_s, priority, is_parent, queue)
     select $1, g.job_id, $2, g.created_at, $7, $8, $7::timestamptz + make_interval(secs => g.timeout_ms / 1000.0),
            g.attempt + 1, g.retries, $5, g.priority, g.is_parent, g.queue
-    from given g
+    from given g where g.type is not null
 )
 select g.job_id as id, g.queue, g.type, g.payload, g.priority, g.attempt + 1 as attempt, g.retries as retry_count, g.max_retries,
        g.timeout_ms, g.tags, g.created_at, nullif(g.run_at, g.created_at) as run_at
-from given g order by g.priority desc, g.run_at, g.job_id;
+from given g where g.type is not null order by g.priority desc, g.run_at, g.job_id;
 
 -- name: heads
 -- How many each of several queues would give of each priority, highest priority first, then oldest, without taking any.

@@ -31,8 +31,9 @@ where w.tenant_id = $1 and ($2::uuid is null or w.worker_id < $2) and ($4::text[
 order by w.worker_id desc limit $3;
 
 -- name: lock_claims
--- One at a time claims for a worker, whatever the number of nodes: that keeps its capacity exact. $1 tenant, $2 worker; spelled out.
-select pg_advisory_xact_lock(hashtextextended($1::uuid::text || $2::uuid::text, 12));
+-- One at a time claims for a worker, whatever the number of nodes: that keeps its capacity exact. Spelled out: $1 tenant, $2 workers in
+-- one text, sorted.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text || w.id, 12)) from unnest(string_to_array($2, e'\x1e')) as w (id);
 
 -- name: owners
 -- Who registered workers. $1 tenant, $2 ids.
