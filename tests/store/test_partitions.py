@@ -301,6 +301,22 @@ async def test_a_month_of_jobs_is_kept_while_one_of_them_is_alive(database: Data
     assert [part.name for part in await partitions.prune(database, POLICY)] == [f"jobs_{month(-9):%Y_%m}"]
 
 
+async def test_how_jobs_ended_is_kept_as_long_as_they_are(database: Database) -> None:
+    for table in ("jobs", "job_executions"):
+        await partitions.ensure(database, 2, [table])
+    for number in (8, 7):
+        for table in ("jobs", "job_executions"):
+            await partitions._make(database, table, month(-number))
+    longer = Policy(2, 6, {"jobs": 8})
+    oldest, next_one = f"job_executions_{month(-8):%Y_%m}", f"job_executions_{month(-7):%Y_%m}"
+    assert await partitions.expired(database, longer) == []
+    assert await partitions.prune(database, longer, ["job_executions"]) == []
+    assert [part.name for part in await partitions.prune(database, Policy(2, 6), ["jobs"])][
+        -1
+    ] < f"jobs_{month(-6):%Y_%m}"
+    assert [part.name for part in await partitions.prune(database, Policy(2, 6))] == [oldest, next_one]
+
+
 async def test_numbering_goes_on_after_events_that_are_gone(database: Database, fresh_database: str) -> None:
     whole, partly, empty = (new_tenant(fresh_database) for _ in range(3))
     for tenant in (whole, whole, whole, partly, partly):

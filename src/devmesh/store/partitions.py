@@ -274,11 +274,22 @@ async def drain(database: Database, table: str) -> int:
 
 async def expired(database: Database, policy: Policy, tables: Iterable[str] = TABLES) -> list[Partition]:
     """What retention no longer keeps, the oldest first. Raises MeshError."""
-    parts = [part for found in await look(database, tables) for part in found.expired(policy.kept(found.table))]
-    if not any(part.table == "jobs" for part in parts):
-        return parts
-    [row] = await database.read(SQL.oldest_job_alive)
-    return [part for part in parts if part.table != "jobs" or not _holds(part, row["day"])]
+    wanted = list(tables)
+    found = await look(database, {*wanted, "jobs"} if "job_executions" in wanted else wanted)
+    gone = {each.table: each.expired(policy.kept(each.table)) for each in found}
+    if gone.get("jobs"):
+        [row] = await database.read(SQL.oldest_job_alive)
+        gone["jobs"] = [part for part in gone["jobs"] if not _holds(part, row["day"])]
+    if gone.get("job_executions"):  # how a job ended stands there, and without it the job would be PENDING again
+        jobs = next((each.partitions for each in found if each.table == "jobs"), [])
+        kept = [
+            part.first_day or datetime.date.min for part in jobs if not part.is_default and part not in gone["jobs"]
+        ]
+        oldest = min(kept, default=datetime.date.max)
+        gone["job_executions"] = [
+            part for part in gone["job_executions"] if (part.end_day or datetime.date.max) <= oldest
+        ]
+    return [part for table in gone if table in wanted for part in gone[table]]
 
 
 def _holds(part: Partition, day: datetime.date | None) -> bool:
