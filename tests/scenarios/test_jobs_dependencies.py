@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -117,16 +118,16 @@ async def test_j36_a_failed_parent_decides_by_policy_and_strands_nobody(bench: B
 
 
 async def test_j36_what_can_never_be_completed_fails_those_who_wait(bench: Bench) -> None:
-    async def family() -> tuple[dict[str, Any], dict[str, Any]]:
+    async def family(**of_child: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         parent = await bench.enqueue(max_retries=0)
-        return parent, await bench.enqueue(depends_on=[parent["id"]], on_parent_failure="wait")
+        return parent, await bench.enqueue(depends_on=[parent["id"]], on_parent_failure="wait", **of_child)
 
     cancelled, first = await family()
     await bench.wire.call("job.cancel", job_id=cancelled["id"])
     discarded, second = await family()
     await do(bench, "fail", error="broken")
     await bench.wire.call("dead_letter.discard", job_ids=[discarded["id"]])
-    _, third = await family()
+    _, third = await family(queue=f"{bench.queue}-other")
     await bench.wire.call("queue.purge", queue=bench.queue)
     running, fourth = await family()
     claimed = await bench.claim()
@@ -139,6 +140,72 @@ async def test_j36_what_can_never_be_completed_fails_those_who_wait(bench: Bench
     assert refused.value.reason == "job.parent_failed"
     ignoring = await bench.enqueue(depends_on=[cancelled["id"]], on_parent_failure="ignore")
     assert await do(bench) == [ignoring["id"]]
+
+
+async def test_a_purge_cancels_what_waits_for_others_too_and_stops_at_its_limit(bench: Bench) -> None:
+    parent = await bench.enqueue()
+    [held_job] = await bench.claim()
+    children = [await bench.enqueue(depends_on=[parent["id"]]) for _ in range(3)]
+    elsewhere = await bench.enqueue(queue=f"{bench.queue}-other", depends_on=[children[0]["id"]])
+    assert (await bench.wire.call("queue.purge", queue=bench.queue, limit=2))["purged"] == 2
+    assert (await bench.wire.call("queue.purge", queue=bench.queue))["purged"] == 1
+    assert [await bench.status(child) for child in children] == ["CANCELLED"] * 3
+    assert await bench.status(elsewhere) == "FAILED", "what it waited for is gone"
+    await bench.wire.call("job.complete", jobs=[held(held_job)])
+
+
+async def test_j36_thousands_wait_for_one_and_all_of_them_go_on_or_fail_with_it(bench: Bench) -> None:
+    many = 5_000
+    for verb, status in (("complete", "PENDING"), ("fail", "FAILED")):
+        parent = await bench.enqueue(max_retries=0)
+        child = {"type": "t", "queue": f"{bench.queue}-children", "depends_on": [parent["id"]]}
+        made = (await bench.wire.call("job.enqueue_many", jobs=[child] * many))["jobs"]
+        [claimed] = await bench.claim()
+        await bench.wire.call(f"job.{verb}", jobs=[held(claimed, **({"error": "no"} if verb == "fail" else {}))])
+        for at in (0, many // 2, -1):
+            assert await bench.status(made[at]) == status
+    [queue] = [
+        queue for queue in (await bench.wire.call("job.stats"))["queues"] if queue["queue"] == f"{bench.queue}-children"
+    ]
+    assert queue["ready"] == many
+
+
+async def test_children_of_shared_parents_are_enqueued_at_once_without_waiting_in_a_circle(
+    mesh: Mesh, bench: Bench, tenant: str
+) -> None:
+    parents = [(await bench.enqueue())["id"] for _ in range(8)]
+    wires = [await Wire.connect(mesh.ws_url, tenant) for _ in range(4)]
+    choice = random.Random(1)
+
+    async def enqueue(wire: Wire) -> None:
+        for _ in range(25):
+            asked = [{"type": "t", "queue": bench.queue, "depends_on": choice.sample(parents, 2)} for _ in range(8)]
+            answers = await asyncio.gather(*(wire.ask("job.enqueue", each) for each in asked))
+            assert all("result" in answer for answer in answers), answers
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(enqueue(wire) for wire in wires))
+    for wire in wires:
+        await wire.close()
+
+
+async def test_a_parent_that_is_named_twice_is_one(bench: Bench) -> None:
+    parent = await bench.enqueue(max_retries=0)
+    await do(bench, "fail", error="broken")
+    twice = await bench.enqueue(depends_on=[parent["id"]] * 2, on_parent_failure="wait")
+    assert await bench.status(twice) == "PENDING"
+    await bench.wire.call("dead_letter.replay", job_ids=[parent["id"]])
+    assert await do(bench) == [parent["id"]]
+    assert await do(bench) == [twice["id"]]
+
+
+async def test_what_becomes_of_a_job_that_waits_already_can_be_said_anew(bench: Bench) -> None:
+    first, second = [await bench.enqueue(max_retries=0) for _ in range(2)]
+    child = await bench.enqueue(depends_on=[first["id"]])
+    await bench.wire.call("job.depend", job_id=child["id"], depends_on=[second["id"]], on_parent_failure="ignore")
+    await do(bench, "fail", error="broken")
+    assert await do(bench) in ([second["id"]], [child["id"]]), "both parents have ended, or the second does now"
+    assert await bench.status(child) in ("PENDING", "COMPLETED")
 
 
 async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Bench) -> None:

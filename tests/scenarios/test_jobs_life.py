@@ -184,6 +184,30 @@ async def test_snoozed_and_released_jobs_cost_no_retry(bench: Bench) -> None:
     assert [each["outcome"] for each in await bench.executions(job)] == ["RELEASED", "SNOOZED"]
 
 
+async def test_j15_what_was_to_be_cancelled_is_when_its_worker_leaves(bench: Bench) -> None:
+    for verb in ("evacuate", "deregister"):
+        asked, other = await bench.enqueue(), await bench.enqueue()
+        worker_id = await register(bench.wire)
+        assert len(await bench.claim(worker_id=worker_id)) == 2
+        cancelled = (await bench.wire.call("job.cancel", job_id=asked["id"]))["job"]
+        assert (cancelled["status"], cancelled["is_cancel_requested"]) == ("PROCESSING", True)
+        assert (await bench.wire.call(f"worker.{verb}", worker_id=worker_id))["released"] == 1
+        assert [await bench.status(job) for job in (asked, other)] == ["CANCELLED", "PENDING"]
+        assert [job["id"] for job in await bench.claim()] == [other["id"]]
+
+
+async def test_a_job_that_is_moved_about_is_cancelled_all_the_same(mesh: Mesh, bench: Bench, tenant: str) -> None:
+    """Given back, it is in its queue again between two looks for it."""
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        for _ in range(40):
+            job = await bench.enqueue()
+            [claimed] = await bench.claim()
+            await asyncio.gather(
+                bench.wire.call("job.release", jobs=[held(claimed)]), other.call("job.cancel", job_id=job["id"])
+            )
+            assert await bench.status(job) == "CANCELLED"
+
+
 async def test_j15_an_evacuated_worker_loses_its_jobs_to_others_at_once(bench: Bench) -> None:
     jobs = [await bench.enqueue() for _ in range(5)]
     mine = await bench.claim(limit=3)

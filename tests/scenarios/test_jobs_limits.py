@@ -189,6 +189,72 @@ async def test_a_rate_does_not_hold_up_other_queues(bench: Bench) -> None:
     assert sorted(job["queue"] for job in given) == [bench.queue] * 2 + [other] * 4
 
 
+async def test_j43_a_place_goes_to_the_next_when_the_first_in_line_is_cancelled_in_that_moment(
+    mesh: Mesh, bench: Bench, tenant: str
+) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        for _ in range(30):
+            jobs = [await bench.enqueue(concurrency_key="key") for _ in range(3)]
+            [claimed] = await bench.claim()
+            assert claimed["id"] == jobs[0]["id"]
+            await asyncio.gather(
+                bench.wire.call("job.complete", jobs=[held(claimed)]),
+                other.call("job.cancel", job_id=jobs[1]["id"]),
+            )
+            [last] = await bench.claim()
+            assert last["id"] == jobs[2]["id"], "it would wait for ever"
+            await bench.wire.call("job.complete", jobs=[held(last)])
+
+
+async def test_a_purge_and_those_who_give_places_do_not_wait_in_a_circle(mesh: Mesh, bench: Bench, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as other:
+        for _ in range(10):
+            for key in "abc":
+                for _ in range(4):
+                    await bench.enqueue(concurrency_key=key, concurrency_limit=2)
+            claimed = await bench.claim()
+            assert len(claimed) == 6
+            await asyncio.gather(
+                bench.wire.call("job.complete", jobs=[held(job) for job in claimed]),
+                other.call("queue.purge", queue=bench.queue),
+            )
+            while rest := await bench.claim():
+                await bench.wire.call("job.complete", jobs=[held(job) for job in rest])
+            assert (await bench.wire.call("job.stats"))["queues"] == []
+
+
+async def test_each_of_several_wishes_for_a_key_is_judged_by_the_one_before_it(
+    mesh: Mesh, bench: Bench, tenant: str
+) -> None:
+    about = {"type": "t", "queue": bench.queue}
+    known = await bench.enqueue(unique_key="before")
+    await bench.wire.call("job.complete", jobs=[held(job) for job in await bench.claim()])
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+
+        async def together(*wishes: dict[str, Any]) -> list[dict[str, Any]]:
+            names = [uuid.uuid4().hex for _ in wishes]
+            await wire.send([
+                {"jsonrpc": "2.0", "id": name, "method": "job.enqueue", "params": about | wish}
+                for name, wish in zip(names, wishes, strict=True)
+            ])  # fmt: skip
+            return [(await wire.answer(name))["result"] for name in names]
+
+        done = {"unique_key": "before", "unique_states": ["PENDING", "PROCESSING", "COMPLETED"]}
+        first, second, third = await together(done, {"unique_key": "before"}, {"unique_key": "before"})
+        assert (first["job"]["id"], first["is_duplicate"]) == (known["id"], True)
+        assert not second["is_duplicate"]
+        assert (third["job"]["id"], third["is_duplicate"]) == (second["job"]["id"], True)
+        only_completed = {"unique_key": "other", "unique_states": ["COMPLETED"]}
+        both = await together(only_completed, only_completed)
+        assert [one["is_duplicate"] for one in both] == [False, False], "neither is completed"
+        [latest] = await together({"unique_key": "other"})
+        assert latest["job"]["id"] == both[1]["job"]["id"]
+        ended = {"unique_key": "third", "unique_states": ["COMPLETED"]}
+        await together(ended)
+        await bench.wire.call("job.complete", jobs=[held(job) for job in await bench.claim()])
+        assert [one["is_duplicate"] for one in await together(ended, ended)] == [True, True]
+
+
 async def test_claims_for_several_workers_from_queues_with_rates_do_not_wait_for_each_other_in_a_circle(
     mesh: Mesh, tenant: str
 ) -> None:

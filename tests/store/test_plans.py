@@ -48,6 +48,7 @@ WHOLE_TENANT = {
     "vault.usage": "counts all sealed values for an operator",
     "tenants.with_overdue": "all that is held, in all tenants",
     "jobs.overdue_ids": "all that is held: there is no cheaper way to find the late",
+    "job_dependencies.ids_of_queue": "what waits for others, once, to purge a queue",
     "job_limits.ids_of_queue": "what waits for a place, once, to purge a queue",
     "jobs.takers": "explain counts all workers",
     "partitions.oldest_job_alive": "all jobs that are alive, twice a month",

@@ -16,7 +16,7 @@ from devmesh.core.jobs import Job, QueueName, Status
 from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Moment
 from devmesh.core.tasks import JsonValue
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
-from devmesh.operations.job_dependencies import Policy, Wish, mark, waits_for
+from devmesh.operations.job_dependencies import Parents, Policy, Wish, mark, waits_for
 from devmesh.operations.job_events import tell
 from devmesh.operations.job_limits import LimitedJob, wait_for_places
 from devmesh.operations.job_uniqueness import UniqueWish, twins
@@ -125,16 +125,30 @@ async def _twins(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, Job | uu
     return await twins(work, wishes) if wishes else {}
 
 
-async def prepare(work: Work, new: NewJob) -> None:
-    """Sees what keeps a job from being enqueued, and what it has to wait for. Raises MeshError."""
+async def prepare(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, errors.MeshError]:
+    """Sees what keeps jobs from being enqueued, by their ids, and what the others have to wait for."""
+    asked = {parent_id for new in made for parent_id in new.spec.depends_on}
+    parents = await mark(work, asked) if asked else None  # all at once, so that batches mark in one order
+    refused: dict[uuid.UUID, errors.MeshError] = {}
+    for new in made:
+        if new.spec.run_at is not None and new.spec.delay_ms is not None:
+            refused[new.id] = errors.invalid("give run_at or delay_ms, not both", "delay_ms")
+        elif new.spec.depends_on and parents is not None:
+            try:
+                await _bind(work, new, parents)
+            except errors.MeshError as error:
+                refused[new.id] = error
+    return refused
+
+
+async def _bind(work: Work, new: NewJob, parents: Parents) -> None:
+    """Has a job wait for others. Raises MeshError."""
     spec = new.spec
-    if spec.run_at is not None and spec.delay_ms is not None:
-        raise errors.invalid("give run_at or delay_ms, not both", "delay_ms")
-    if spec.depends_on:
-        parents = await mark(work, spec.depends_on)
-        new.parent_ids = await waits_for(work, Wish(new.id, spec.depends_on, spec.on_parent_failure), parents)
-        if spec.inherit_priority:
-            spec.priority = max(spec.priority, *parents.priorities.values())
+    new.parent_ids = await waits_for(work, Wish(new.id, spec.depends_on, spec.on_parent_failure), parents)
+    if spec.inherit_priority:
+        highest = max(parents.priorities[parent_id] for parent_id in spec.depends_on)
+        # The caller's own parameters stay as they are: they tell, if it calls again, that it is the same call.
+        new.spec = msgspec.structs.replace(spec, priority=max(spec.priority, highest))
 
 
 async def _write(work: Work, made: Sequence[NewJob]) -> datetime.datetime:

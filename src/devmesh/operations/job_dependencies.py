@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from devmesh.core import errors
@@ -24,7 +24,9 @@ from devmesh.store.jobs import from_row, json_text
 from devmesh.store.statements import load
 
 SQL = load("job_dependencies")
+FIRST_ID = uuid.UUID(int=0)
 MARK_TRIES_MAX = 5  # a job that is moved each time that we come to mark it
+EDGES_MAX = 20_000  # looked at in one go, from one parent
 
 
 class Policy(enum.StrEnum):
@@ -52,19 +54,13 @@ class Parents(NamedTuple):
 
 
 async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
-    """Notes at jobs that others wait for them, wherever they are. Raises not_found."""
+    """Notes at those of these jobs that there are that others wait for them, wherever they are."""
     wanted = sorted(set(ids))
     priorities = {row["job_id"]: row["priority"] for row in await work.tx.fetch(SQL.priorities, work.tenant_id, wanted)}
-    if unknown := [job_id for job_id in wanted if job_id not in priorities]:
-        raise errors.not_found("job", unknown[0])
-    left, alive, failed = wanted, set[uuid.UUID](), set[uuid.UUID]()
+    left, alive, failed = sorted(priorities), set[uuid.UUID](), set[uuid.UUID]()
     for _ in range(MARK_TRIES_MAX):
-        for statement in (
-            SQL.mark_blocked,
-            SQL.mark_limited,
-            SQL.mark_ready,
-            SQL.mark_held,
-        ):  # in the order in which a job goes
+        # Who ends a job has its lease in hand, and then takes those that are blocked: so it is done here.
+        for statement in (SQL.mark_held, SQL.mark_ready, SQL.mark_limited, SQL.mark_blocked):
             if left:
                 marked = {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
                 alive |= marked
@@ -87,8 +83,11 @@ class Wish(NamedTuple):
 
 
 async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]:
-    """The parents that a job has to wait for, by its policy. Raises conflict when one of them has failed already."""
-    failed = [job_id for job_id in wish.parent_ids if job_id in parents.failed]
+    """The parents that a job has to wait for, by its policy. Raises not_found, or conflict when one has failed already."""
+    parent_ids = list(dict.fromkeys(wish.parent_ids))
+    if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
+        raise errors.not_found("job", unknown[0])
+    failed = [job_id for job_id in parent_ids if job_id in parents.failed]
     if failed and wish.policy is Policy.FAIL:
         raise errors.conflict(
             "job.parent_failed", f"job {failed[0]}, which it would wait for, has failed", "depends_on"
@@ -100,34 +99,51 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
         if len(kept) < len(failed):
             message = "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed"
             raise errors.conflict("job.parent_failed", message, "depends_on")
-    return [*(job_id for job_id in dict.fromkeys(wish.parent_ids) if job_id in parents.alive), *kept]
+    return [*(job_id for job_id in parent_ids if job_id in parents.alive), *kept]
 
 
 async def settle(work: Work, ids: Iterable[uuid.UUID], end: End) -> None:
     """Lets those go on, or end, that have waited for jobs which have just ended so."""
     left = dict.fromkeys(ids, end)
     while left:
-        edges = await work.tx.fetch(SQL.children, work.tenant_id, sorted(left))
-        children = sorted({row["child_id"] for row in edges})
-        if not children:
+        failed: list[uuid.UUID] = []
+        async for edges in _edges(work, sorted(left)):
+            failed += await _settle_each(work, left, edges)
+        left = dict.fromkeys(failed, End.FAILED)
+
+
+async def _edges(work: Work, parent_ids: Sequence[uuid.UUID]) -> AsyncIterator[Sequence[Record]]:
+    """Who waits for these jobs, some at a time: all that a child waits for comes together."""
+    after = FIRST_ID
+    while edges := await work.tx.fetch(SQL.children, work.tenant_id, parent_ids, after, EDGES_MAX):
+        if len(edges) < EDGES_MAX:
+            yield edges
             return
-        blocked = {row["job_id"]: row for row in await work.tx.fetch(SQL.lock_blocked, work.tenant_id, children)}
-        gone: list[Record] = []
-        doomed: dict[uuid.UUID, uuid.UUID] = {}
-        for edge in edges:
-            child = blocked.get(edge["child_id"])
-            if child is None:
-                continue
-            if left[edge["parent_id"]] is End.WELL or child["policy"] == Policy.IGNORE:
-                gone.append(edge)
-            elif left[edge["parent_id"]] is End.GONE or child["policy"] == Policy.FAIL:
-                doomed[edge["child_id"]] = edge["parent_id"]
-        if gone:
-            pairs = [edge["parent_id"] for edge in gone], [edge["child_id"] for edge in gone]
-            await work.tx.execute(SQL.remove, work.tenant_id, *pairs)
-        free = [job_id for job_id in dict.fromkeys(edge["child_id"] for edge in gone) if job_id not in doomed]
-        await unblock(work, free)
-        left = dict.fromkeys(await _fail(work, doomed), End.FAILED)
+        last: uuid.UUID = edges[-1]["child_id"]  # there may be more of it: it comes again, unless it is all there is
+        yield [edge for edge in edges if edge["child_id"] != last] or edges
+        after = last if edges[0]["child_id"] != last else uuid.UUID(int=last.int + 1)
+
+
+async def _settle_each(work: Work, ends: dict[uuid.UUID, End], edges: Sequence[Record]) -> list[uuid.UUID]:
+    """What some edges mean to those that wait: which of these have failed, and others wait for them in turn."""
+    children = sorted({row["child_id"] for row in edges})
+    blocked = {row["job_id"]: row for row in await work.tx.fetch(SQL.lock_blocked, work.tenant_id, children)}
+    gone: list[Record] = []
+    doomed: dict[uuid.UUID, uuid.UUID] = {}
+    for edge in edges:
+        child = blocked.get(edge["child_id"])
+        if child is None:
+            continue
+        if ends[edge["parent_id"]] is End.WELL or child["policy"] == Policy.IGNORE:
+            gone.append(edge)
+        elif ends[edge["parent_id"]] is End.GONE or child["policy"] == Policy.FAIL:
+            doomed[edge["child_id"]] = edge["parent_id"]
+    if gone:
+        pairs = [edge["parent_id"] for edge in gone], [edge["child_id"] for edge in gone]
+        await work.tx.execute(SQL.remove, work.tenant_id, *pairs)
+    free = [job_id for job_id in dict.fromkeys(edge["child_id"] for edge in gone) if job_id not in doomed]
+    await unblock(work, free)
+    return await _fail(work, doomed)
 
 
 async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
@@ -136,22 +152,22 @@ async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
         return
     waiting = {row["job_id"] for row in await work.tx.fetch(SQL.still_waiting, work.tenant_id, list(ids))}
     rows = await work.tx.fetch(SQL.unblock, work.tenant_id, [job_id for job_id in ids if job_id not in waiting])
-    if rows:
-        await wait_again(work, [row["job_id"] for row in rows])
+    if limited := [row["job_id"] for row in rows if row["is_limited"]]:
+        await wait_again(work, limited)
     moved = [(row["queue"], patch(row["job_id"], row["attempt"], run_at=row["run_at"])) for row in rows]
     tell(work, "job.unblocked", moved, Status.PENDING)
 
 
 async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID]) -> list[uuid.UUID]:
     """Fails jobs because the one that they waited for has: those of them that others wait for."""
-    parents: list[uuid.UUID] = []
+    by_parent: dict[uuid.UUID, list[uuid.UUID]] = {}
     for child_id, parent_id in sorted(doomed.items()):
-        why = {
-            "type": "ParentFailed",
-            "message": f"job {parent_id}, which it waited for, has failed",
-            "job_id": parent_id,
-        }
-        parents += await end_blocked(work, [child_id], Outcome.FAILED, why)
+        by_parent.setdefault(parent_id, []).append(child_id)
+    parents: list[uuid.UUID] = []
+    for parent_id, children in by_parent.items():
+        message = f"job {parent_id}, which it waited for, has failed"
+        why = {"type": "ParentFailed", "message": message, "job_id": parent_id}
+        parents += await end_blocked(work, children, Outcome.FAILED, why)
     return parents
 
 

@@ -16,16 +16,17 @@ from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
+from devmesh.operations.job_views import MOVES_MAX, require_job
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL as JOBS
-from devmesh.store.jobs import from_row
 
 
 class Depend(Mutation, kw_only=True):
+    """`on_parent_failure` holds for all that the job waits for; as it was, or fail, unless it is given."""
+
     job_id: uuid.UUID
     depends_on: Annotated[list[uuid.UUID], Meta(min_length=1, max_length=PARENTS_MAX)]
-    on_parent_failure: Policy = Policy.FAIL
+    on_parent_failure: Policy | None = None
 
 
 @operation("job.depend", scope=Scope.WRITE, http="POST /jobs/{job_id}/depend", single=True)
@@ -38,15 +39,17 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
     ):
         raise errors.conflict("job.cycle", "these jobs would wait for each other in a circle", "depends_on")
     parents = await mark(work, asked.depends_on)
-    parent_ids = await waits_for(work, Wish(asked.job_id, asked.depends_on, asked.on_parent_failure), parents)
+    blocked = await work.tx.fetch_row(SQL.lock_blocked, work.tenant_id, [asked.job_id])
+    policy = asked.on_parent_failure or Policy(blocked["policy"] if blocked is not None else Policy.FAIL)
+    parent_ids = await waits_for(work, Wish(asked.job_id, asked.depends_on, policy), parents)
+    if blocked is not None:
+        await work.tx.execute(SQL.set_policy, work.tenant_id, asked.job_id, policy.value)
+    elif parent_ids:
+        await _block(work, asked.job_id, policy)
     if parent_ids:
-        await _block(work, asked)
         children = [asked.job_id] * len(parent_ids)
         await work.tx.execute(SQL.add, work.tenant_id, parent_ids, children)
-    row = await work.tx.fetch_row(JOBS.get_many, work.tenant_id, [asked.job_id])
-    if row is None:
-        raise errors.not_found("job", asked.job_id)
-    job = from_row(row)
+    job = await require_job(work, asked.job_id)
     if job.status is not Status.PENDING:
         raise errors.conflict("job.state", f"the job is {job.status} and waits for nothing any more")
     if parent_ids:
@@ -54,20 +57,18 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
     return JobResult(job)
 
 
-async def _block(work: Work, asked: Depend) -> None:
-    """Takes the job from where it waits, unless it waits for others already."""
-    if await work.tx.fetch(SQL.lock_blocked, work.tenant_id, [asked.job_id]):
-        return
-    row = await work.tx.fetch_row(LIMITS.take, work.tenant_id, asked.job_id)
+async def _block(work: Work, job_id: uuid.UUID, policy: Policy) -> None:
+    """Takes a job from where it waits, so that it waits for others instead."""
+    row = None
+    for _ in range(MOVES_MAX):
+        row = await work.tx.fetch_row(LIMITS.take, work.tenant_id, job_id)
+        if row is None and (row := await work.tx.fetch_row(SQL.take_ready, work.tenant_id, job_id)):
+            await leave_places(work, [job_id])
+        if row is not None or (await require_job(work, job_id)).status is not Status.PENDING:
+            break
     if row is None:
-        row = await work.tx.fetch_row(SQL.take_ready, work.tenant_id, asked.job_id)
-        await leave_places(work, [asked.job_id])
-    if row is None:
-        known = await work.tx.fetch(JOBS.known, work.tenant_id, [asked.job_id])
-        if not known:
-            raise errors.not_found("job", asked.job_id)
         raise errors.conflict("job.state", "the job runs or is over, and waits for nothing any more")
     await work.tx.execute(
-        SQL.block, work.tenant_id, [asked.job_id], [row["created_at"]], [row["run_at"]], [row["attempt"]], [row["retries"]],
-        [row["priority"]], [row["is_parent"]], [row["queue"]], [asked.on_parent_failure.value],
+        SQL.block, work.tenant_id, [job_id], [row["created_at"]], [row["run_at"]], [row["attempt"]], [row["retries"]],
+        [row["priority"]], [row["is_parent"]], [row["queue"]], [policy.value],
     )  # fmt: skip

@@ -40,12 +40,7 @@ class EnqueuedJobResult(msgspec.Struct):
 async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[EnqueuedJobResult | errors.MeshError]:
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
     made = new_jobs([call.params for call in calls], [call.caller.key_id for call in calls])
-    refused: dict[uuid.UUID, errors.MeshError] = {}
-    for new in made:
-        try:
-            await prepare(work, new)
-        except errors.MeshError as error:
-            refused[new.id] = error
+    refused = await prepare(work, made)
     added = await add(work, [new for new in made if new.id not in refused])
     return [refused.get(new.id) or _shown(new, added) for new in made]
 
@@ -77,8 +72,8 @@ async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     """Enqueue up to 10,000 jobs at once: all of them, or, when one is wrong, none. The answer has them in the same order."""
     specs = call.params.jobs
     made = new_jobs(specs, [call.caller.key_id] * len(specs))
-    for new in made:
-        await prepare(work, new)
+    if refused := await prepare(work, made):
+        raise next(iter(refused.values()))
     added = await add(work, made)
     return EnqueuedResult([_shown_in_short(new, added) for new in made])
 

@@ -30,28 +30,36 @@ class UniqueWish(NamedTuple):
 
 
 async def twins(work: Work, wishes: Sequence[UniqueWish]) -> dict[uuid.UUID, Job | uuid.UUID]:
-    """Of the jobs that are not to be enqueued, those that there are instead: known ones, or others among the wishes."""
+    """Of the jobs that are not to be enqueued, those that there are instead: known ones, or others among the wishes.
+
+    Each wish is judged by the latest job of its key, which may be that of the wish before it.
+    """
     first: dict[str, UniqueWish] = {}
-    found: dict[uuid.UUID, Job | uuid.UUID] = {}
     for wish in wishes:
-        if first.setdefault(wish.unique_key, wish) is not wish and Status.PENDING in wish.states:
-            found[wish.job_id] = first[wish.unique_key].job_id
+        first.setdefault(wish.unique_key, wish)
     rows = await work.tx.fetch(SQL.claim, work.tenant_id, list(first), [wish.job_id for wish in first.values()])
     holders = {row["unique_key"]: row["job_id"] for row in rows}
-    others = {key: holder for key, holder in holders.items() if holder != first[key].job_id}
-    if not others:
-        return found
-    rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, list(set(others.values())))
-    jobs = {row["job_id"]: from_row(row) for row in rows}
-    free: dict[str, uuid.UUID] = {}
-    now = await work.clock()
-    for key, holder in others.items():
-        wish = first[key]
-        if holder in jobs and wish.is_met_by(jobs[holder], now):
-            found[wish.job_id] = jobs[holder]
+    latest = await _known(work, {key: holder for key, holder in holders.items() if holder != first[key].job_id})
+    now = await work.clock() if latest else None
+    accepted: dict[str, uuid.UUID] = {}
+    found: dict[uuid.UUID, Job | uuid.UUID] = {}
+    for wish in wishes:
+        before, job = accepted.get(wish.unique_key), latest.get(wish.unique_key)
+        if before is not None and Status.PENDING in wish.states:
+            found[wish.job_id] = before
+        elif before is None and job is not None and now is not None and wish.is_met_by(job, now):
+            found[wish.job_id] = job
         else:
-            free[key] = wish.job_id
-    if free:
-        await work.tx.execute(SQL.hand_over, work.tenant_id, list(free), list(free.values()))
-    # Who asked for what the first did not get either has the same one.
-    return {job_id: found.get(twin, twin) if isinstance(twin, uuid.UUID) else twin for job_id, twin in found.items()}
+            accepted[wish.unique_key] = wish.job_id
+    if new := {key: job_id for key, job_id in accepted.items() if holders[key] != job_id}:
+        await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
+    return found
+
+
+async def _known(work: Work, holders: dict[str, uuid.UUID]) -> dict[str, Job]:
+    """The jobs that have keys, as far as they are kept."""
+    if not holders:
+        return {}
+    rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, list(set(holders.values())))
+    jobs = {row["job_id"]: from_row(row) for row in rows}
+    return {key: jobs[holder] for key, holder in holders.items() if holder in jobs}

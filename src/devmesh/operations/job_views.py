@@ -25,6 +25,7 @@ from devmesh.store.jobs import SQL, execution_from_row, from_row, json_text
 
 WALKED_MAX = 10_000  # jobs that one page looks through
 EXECUTIONS_MAX = 1_000
+MOVES_MAX = 5  # a job may be moved from one place to another while it is looked for in these
 
 
 class ById(Params, kw_only=True):
@@ -105,23 +106,31 @@ class Cancel(Mutation, kw_only=True):
 @operation("job.cancel", scope=Scope.WRITE, http="POST /jobs/{job_id}/cancel", single=True)
 async def cancel(work: Work, call: Call[Cancel]) -> JobResult:
     """Cancel a job. One that runs is asked to stop with its worker's next heartbeat, and is CANCELLED when it does."""
-    job_id, why = call.params.job_id, {"message": call.params.reason or "it was cancelled"}
-    if await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
-        over = await end_blocked(work, [job_id], Outcome.CANCELLED, why)
-    elif rows := await _take_waiting(work, job_id, json_text(why)):
-        moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
-        tell(work, "job.cancelled", moved, Status.CANCELLED, reason=call.params.reason)
-        over = [row["job_id"] for row in rows if row["is_parent"]]
-    else:
-        held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], call.params.reason)
-        told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
-        tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=call.params.reason)
-        over = []
-    await settle(work, over, End.GONE)
-    job = await require_job(work, job_id)
+    job = None
+    for _ in range(MOVES_MAX):
+        await settle(work, await _cancel(work, call.params), End.GONE)
+        job = await require_job(work, call.params.job_id)
+        if job.status is not Status.PENDING:
+            break
+    assert job is not None
     if job.status not in (Status.PROCESSING, Status.CANCELLED):
         raise errors.conflict("job.state", f"the job is {job.status} and cannot be cancelled")
     return JobResult(job)
+
+
+async def _cancel(work: Work, asked: Cancel) -> list[uuid.UUID]:
+    """Looks for a job in each place, and cancels it there. Whether others wait for it: then it is answered with."""
+    job_id, why = asked.job_id, {"message": asked.reason or "it was cancelled"}
+    if await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
+        return await end_blocked(work, [job_id], Outcome.CANCELLED, why)
+    if rows := await _take_waiting(work, job_id, json_text(why)):
+        moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
+        tell(work, "job.cancelled", moved, Status.CANCELLED, reason=asked.reason)
+        return [row["job_id"] for row in rows if row["is_parent"]]
+    held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], asked.reason)
+    told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
+    tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=asked.reason)
+    return []
 
 
 async def _take_waiting(work: Work, job_id: uuid.UUID, why: str) -> list[Record]:

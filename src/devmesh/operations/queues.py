@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Meta
 
 from devmesh.core.access import Scope
-from devmesh.core.jobs import QueueName, Status, queue_topic
+from devmesh.core.jobs import Outcome, QueueName, Status, queue_topic
 from devmesh.core.names import Text
-from devmesh.operations.job_dependencies import End, settle
+from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_dependencies import End, end_blocked, settle
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
@@ -113,21 +114,27 @@ class PurgedResult(msgspec.Struct):
 
 @operation("queue.purge", scope=Scope.WRITE, http="POST /queues/{queue}/purge", single=True)
 async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
-    """Cancel what waits in a queue, up to 10,000 jobs at once. What runs goes on."""
-    queue = call.params.queue
+    """Cancel what waits in a queue, for a place in it or for other jobs, up to 10,000 jobs at once. What runs goes on."""
+    queue, room = call.params.queue, call.params.limit
     why = {"message": "its queue was purged"}
-    limited = [
-        row["job_id"] for row in await work.tx.fetch(LIMITS.ids_of_queue, work.tenant_id, queue, call.params.limit)
-    ]
+    await work.tx.fetch(
+        LIMITS.lock_queue, work.tenant_id, queue
+    )  # as whoever gives places: before those that wait for them
+    limited = [row["job_id"] for row in await work.tx.fetch(LIMITS.ids_of_queue, work.tenant_id, queue, room)]
     rows = list(await work.tx.fetch(LIMITS.end, work.tenant_id, limited, json_text(why))) if limited else []
-    room = call.params.limit - len(rows)
+    room -= len(rows)
     ready = await work.tx.fetch(SQL.take_all, work.tenant_id, queue, room, json_text(why)) if room else []
     if ready:
         await leave_places(work, [row["job_id"] for row in ready])
     rows += ready
     tell(work, "job.cancelled", [(queue, patch(row["job_id"], row["attempt"])) for row in rows], Status.CANCELLED)
-    await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
-    return PurgedResult(await _queue(work, queue), len(rows))
+    over = [row["job_id"] for row in rows if row["is_parent"]]
+    room -= len(ready)
+    bound = await work.tx.fetch(DEPENDENCIES.ids_of_queue, work.tenant_id, queue, room) if room else []
+    locked = await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [row["job_id"] for row in bound])
+    over += await end_blocked(work, [row["job_id"] for row in locked], Outcome.CANCELLED, why) if locked else []
+    await settle(work, over, End.GONE)
+    return PurgedResult(await _queue(work, queue), len(rows) + len(locked))
 
 
 async def _changed(work: Work, event_type: str, queue: str) -> QueueResult:

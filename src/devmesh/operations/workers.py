@@ -15,7 +15,7 @@ from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
 from devmesh.core.health import stale_after_s
 from devmesh.core.ids import new_id
-from devmesh.core.jobs import Ending, Outcome, QueueName
+from devmesh.core.jobs import Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
 from devmesh.operations.job_ending import HeldRow, end_held, jitter
 from devmesh.operations.registry import Call, Mutation, Params, operation
@@ -167,14 +167,17 @@ async def _leave(
     if (refused := refusal(call.caller, worker_id, await owners_of(work, [worker_id]))) is not None:
         raise refused
     await work.tx.execute_spelled_out(SQL.lock_claims, str(work.tenant_id), str(worker_id))
-    await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
     held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
-    released = await end_held(
-        work,
-        held,
-        lambda row: jobs.handed_back(row.held, Outcome.RELEASED, work.now),
-        {"message": f"evacuated: {reason}"},
-    )
+
+    def decide(row: HeldRow) -> Ending:
+        if row.row["cancel_requested_at"] is not None:
+            return jobs.cancelled(row.held)
+        return jobs.handed_back(row.held, Outcome.RELEASED, work.now)
+
+    # Leases before the worker, as those take them who end attempts. No claim comes between: it would wait for the lock above.
+    ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
+    released = [each for each in ended if each.status is Status.PENDING]
+    await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
     worker = await require_worker(work, worker_id)
     work.emit(
         "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}

@@ -54,10 +54,11 @@ with recursive above (job_id) as (
 select exists (select from above where above.job_id = $3);
 
 -- name: children
--- Who waits for these jobs. $1 tenant, $2 parents.
+-- Who waits for these jobs, in the order of those that wait. $1 tenant, $2 parents, $3 from which child on, $4 how many.
 select d.parent_id, d.child_id from unnest($2::uuid[]) as a (parent_id)
-cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = a.parent_id
-                    order by e.child_id limit 100000) d;
+cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = a.parent_id and e.child_id >= $3
+                    order by e.child_id limit $4) d
+order by d.child_id, d.parent_id limit $4;
 
 -- name: parents
 -- What a job waits for. $1 tenant, $2 the job.
@@ -82,7 +83,8 @@ select a.job_id from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select from mcp.job_dependencies d where d.child_id = a.job_id and d.tenant_id = $1 limit 1) found;
 
 -- name: unblock
--- Puts jobs into their queues that this transaction has locked and that wait for nobody any more. $1 tenant, $2 jobs.
+-- Puts jobs into their queues that this transaction has locked and that wait for nobody any more, and says which of them have a
+-- concurrency key. $1 tenant, $2 jobs.
 with gone as (
     delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
 ), timed as materialized (
@@ -90,10 +92,13 @@ with gone as (
 ), kept as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, next_run_at, attempt, retries, outcome)
     select $1, t.job_id, clock_timestamp(), t.due_at, t.attempt, t.retries, 'UNBLOCKED' from timed t
+), ready as (
+    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+    select $1, t.due_at, t.job_id, t.created_at, t.attempt, t.retries, t.priority, t.is_parent, t.queue from timed t
 )
-insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
-select $1, t.due_at, t.job_id, t.created_at, t.attempt, t.retries, t.priority, t.is_parent, t.queue from timed t
-returning job_id, queue, run_at, attempt;
+select t.job_id, t.queue, t.due_at as run_at, t.attempt, j.concurrency_key is not null as is_limited
+from timed t
+left join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = t.job_id and k.created_at = t.created_at limit 1) j on true;
 
 -- name: end_blocked
 -- Ends jobs that wait for others, as failed or as cancelled. $1 tenant, $2 jobs, $3 the outcome, $4 why, as JSON; and for those that
@@ -113,6 +118,14 @@ with gone as (
     where $5::uuid[] is not null
 )
 select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from gone g;
+
+-- name: set_policy
+-- What becomes of a job that waits for others, and is locked, when one of them fails. $1 tenant, $2 the job, $3 the policy.
+update mcp.jobs_blocked b set policy = $3 where b.tenant_id = $1 and b.job_id = $2 and b.policy <> $3;
+
+-- name: ids_of_queue
+-- Those of a queue that wait for others. $1 tenant, $2 queue, $3 how many.
+select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.queue = $2 order by b.job_id limit $3;
 
 -- name: priorities
 -- The priorities of jobs as they were asked for. $1 tenant, $2 jobs.

@@ -15,6 +15,10 @@ select $1, a.* from unnest($2::text[], $3::text[], $4::integer[]) as a (queue, c
 order by a.queue, a.concurrency_key
 on conflict (tenant_id, queue, concurrency_key) do update set concurrency_limit = m.concurrency_limit where false;
 
+-- name: lock_queue
+-- Takes the limits of a queue's keys in hand, in the same order. $1 tenant, $2 queue.
+select from mcp.job_limits m where m.tenant_id = $1 and m.queue = $2 order by m.concurrency_key for update;
+
 -- name: wait
 -- Writes that new jobs wait for places. $1 tenant, then one entry a job: $2 jobs, $3 when they were made, $4 when they may run, $5
 -- priorities, $6 queues, $7 keys.
@@ -54,7 +58,8 @@ select b.queue, b.concurrency_key, b.concurrency_limit from back b where b.queue
 
 -- name: admit
 -- Gives the free places of keys, whose limits this transaction has locked, to those that wait for them: highest priority first, then
--- oldest. From now on they lie in their queues. $1 tenant, $2 queues, $3 keys.
+-- oldest. From now on they lie in their queues. One that is being cancelled is waited for, and the next one has its place when it is
+-- gone: nobody else would give it. $1 tenant, $2 queues, $3 keys.
 with free as materialized (
     select m.queue, m.concurrency_key, greatest(m.concurrency_limit - taken.count, 0) as count
     from unnest($2::text[], $3::text[]) as a (queue, concurrency_key)
@@ -66,7 +71,7 @@ with free as materialized (
     select n.job_id from free f
     cross join lateral (select w.job_id from mcp.jobs_limited w
                         where w.concurrency_key = f.concurrency_key and w.queue = f.queue and w.tenant_id = $1 and not w.is_delayed
-                        order by w.priority desc, w.run_at, w.job_id limit f.count) n
+                        order by w.priority desc, w.run_at, w.job_id limit f.count for update) n
 ), gone as (
     delete from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = any(array(select next.job_id from next)) returning w.*
 ), timed as materialized (
