@@ -112,6 +112,64 @@ async def test_j18_priorities_come_back_and_a_lease_whose_worker_is_gone_runs_ou
     assert refused.value.data["reason"] == "job.stale_attempt"
 
 
+async def test_what_json_may_say_and_a_text_may_not_hold_comes_back_as_it_was(archive: Archive, bench: Bench) -> None:
+    odd = {"a\u0000b": ["\u0000", "\\u0000", "\ufdd1"]}
+    waiting = await bench.enqueue(payload=odd, delay_ms=3_600_000)
+    dead = await bench.enqueue(payload=odd, max_retries=0)
+    await bench.wire.call("job.fail", jobs=[held(job, error=odd) for job in await bench.claim()])
+    about = {"name": uuid.uuid4().hex, "cron": "0 0 1 1 *", "job": {"type": "t", "payload": odd}}
+    schedule = (await bench.wire.call("schedule.create", **about))["schedule"]
+    snapshot = await archive.take()
+    for on_conflict, lost in (("preserve", True), ("overwrite", False)):
+        if lost:
+            archive.lose()
+        answer = await archive.call("restore", snapshot_id=snapshot["id"], on_conflict=on_conflict)
+        assert answer["conflicts"] == []
+        assert (await bench.get(waiting))["payload"] == odd
+        assert (await bench.get(dead))["error"] == odd
+        [letter] = await bench.dead_letters()
+        assert letter["error"] == odd
+        found = (await bench.wire.call("schedule.get", schedule_id=schedule["id"]))["schedule"]
+        assert found["job"]["payload"] == odd
+
+
+async def test_j23_who_had_a_job_that_waits_for_others_again_cannot_end_its_next_attempt(
+    archive: Archive, bench: Bench
+) -> None:
+    parent = await bench.enqueue(queue=f"{bench.queue}-parent")
+    child = await bench.enqueue(depends_on=[parent["id"]])
+    snapshot = await archive.take()
+
+    async def parent_done() -> None:
+        [claimed] = await bench.claim(queues=[f"{bench.queue}-parent"])
+        await bench.wire.call("job.complete", jobs=[held(claimed)])
+
+    await parent_done()
+    [former] = await bench.claim()
+    assert former["id"] == child["id"]
+    await archive.call("restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
+    assert await bench.status(child) == "PENDING"
+    await parent_done()
+    [again] = await bench.claim()
+    assert again["attempt"] > former["attempt"]
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.complete", jobs=[held(former)])
+    assert refused.value.data["reason"] == "job.stale_attempt"
+
+
+async def test_a_worker_whose_name_another_has_by_now_is_not_put_back_over_it(archive: Archive, bench: Bench) -> None:
+    name = uuid.uuid4().hex
+    first = (await bench.wire.call("worker.register", name=name))["worker"]
+    snapshot = await archive.take()
+    await bench.wire.call("worker.deregister", worker_id=first["id"])
+    second = (await bench.wire.call("worker.register", name=name))["worker"]
+    job = await bench.enqueue()
+    await archive.call("restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
+    found = [(await bench.wire.call("worker.get", worker_id=one["id"]))["worker"]["status"] for one in (first, second)]
+    assert found == ["TERMINATED", "ACTIVE"]
+    assert await bench.status(job) == "PENDING"
+
+
 async def test_j19_what_changed_since_is_told_and_what_is_new_is_kept(archive: Archive, bench: Bench) -> None:
     before = await bench.enqueue()
     snapshot = await archive.take()

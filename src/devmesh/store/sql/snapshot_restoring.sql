@@ -47,7 +47,7 @@ update mcp.state_snapshot_rows r set decision = case
         (select case when w.status = r."row" ->> 'status' then 'same' else 'conflict' end
          from mcp.workers w where w.tenant_id = $1 and w.worker_id = r.id::uuid), 'insert')
     else coalesce(
-        (select case when s.cron is not distinct from r."row" ->> 'cron' and s.job::text = r."row" ->> 'job'
+        (select case when s.cron is not distinct from r."row" ->> 'cron' and replace(s.job::text, '\u0000', '\ufdd0') = r."row" ->> 'job'
                           and (s.paused_at is null) = (r."row" ->> 'paused_at' is null)
                           and s.interval_s is not distinct from (r."row" ->> 'interval_s')::double precision
                           then 'same' else 'conflict' end
@@ -106,13 +106,19 @@ select w.job_id, h.queue, h.attempt from wanted w full join held h on h.job_id =
 -- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. $1 tenant, $2 the rows, $3 the decisions
 -- by which they are.
 with latest as (
-    insert into mcp.job_executions
-    select x.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_executions, r."row") x
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome, result,
+                                    error)
+    select x.tenant_id, x.job_id, x.finished_at, x.started_at, x.worker_id, x.next_run_at, x.attempt, x.retries, x.outcome,
+           replace(x.result::text, '\ufdd0', '\u0000')::json, replace(x.error::text, '\ufdd0', '\u0000')::json
+    from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_executions, r."row") x
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'latest' and r.decision = any($3::text[])
     on conflict do nothing
 )
-insert into mcp.jobs
-select j.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
+insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type,
+                      payload, tags, unique_key, concurrency_key, concurrency_limit)
+select j.tenant_id, j.job_id, j.created_at, j.run_at, j.created_by_key_id, j.timeout_ms, j.backoff_ms, j.max_retries, j.priority, j.queue,
+       j.type, replace(j.payload::text, '\ufdd0', '\u0000')::json, j.tags, j.unique_key, j.concurrency_key, j.concurrency_limit
+from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
 on conflict do nothing;
 
@@ -157,10 +163,15 @@ insert into mcp.jobs_leased select h.* from held h
 returning job_id, queue, attempt;
 
 -- name: put_back_blocked
--- Has jobs wait for others again, and notes for which. $1 tenant, $2 the rows, $3 the decisions.
+-- Has jobs wait for others again, and notes for which. Their attempts go on from the latest that there was, or who had that might still
+-- end the next one. $1 tenant, $2 the rows, $3 the decisions.
 with blocked as (
-    insert into mcp.jobs_blocked
-    select b.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs_blocked, r."row") b
+    insert into mcp.jobs_blocked (tenant_id, job_id, created_at, run_at, attempt, retries, priority, is_parent, queue, policy)
+    select b.tenant_id, b.job_id, b.created_at, b.run_at, greatest(b.attempt, x.attempt), b.retries, b.priority, b.is_parent, b.queue,
+           b.policy
+    from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs_blocked, r."row") b
+    left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
+                       order by e.attempt desc, e.finished_at desc limit 1) x on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
     returning job_id, queue, attempt
 )
@@ -180,12 +191,13 @@ with dead as materialized (
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
 ), ended as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
-    select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED', d.error from dead d where d.decision = 'conflict'
+    select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED', replace(d.error::text, '\ufdd0', '\u0000')::json from dead d where d.decision = 'conflict'
 )
 insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
                                    type, error)
 select $1, d.job_id, d.dead_letter_id, d.created_at, d.failed_at, d.is_parent,
-       case when d.decision = 'conflict' then d.ends_as else d.attempt end, d.retries, d.priority, d.queue, d.type, d.error
+       case when d.decision = 'conflict' then d.ends_as else d.attempt end, d.retries, d.priority, d.queue, d.type,
+       replace(d.error::text, '\ufdd0', '\u0000')::json
 from dead d
 on conflict do nothing
 returning job_id, queue, attempt;
@@ -222,6 +234,8 @@ with missing as (
     from mcp.state_snapshot_rows r
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'workers' and r.decision = 'conflict' and 'conflict' = any($3::text[])
       and w.tenant_id = $1 and w.worker_id = r.id::uuid
+      and not (w.status = 'TERMINATED' and exists (select from mcp.workers v where v.tenant_id = $1 and v.name = w.name
+                                                   and coalesce(v.status, '') <> 'TERMINATED'))
     returning w.worker_id, w.status, w.reason
 )
 select m.* from missing m union all select c.* from changed c;
@@ -229,14 +243,20 @@ select m.* from missing m union all select c.* from changed c;
 -- name: put_back_schedules
 -- $1 tenant, $2 the rows, $3 the decisions.
 with missing as (
-    insert into mcp.schedules
-    select s.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") s
+    insert into mcp.schedules (tenant_id, schedule_id, created_by_key_id, created_at, updated_at, starts_at, ends_at, next_fire_at,
+                               last_fired_at, paused_at, interval_s, fired_count, missed_count, last_job_id, cron, time_zone, missed, name,
+                               job)
+    select s.tenant_id, s.schedule_id, s.created_by_key_id, s.created_at, s.updated_at, s.starts_at, s.ends_at, s.next_fire_at,
+           s.last_fired_at, s.paused_at, s.interval_s, s.fired_count, s.missed_count, s.last_job_id, s.cron, s.time_zone, s.missed, s.name,
+           replace(s.job::text, '\ufdd0', '\u0000')::json
+    from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") s
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'insert'
     on conflict do nothing
     returning schedule_id
 ), changed as (
     update mcp.schedules s
-    set cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone, job = p.job, missed = p.missed, paused_at = p.paused_at,
+    set cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone, job = replace(p.job::text, '\ufdd0', '\u0000')::json,
+        missed = p.missed, paused_at = p.paused_at,
         ends_at = p.ends_at, next_fire_at = p.next_fire_at, updated_at = now()
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and 'conflict' = any($3::text[])
