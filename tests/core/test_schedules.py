@@ -12,12 +12,27 @@ from hypothesis import strategies as st
 from devmesh.core.schedules import FIRED_AT_ONCE_MAX, Missed, Timing, TimingUnusable, fire
 
 BEGIN = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
-moments = st.datetimes(datetime.datetime(2026, 3, 1), datetime.datetime(2026, 11, 30), timezones=st.just(datetime.UTC))  # noqa: DTZ001
+# When an hour is left out, or comes twice, in Berlin, New York and on Lord Howe, where it is half an hour.
+CHANGES = [
+    datetime.datetime.fromisoformat(f"2026-{rest}Z")
+    for rest in ("03-29T01:00", "10-25T01:00", "03-08T07:00", "11-01T06:00", "04-04T15:00", "10-03T15:30")
+]
+moments = st.datetimes(
+    datetime.datetime(2026, 3, 1),  # noqa: DTZ001
+    datetime.datetime(2026, 11, 30),  # noqa: DTZ001
+    timezones=st.just(datetime.UTC),
+) | st.builds(
+    lambda change, off_s: change + datetime.timedelta(seconds=off_s),
+    st.sampled_from(CHANGES),
+    st.integers(-3 * 3600, 3 * 3600),
+)
 timings = st.builds(
     Timing,
-    st.sampled_from(["*/7 * * * *", "30 2 * * *", "0 9 * * 1-5", "0 0 29 * *", "30 15 10 * * *"]),
+    st.sampled_from(
+        ["*/7 * * * *", "0 * * * *", "30 2 * * *", "15 1-3 * * *", "0 9 * * 1-5", "0 0 29 * *", "30 15 10 * * *"]
+    ),
     st.none(),
-    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu"]),
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]),
     st.just(BEGIN),
     st.none(),
 ) | st.builds(Timing, st.none(), st.floats(1, 100_000), st.just("UTC"), st.just(BEGIN), st.none())

@@ -19,6 +19,7 @@ INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
 COUNTED_MAX = 10_000  # times that were missed
+REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
 
 
 class Missed(enum.StrEnum):
@@ -77,9 +78,10 @@ class Timing(NamedTuple):
             steps = self._steps_until(moment)
             return self._step(steps) if steps >= 0 else None
         assert self.cron is not None
-        just_after = moment.astimezone(zoneinfo.ZoneInfo(self.time_zone)) + datetime.timedelta(microseconds=1)
-        found = next(CronSim(self.cron, just_after, reverse=True), None)
-        found = found.astimezone(datetime.UTC) if found is not None else None
+        # Where a clock is set back an hour comes twice, and what is looked for may be in the other one: begin behind both.
+        begin = (moment + REPEATED).astimezone(zoneinfo.ZoneInfo(self.time_zone))
+        times = (time.astimezone(datetime.UTC) for time in CronSim(self.cron, begin, reverse=True))
+        found = next((time for time in times if time <= moment), None)
         return found if found is not None and found >= self.starts_at else None
 
     def _times(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
@@ -89,7 +91,8 @@ class Timing(NamedTuple):
         assert self.cron is not None
         begin = max(moment, self.starts_at - datetime.timedelta(microseconds=1))
         for time in CronSim(self.cron, begin.astimezone(zoneinfo.ZoneInfo(self.time_zone))):
-            yield time.astimezone(datetime.UTC)
+            if (at := time.astimezone(datetime.UTC)) > begin:  # in an hour that comes twice it may be the first one's
+                yield at
 
     def _steps_until(self, moment: datetime.datetime) -> int:
         """The number of the last step that is not after a moment; times are rounded to microseconds, so it is looked at."""

@@ -21,7 +21,7 @@ class JobPromoter(OverdueLoop):
     def __init__(self, runner: WorkRunner, interval_s: float, low_after_s: float, medium_after_s: float) -> None:
         """After how long a job of priority 1 is promoted to 2, and one of 2 or 3 to 4; 0: it is not."""
         body = functools.partial(promote, low_after_s=low_after_s, medium_after_s=medium_after_s)
-        super().__init__(runner, interval_s, TENANTS.with_waiting_jobs, body)
+        super().__init__(runner, interval_s, TENANTS.with_waiting_jobs, body, PROMOTED_MAX)
 
 
 async def promote(work: Work, *, low_after_s: float, medium_after_s: float) -> int:

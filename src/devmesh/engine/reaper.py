@@ -28,12 +28,20 @@ class OverdueLoop(Loop):
     """Looks which tenants have something overdue, and works through each of them."""
 
     def __init__(
-        self, runner: WorkRunner, interval_s: float, tenants: Statement, reap: Callable[[Work], Awaitable[int]]
+        self,
+        runner: WorkRunner,
+        interval_s: float,
+        tenants: Statement,
+        reap: Callable[[Work], Awaitable[int]],
+        part: int = REAPED_MAX,
     ) -> None:
-        """`tenants` gives those that have something; `reap` does a part of one's in its transaction, and says how much."""
+        """`tenants` gives those that have something; `reap` does a part of one's in its transaction, and says how much.
+
+        As much as `part` means that there may be more.
+        """
         super().__init__(interval_s)
         self._usual_interval_s = interval_s
-        self._runner, self._tenants, self._reap = runner, tenants, reap
+        self._runner, self._tenants, self._reap, self._part = runner, tenants, reap, part
         self._is_more = False
 
     async def run_once(self) -> bool:
@@ -46,7 +54,7 @@ class OverdueLoop(Loop):
         return self._is_more
 
     async def _work_through(self, tenant_id: uuid.UUID) -> None:
-        if await self._runner.run(tenant_id, self._reap) >= REAPED_MAX:
+        if await self._runner.run(tenant_id, self._reap) >= self._part:
             self._is_more = True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 
 from devmesh.engine.reaper import OverdueLoop
-from devmesh.operations.schedule_firing import fire_due
+from devmesh.operations.schedule_firing import FIRED_MAX, fire_due
 from devmesh.operations.work import WorkRunner
 from devmesh.store.statements import load
 
@@ -20,4 +20,4 @@ class Scheduler(OverdueLoop):
 
     def __init__(self, runner: WorkRunner, interval_s: float, grace_s: float) -> None:
         body = functools.partial(fire_due, grace_s=grace_s)
-        super().__init__(runner, interval_s, TENANTS.with_due_schedules, body)
+        super().__init__(runner, interval_s, TENANTS.with_due_schedules, body, FIRED_MAX)
