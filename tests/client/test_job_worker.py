@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from devmesh.client import BlockingJobContext, Client, Fail, JobContext
 from devmesh.client import Mesh as Agents
+from devmesh.client.codecs import CodecName
 from tests.client.agents import at_work
 from tests.harness import Child, Mesh, are_gone, eventually
 
@@ -76,6 +77,37 @@ def in_a_process(job):
     if job.payload["dies"]:
         os._exit(9)
     return {{"pid": os.getpid(), "loaded_in": PID, "attempt": job.attempt}}
+
+class Unpicklable(Exception):
+    def __init__(self, code, message):
+        super().__init__(message)
+
+class Unopened:
+    def __reduce__(self):
+        return (int, ("no number",))
+
+@mesh.job("odd-process", in_process=True)
+def odd_in_a_process(job):
+    match job.payload:
+        case "sleep":
+            open(f"{{os.getpid()}}.pid", "w").close()
+            time.sleep(60)
+        case "die":
+            os.kill(os.getpid(), 9)
+        case "stop":
+            raise StopIteration("stop")
+        case "raise":
+            raise Unpicklable(1, "raise")
+        case "lambda":
+            return lambda: 1
+        case "object":
+            return Unopened()
+        case _:
+            return "well"
+
+@mesh.job("cancelled")
+async def cancelled_by_itself(job):
+    raise asyncio.CancelledError("its own")
 
 @mesh.job("slow")
 async def slow(job):
@@ -179,6 +211,48 @@ async def test_a_handler_in_a_process_of_its_own_may_die_there(apart: tuple[Mesh
     again = (await jobs.ended(await jobs.enqueue("process", {"dies": False})))["result"]
     assert again["pid"] != done["pid"]
     assert (await jobs.ended(await jobs.enqueue("double", {"n": 1})))["status"] == "COMPLETED"
+
+
+async def test_what_a_handler_does_in_its_process_is_no_harm_to_others_there(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    start_worker(mesh, tmp_path)
+    ids = {
+        what: await jobs.enqueue("odd-process", what, max_retries=0)
+        for what in ("raise", "stop", "lambda", "object", "well", "more")
+    }
+    ended = {what: await jobs.ended(job_id, within_s=40) for what, job_id in ids.items()}
+    assert [ended[what]["status"] for what in ("well", "more")] == ["COMPLETED"] * 2
+    assert ended["raise"]["error"] == {"type": "Unpicklable", "message": "raise"}
+    assert ended["stop"]["error"] == {"type": "StopIteration", "message": "stop"}
+    assert [ended[what]["status"] for what in ("lambda", "object")] == ["FAILED"] * 2
+
+
+async def test_when_a_process_dies_those_beside_it_end_too_and_their_jobs_are_done_again(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    worker = start_worker(mesh, tmp_path)
+    beside = await jobs.enqueue("odd-process", "sleep", max_retries=0)
+    await eventually(lambda: list(tmp_path.rglob("*.pid")), "one is at work", within_s=40)
+    [sleeper] = [psutil.Process(int(path.stem)) for path in tmp_path.rglob("*.pid")]
+    await jobs.enqueue("odd-process", "die", max_retries=0)
+    assert (await jobs.ended(beside))["error"]["type"] == "ProcessDied"
+    await eventually(lambda: are_gone([sleeper]), "nobody goes on with what has failed")
+    assert (await jobs.ended(await jobs.enqueue("odd-process", "well"), within_s=40))["status"] == "COMPLETED"
+    worker.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait) == 0
+
+
+async def test_a_cancellation_that_a_handler_makes_itself_is_a_failure(
+    apart: tuple[Mesh, Jobs], tmp_path: Path
+) -> None:
+    mesh, jobs = apart
+    start_worker(mesh, tmp_path)
+    ended = await jobs.ended(await jobs.enqueue("cancelled", max_retries=0))
+    assert (ended["status"], ended["attempt"]) == ("FAILED", 1)
+    assert ended["error"] == {"type": "CancelledError", "message": "its own"}
 
 
 async def test_processes_of_a_worker_that_was_killed_end_with_it(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
@@ -288,6 +362,26 @@ async def test_an_application_that_cannot_be_run_is_named(
     child.start()
     assert await asyncio.to_thread(child.wait) == 1
     assert said in child.tail()
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_a_lease_begins_when_a_job_comes_however_long_it_was_waited_for(
+    mesh: Mesh, tenant: str, codec: CodecName
+) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    agents = Agents(mesh.ws_url, tenant, codec=codec, worker=queue, lease_s=1.0)
+
+    @agents.job("tell", queue=queue)
+    async def tell(job: JobContext) -> str:
+        await job.progress(0.5)
+        return "told"
+
+    async with at_work(agents), Client(mesh.ws_url, tenant) as client:
+        jobs = Jobs(client)
+        for _ in range(2):
+            ended = await jobs.ended(await jobs.enqueue("tell", queue=queue, max_retries=0))
+            assert (ended["status"], ended["result"]) == ("COMPLETED", "told"), ended["error"]
+            await asyncio.sleep(1.5)  # longer than the lease: meanwhile it waits for the next one
 
 
 async def test_over_the_websocket_as_well(mesh: Mesh, tenant: str) -> None:

@@ -77,15 +77,23 @@ class JobHeart:
             del self._held[lease.job_id.int]
 
     async def _beat(self) -> None:
-        """The thread's whole life."""
-        async with self._open_requests() as requests:
-            while not await asyncio.to_thread(self._stop.wait, self.interval_s):
-                with contextlib.suppress(MeshError):  # the leases say how that stands
-                    beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
-                    await requests.request("worker.heartbeat", beat, dict[str, Any])
-                held = list(self._held.values())
-                for begin in range(0, len(held), JOBS_PER_REQUEST):
-                    await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
+        """The thread's whole life, whatever becomes of its connection."""
+        while not self._stop.is_set():
+            try:
+                async with self._open_requests() as requests:
+                    await self._beat_by(requests)
+            except Exception as error:
+                log.warning("the heart of worker %s begins again: %s", self._worker_id, error)
+                await asyncio.to_thread(self._stop.wait, self.interval_s)
+
+    async def _beat_by(self, requests: Requests) -> None:
+        while not await asyncio.to_thread(self._stop.wait, self.interval_s):
+            with contextlib.suppress(MeshError):  # the leases say how that stands
+                beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
+                await requests.request("worker.heartbeat", beat, dict[str, Any])
+            held = list(self._held.values())
+            for begin in range(0, len(held), JOBS_PER_REQUEST):
+                await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
 
     async def _renew(self, requests: Requests, held: list[JobLease]) -> None:
         asked_at = time.monotonic()

@@ -37,6 +37,9 @@ HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 REPORTERS = 2  # requests under way at once
 CLAIMS = 2  # of them as well: the database looks for the next jobs while the last ones begin
 WAIT_MS, WAIT_HELD_MS = 20_000, 100
+WAIT_SHARE = (
+    1 / 3
+)  # of a lease, for which a claim waits at the longest: here the lease is counted from when it was asked for
 FEW_AFTER_S = 0.05
 BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
@@ -198,7 +201,7 @@ class JobWorker:
     async def _claim(self, limit: int) -> list[Job]:
         asked = {
             "worker_id": self._worker_id, "queues": self._queues, "limit": limit, "lease_s": self._lease_s,
-            "wait_ms": WAIT_HELD_MS if self._held else WAIT_MS,
+            "wait_ms": min(WAIT_HELD_MS if self._held else WAIT_MS, int(self._lease_s * 1000 * WAIT_SHARE)),
         }  # fmt: skip
         timeout_s = WAIT_MS / 1000 + REPORT_TIMEOUT_S
         return (await self._requests.request("job.claim", asked, _Claimed, timeout_s=timeout_s)).jobs
@@ -228,8 +231,8 @@ class JobWorker:
         assert task is not None
         try:
             report = _completed(job, lease, await self._handle(job, lease, task))
-        except asyncio.CancelledError:
-            report = _given_back(job, lease)
+        except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
+            report = _given_back(job, lease) if task.cancelling() else _failed(job, lease, _described(cancelled))
         except Fail as failure:
             report = _failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:

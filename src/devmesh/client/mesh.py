@@ -145,7 +145,7 @@ class Mesh:
 
         @contextlib.asynccontextmanager
         async def connected() -> AsyncIterator[Client]:
-            client = Client(*address, codec=self._codec, connect_timeout_s=None)
+            client = Client(*address, codec="json", connect_timeout_s=None)  # in which reports are written beforehand
             async with client:
                 yield client
 

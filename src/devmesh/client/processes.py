@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 from devmesh.client.errors import Fail
 
@@ -28,7 +31,10 @@ class Processes:
             os.cpu_count(), multiprocessing.get_context("spawn"), _depend_on_the_parent
         )
         try:
-            return await asyncio.wrap_future(pool.submit(function, argument))
+            done = pool.submit(_run, function, argument)
+            done.add_done_callback(functools.partial(_end_if_broken, pool))
+            _see_all(pool)
+            outcome = await asyncio.wrap_future(done)
         except BrokenProcessPool:
             if self._pool is pool:
                 self._pool = None
@@ -36,17 +42,80 @@ class Processes:
                 "a process that ran jobs has died, of a lack of memory or by a signal, and this job may have been in it"
             )
             raise Fail({"type": "ProcessDied", "message": message}) from None
+        return _opened(outcome)
 
     def end(self) -> None:
         """Whatever still runs there is ended: nobody waits for it any more."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        children = list((pool._processes or {}).values())  # the only way to end them before Python 3.14
+        children = _children(pool)
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            with contextlib.suppress(ValueError, ProcessLookupError):
-                child.kill()
+        _kill(children)
+
+
+class _Outcome(NamedTuple):
+    """What a function did in its process. What cannot be told from one process to another is no harm to the others there."""
+
+    pickled: bytes | None  # what it returned or raised
+    is_raised: bool
+    described: dict[str, str]  # what it raised, if it cannot be pickled, or if what was pickled cannot be opened
+
+
+def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
+    try:
+        found, is_raised = function(argument), False
+    except BaseException as error:
+        found, is_raised = error, True
+    try:
+        pickled = pickle.dumps(found)
+        if is_raised:  # many exceptions cannot be made again from what they were made of
+            pickle.loads(pickled)  # noqa: S301  our own
+        if not isinstance(
+            found, StopIteration | asyncio.CancelledError
+        ):  # which would mean something to the loop there
+            return _Outcome(pickled, is_raised, {})
+        return _Outcome(None, True, _described(found))
+    except BaseException as problem:
+        return _Outcome(None, True, _described(found if is_raised else problem))
+
+
+def _described(error: BaseException) -> dict[str, str]:
+    try:
+        return {"type": type(error).__name__, "message": str(error)}
+    except BaseException as worse:
+        return {"type": type(error).__name__, "message": f"(its words cannot be had: {type(worse).__name__})"}
+
+
+def _opened(outcome: _Outcome) -> Any:
+    if outcome.pickled is None:
+        raise Fail(outcome.described)
+    found = pickle.loads(outcome.pickled)  # noqa: S301  our own process has made it
+    if outcome.is_raised:
+        raise found
+    return found
+
+
+def _end_if_broken(pool: concurrent.futures.ProcessPoolExecutor, done: concurrent.futures.Future[_Outcome]) -> None:
+    """When one of its processes has died a pool waits for the others, which would go on with jobs that have failed already."""
+    if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
+        _kill(_children(pool))
+
+
+def _see_all(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+    """Has the pool look at its processes again: one that `submit` has just started would die unseen otherwise."""
+    with pool._shutdown_lock:
+        pool._executor_manager_thread_wakeup.wakeup()
+
+
+def _children(pool: concurrent.futures.ProcessPoolExecutor) -> list[BaseProcess]:
+    return list((pool._processes or {}).values())  # the only way to end them before Python 3.14
+
+
+def _kill(children: Iterable[BaseProcess]) -> None:
+    for child in children:
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            child.kill()
 
 
 def _depend_on_the_parent() -> None:

@@ -21,7 +21,6 @@ TIMEOUT_MS_DEFAULT = 300_000
 BACKOFF_MS_DEFAULT = 1_000
 BACKOFF_MS_MAX = 60_000
 BACKOFF_JITTER = 0.2  # each way
-ATTEMPTS_MAX = 1_000  # a job that loses each worker it meets must end somewhere
 
 QueueName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)")]
 
@@ -140,7 +139,7 @@ class Held(NamedTuple):
 def after_failure(held: Held, outcome: Outcome, *, is_retryable: bool, now: datetime.datetime, jitter: float) -> Ending:
     """An attempt failed, ran out of time, or lost its lease. `jitter` is a random number between -1 and 1."""
     retries = held.retries + 1
-    if not is_retryable or retries > held.max_retries or held.attempt >= ATTEMPTS_MAX:
+    if not is_retryable or retries > held.max_retries:
         return Ending(outcome, None, held.retries, is_dead=True)
     pause_ms = min(held.backoff_ms * 2.0**held.retries, BACKOFF_MS_MAX) * (1 + BACKOFF_JITTER * jitter)
     return Ending(outcome, now + datetime.timedelta(milliseconds=pause_ms), retries, is_dead=False)

@@ -98,9 +98,10 @@ class AppWorker:
                 self._problem = ""
                 await self._worker.run()
                 return
-            except MeshError as error:
-                self._problem = f"no jobs are run: {error.message}"
-                log.warning("no jobs are run for the moment", error=error.message)
+            except Exception as error:  # of the client, of the store, or of this machine: each may pass
+                known = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+                self._problem = f"no jobs are run: {known}"
+                log.warning("no jobs are run for the moment", error=known)
             await asyncio.sleep(PAUSE_S)
 
     async def _caller(self) -> Caller:
