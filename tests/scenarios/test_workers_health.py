@@ -242,3 +242,16 @@ async def test_who_could_not_be_heard_is_not_given_up(own_mesh: Callable[..., Me
         await eventually(is_given_up, "who does not come back is given up", within_s=5)
         assert (await ward.worker())["status"] == "ACTIVE"
         assert (await ward.beat())["failure_count"] == 0
+
+
+async def test_an_alert_of_a_worker_that_claims_before_it_beats_is_cleared_by_its_beat(bench: Bench) -> None:
+    ward = Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=1, queues=[bench.queue]))
+
+    async def is_missed() -> bool:
+        return bool(await ward.alerts(only_open=True))
+
+    await eventually(is_missed, "a beat is missed")
+    assert await bench.claim(worker_id=ward.worker_id) == []
+    await ward.beat()
+    assert not await is_missed()
+    assert (await ward.health())["log"][0]["kind"] == "recovered"

@@ -148,8 +148,9 @@ delete from mcp.worker_alerts a where a.ctid = any(array(
     select o.ctid from mcp.worker_alerts o where o.cleared_at < now() - make_interval(days => $1) limit $2 for update skip locked));
 
 -- name: seen
--- A worker was heard of, though not by a heartbeat. Nothing: it was given up in this moment. $1 tenant, $2 worker.
-update mcp.workers w set heartbeat_at = now(), missed_beats = 0 where w.tenant_id = $1 and w.worker_id = $2 and w.status = 'ACTIVE'
+-- A worker was heard of, though not by a heartbeat: the beats that it has missed are forgotten by its next one, which clears what was said
+-- of them. Nothing: it was given up in this moment. $1 tenant, $2 worker.
+update mcp.workers w set heartbeat_at = now() where w.tenant_id = $1 and w.worker_id = $2 and w.status = 'ACTIVE'
 returning w.worker_id;
 
 -- name: set_status
