@@ -15,7 +15,9 @@ from tests.conftest import run_sql
 from tests.harness import eventually
 
 from devmesh.core.errors import Kind, MeshError
+from devmesh.engine import partition_keeper
 from devmesh.engine.fanout import Fanout
+from devmesh.engine.partition_keeper import PartitionKeeper
 from devmesh.engine.stream import Stream
 from devmesh.settings import Settings
 from devmesh.store import partitions
@@ -344,6 +346,19 @@ async def test_numbering_goes_on_when_a_clock_was_set_back(database: Database, f
     assert append(fresh_database, tenant) == 4
     [row] = await database.read(load("events").position, uuid.UUID(tenant))
     assert (row["floor_sequence"], row["last_sequence"]) == (3, 4)
+
+
+async def test_nothing_is_dropped_while_two_clocks_are_a_day_apart(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await partitions._make(database, "audit_log", month(-9))
+    keeper = PartitionKeeper(database, POLICY, "0 3 * * *", 60)
+    monkeypatch.setattr(partition_keeper, "CLOCK_OFFSET_MAX", datetime.timedelta(-1))
+    await keeper.run_once()
+    assert (await report_of(database, "audit_log")).oldest == f"{month(-9):%Y-%m}"
+    monkeypatch.undo()
+    await PartitionKeeper(database, POLICY, "0 3 * * *", 60).run_once()
+    assert (await report_of(database, "audit_log")).oldest != f"{month(-9):%Y-%m}"
 
 
 async def test_what_a_killed_keeper_has_detached_is_dropped_by_the_next(

@@ -19,9 +19,12 @@ from devmesh.engine.loop import Loop
 from devmesh.store import partitions
 from devmesh.store.database import Database
 from devmesh.store.partitions import Policy, TableReport
+from devmesh.store.statements import load
 
 log = structlog.get_logger(__name__)
 
+CLOCK = load("clock")
+CLOCK_OFFSET_MAX = datetime.timedelta(days=1)
 PASS_S_MAX = 3600.0  # draining and dropping are done in small pieces, however many there are
 
 
@@ -56,10 +59,12 @@ class PartitionKeeper(Loop):
             if not is_ours:
                 log.info("another node keeps the partitions")
                 return
+            may_prune = await self._is_clock_sure()
             for report in reports:
                 try:
                     await partitions.ensure(self._database, self._policy.months_ahead, [report.table])
-                    await partitions.prune(self._database, self._policy, [report.table])
+                    if may_prune:
+                        await partitions.prune(self._database, self._policy, [report.table])
                 except MeshError as error:
                     if error.kind is Kind.UNAVAILABLE:
                         raise
@@ -70,6 +75,16 @@ class PartitionKeeper(Loop):
             raise failed
         telemetry.PARTITIONS_KEPT_AT.set_to_current_time()
         log.info("the partitions are kept")
+
+    async def _is_clock_sure(self) -> bool:
+        """What is dropped is gone: not while the database's clock, by which it is old, is far from this machine's."""
+        [row] = await self._database.read(CLOCK.now)
+        offset = abs(row["now"] - datetime.datetime.now(datetime.UTC))
+        if offset > CLOCK_OFFSET_MAX:
+            log.error(
+                "nothing old is dropped while two clocks differ so", days=round(offset / datetime.timedelta(days=1), 1)
+            )
+        return bool(offset <= CLOCK_OFFSET_MAX)
 
 
 def _measure(reports: Sequence[TableReport]) -> None:
