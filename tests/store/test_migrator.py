@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from tests.conftest import run_sql
 from tests.store.migrations import (
     FIRST_DOWN,
     FIRST_UP,
@@ -21,7 +23,7 @@ from tests.store.migrations import (
     write,
 )
 
-from devmesh.store import migration_runs
+from devmesh.store import connections, migration_runs
 from devmesh.store import migrator as migrator_module
 from devmesh.store.connections import DatabaseUnreachable, connect_with_backoff
 from devmesh.store.migration_files import MIGRATIONS_DIRECTORY, MigrationError, read_migrations, split_statements
@@ -72,6 +74,22 @@ async def test_up_applies_in_order_and_records(empty_database: str, directory: P
 
 
 @pytest.mark.asyncio
+async def test_a_database_that_takes_no_writes_is_waited_for(empty_database: str, directory: Path) -> None:
+    name = urlsplit(empty_database).path[1:]
+    run_sql(empty_database, f"alter database {name} set default_transaction_read_only = on")
+    with pytest.raises(DatabaseUnreachable, match="read-only") as refused:
+        await Migrator(empty_database, directory=directory).up()
+    assert not refused.value.is_permanent
+    writable = f"{empty_database}&options=-c%20default_transaction_read_only%3Doff"
+    run_sql(writable, f"alter database {name} reset default_transaction_read_only")
+    await Migrator(empty_database, directory=directory).up()
+
+
+async def test_a_certificate_that_is_not_there_or_not_right_is_named(empty_database: str) -> None:
+    with pytest.raises(DatabaseUnreachable, match="certificate"):
+        await connections.open_connection(f"{empty_database}&sslmode=verify-full", {})
+
+
 async def test_of_five_at_once_one_migrates(empty_database: str, directory: Path) -> None:
     migrators = [Migrator(empty_database, directory=directory) for _ in range(5)]
     applied = await asyncio.gather(*(migrator.up() for migrator in migrators))

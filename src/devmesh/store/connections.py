@@ -6,6 +6,7 @@ Must not know pools, transactions or migrations.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 import asyncpg
@@ -87,6 +88,14 @@ async def open_connection(
             statement_cache_size=statements_cached_max,
             max_cached_statement_lifetime=0,
         )
+    except ssl.SSLError as error:  # which may be a ValueError too
+        reason = getattr(error, "verify_message", None) or error.reason or type(error).__name__
+        message = f"cannot reach the database: its TLS certificate is not accepted: {reason}"
+        raise DatabaseUnreachable(message, is_permanent=False) from error
+    except asyncpg.ClientConfigurationError as error:
+        if "certificate" not in str(error):
+            raise AddressUnusable from error
+        raise DatabaseUnreachable(f"cannot reach the database: {error}", is_permanent=True) from error
     except (ValueError, OverflowError) as error:  # of an address that the driver cannot read; it quotes a part of it
         raise AddressUnusable from error
     except DRIVER_ERRORS as error:

@@ -25,6 +25,8 @@ from devmesh.store.statements import load
 
 log = structlog.get_logger(__name__)
 
+# The database is full, busy or shutting down, takes no writes, or did not come to it in time: that passes.
+PASSING_STATES = ("25006", "40", "53", "55P03", "57")
 LOCK_NUMBER = int.from_bytes(b"devmesh")
 LOCK_WAIT_S = 1800.0  # for another instance to finish migrating
 LOCK_POLL_INTERVAL_S = 0.2
@@ -223,6 +225,11 @@ class Migrator:
             raise connections.DatabaseUnreachable(f"the database went away: {error}", is_permanent=False) from error
         except asyncpg.InsufficientPrivilegeError as error:
             raise MigrationError(f"the database's role lacks rights: {error}; `devmesh doctor` says which") from error
+        except asyncpg.PostgresError as error:
+            if (error.sqlstate or "").startswith(PASSING_STATES):
+                message = f"the database cannot be migrated for the moment: {error}"
+                raise connections.DatabaseUnreachable(message, is_permanent=False) from error
+            raise MigrationError(f"the database refused what every migration needs: {error}") from error
         finally:
             await connections.close_connection(connection)
 
