@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
+from typing import Any
+
 import pytest
 
-from devmesh.engine.fetcher import Fetcher, FetchFailed, Reach
+from devmesh.engine.fetcher import LOOKUPS_OF_OTHERS_MAX, Fetcher, FetchFailed, Reach
+from tests.harness import eventually
 
 NOWHERE_PRIVATE = Reach(private=False, plain=True)
 
@@ -44,3 +50,27 @@ async def test_http_to_others_is_not_for_production() -> None:
         await Fetcher(1.0, 1024).fetch("http://192.0.2.1/keys", Reach(private=True, plain=False))
     with pytest.raises(FetchFailed, match="cannot be reached"):
         await Fetcher(1.0, 1024).fetch("http://127.0.0.1:9/keys", Reach(private=True, plain=False))
+
+
+async def test_names_that_nobody_answers_for_are_no_harm_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    silence, looked_up = threading.Event(), socket.getaddrinfo
+
+    def look_up(host: str, *about: Any, **more: Any) -> Any:
+        if host.startswith("silent"):
+            silence.wait(20)
+        return looked_up(host, *about, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    fetcher = Fetcher(2.0, 1024)
+    tries = [
+        fetcher.fetch(f"http://silent{number}.example/", NOWHERE_PRIVATE) for number in range(LOOKUPS_OF_OTHERS_MAX)
+    ]
+    for failed in await asyncio.gather(*tries, return_exceptions=True):
+        assert "no whole answer" in str(failed)
+    with pytest.raises(FetchFailed, match="too many names"):
+        await fetcher.fetch("http://silent.example/", NOWHERE_PRIVATE)
+    with pytest.raises(FetchFailed, match="cannot be reached"):
+        await fetcher.fetch("http://127.0.0.1:9/keys", Reach(private=True, plain=True))
+    assert await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 9), "the loop's own are free"
+    silence.set()
+    await eventually(lambda: not fetcher._lookups, "they end")

@@ -14,7 +14,13 @@ from typing import NamedTuple
 
 import httpx
 
+from devmesh.client.threads import in_thread
+
 ADDRESSES_TRIED_MAX = 3
+LOOKUPS_MAX, LOOKUPS_OF_OTHERS_MAX = (
+    12,
+    8,
+)  # of names at once: the operator's own have room when those of tenants have none
 PORT_MAX = 65_535
 # Addresses that stand for others, which may be private.
 TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")]
@@ -36,6 +42,7 @@ class Reach(NamedTuple):
 class Fetcher:
     def __init__(self, timeout_s: float, bytes_max: int) -> None:
         self._timeout_s, self._bytes_max = timeout_s, bytes_max
+        self._lookups: set[asyncio.Task[list[Address]]] = set()
         self._client: httpx.AsyncClient | None = None
 
     async def fetch(self, url: str, reach: Reach) -> bytes:
@@ -59,7 +66,7 @@ class Fetcher:
             raise FetchFailed("its address is not one of http or https without a user")
         if url.port is not None and not 0 < url.port <= PORT_MAX:
             raise FetchFailed("its address is malformed")
-        addresses = await _addresses(url)
+        addresses = await self._addresses(url, LOOKUPS_MAX if reach.private else LOOKUPS_OF_OTHERS_MAX)
         if not reach.private and not all(map(_is_public, addresses)):
             raise FetchFailed("its address is private, where this server does not go for others")
         is_local = all(address.is_loopback for address in addresses)
@@ -71,6 +78,20 @@ class Fetcher:
             except httpx.ConnectError:
                 continue
         return await self._read(url, addresses[-1])
+
+    async def _addresses(self, url: httpx.URL, lookups_max: int) -> list[Address]:
+        """In threads of our own: the loop has few for that, and names that nobody answers for would keep them from others."""
+        if len(self._lookups) >= lookups_max:
+            raise FetchFailed("too many names are being looked up at once")
+        lookup = asyncio.get_running_loop().create_task(in_thread(_look_up, url))
+        self._lookups.add(lookup)
+        lookup.add_done_callback(self._looked_up)
+        return await asyncio.shield(lookup)  # nobody can end it, so it counts until it ends
+
+    def _looked_up(self, lookup: asyncio.Task[list[Address]]) -> None:
+        self._lookups.discard(lookup)
+        if not lookup.cancelled():
+            lookup.exception()  # whoever waited for it may have gone
 
     async def _read(self, url: httpx.URL, address: Address) -> bytes:
         if self._client is None:
@@ -93,9 +114,9 @@ class Fetcher:
             return bytes(document)
 
 
-async def _addresses(url: httpx.URL) -> list[Address]:
+def _look_up(url: httpx.URL) -> list[Address]:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port or url.scheme, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(url.host, url.port or url.scheme, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise FetchFailed("its name leads nowhere") from error
     return list(dict.fromkeys(ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found))
