@@ -190,3 +190,30 @@ def test_an_absent_file_holds_nothing_and_an_unreadable_one_is_an_error(tmp_path
     assert read_variables(tmp_path / "absent") == {}
     with pytest.raises(SettingsError, match="cannot be read"):
         read_variables(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("REDIS_URL", "redis://:secretpart#x@host:6379/0", "cannot be understood"),
+        ("DEVMESH_JWKS_URL", "https://[x/jwks", "cannot be understood"),
+        (
+            "DEVMESH_JWT_SECRET",
+            "-----BEGIN PRIVATE KEY-----secretpart-of-it-which-is-long-enough",
+            "no secret for HS256",
+        ),
+        ("DEVMESH_TRUSTED_PROXIES", "10.0.0.7,10.1.0.0/99", "no network"),
+        ("DEVMESH_TRUSTED_PROXIES", "proxy.example", "separated by commas"),
+    ],
+)
+def test_what_would_only_fail_later_is_refused_at_once_and_no_secret_is_quoted(name: str, value: str, why: str):
+    with pytest.raises(SettingsError) as refused:
+        Settings.load({name: value})
+    assert name in str(refused.value)
+    assert why in str(refused.value)
+    assert "secretpart" not in str(refused.value)
+
+
+def test_proxies_are_addresses_and_networks():
+    for value in ("10.0.0.7", "10.0.0.7, 10.1.0.0/16", "::1,fd00::/8"):
+        assert Settings.load({"DEVMESH_TRUSTED_PROXIES": value}).trusted_proxies == value

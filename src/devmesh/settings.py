@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import ipaddress
 import re
+from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 
@@ -19,6 +22,10 @@ HOST = (r"\S+", "a host name or an address without spaces")
 LOG_LEVEL = ("debug|info|warning|error", "debug, info, warning or error")
 HTTP_ADDRESS = (r"https?://\S+", "an address such as http://127.0.0.1:8081")
 WS_ADDRESS = (r"wss?://\S+", "an address such as ws://127.0.0.1:8080/ws")
+NETWORKS = (
+    r"([0-9a-fA-F.:/]+(\s*,\s*(?=\S)|$))*",
+    "addresses and networks, separated by commas, as in 10.0.0.7,10.1.0.0/16",
+)
 REDIS_ADDRESS = (r"(rediss?|unix)://\S+", "an address such as redis://user:password@host:6379/0")
 PLAIN_HTTP_ELSEWHERE = r"http://(?!(localhost|127(\.\d+){3}|\[::1\])([:/?]|$))"
 TOKEN_SECRET = (r"[\s\S]{32,1024}", "32 to 1,024 characters")
@@ -187,6 +194,11 @@ class Settings(Group):
     auth_failures_per_minute_max: int = setting(5, "Failed attempts before an address is locked out.", "attempts")
     auth_lockout_s: float = setting(900.0, "How long an address is locked out.", "s", at_least=0)
 
+    trusted_proxies: str = setting(
+        "",
+        "Proxies whose X-Forwarded-For says who called, as in 10.0.0.7,10.1.0.0/16; without any, the peer did.",
+        pattern=NETWORKS,
+    )
     jwt_secret: str | None = setting(
         None, "What the operator's own tokens are signed with, by HS256.", pattern=TOKEN_SECRET, is_secret=True
     )
@@ -304,11 +316,32 @@ class Settings(Group):
                 f"{names['jwks_url']} is {self.jwks_url!r}, where anybody on the way could put keys of their own: in"
                 " production it has to begin with https"
             )
+        found += [f"{names[name]} {problem}" for name, problem in self._unusable()]
         try:
             CronSim(self.partition_cron, datetime.datetime.now(datetime.UTC))
         except CronSimError as error:
             found.append(f"{names['partition_cron']} is {self.partition_cron!r}, which is no cron expression: {error}")
         return found
+
+    def _unusable(self) -> Iterator[tuple[str, str]]:
+        """What its pattern lets pass and nothing can be done with. None of them is quoted: they may hold secrets."""
+        for name in ("redis_url", "jwks_url"):
+            try:
+                _ = urlsplit(getattr(self, name) or "").port
+            except ValueError:
+                yield name, "cannot be understood; write special characters in a password as %40 and so on"
+        for network in filter(None, self.trusted_proxies.split(",")):
+            try:
+                ipaddress.ip_network(network.strip(), strict=False)
+            except ValueError:
+                yield "trusted_proxies", f"names {network.strip()!r}, which is no address and no network"
+        if self.jwt_secret is not None:
+            from devmesh.core.signing_keys import KeysUnusable, secret_key  # which takes long to load
+
+            try:
+                secret_key(self.jwt_secret.encode())
+            except KeysUnusable as error:
+                yield "jwt_secret", f"is no secret for HS256: {error}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,11 @@ ERRORS = Counter("devmesh_errors_total", "Errors answered to callers", ["kind"],
 REQUESTS_REFUSED = Counter(
     "devmesh_requests_refused_total", "Requests that a limit or an overload kept out", ["cause"], registry=REGISTRY
 )
+DENIALS_UNWRITTEN = Counter(
+    "devmesh_denials_unwritten_total",
+    "Denied calls of keys that had so many that the audit log has no more",
+    registry=REGISTRY,
+)
 REQUESTS_ADMITTED = Counter("devmesh_requests_admitted_total", "Requests that were let in", registry=REGISTRY)
 ADMISSION_LIMIT = Gauge(
     "devmesh_admission_limit",

@@ -66,6 +66,52 @@ async def test_w01_five_failures_lock_an_address_out(own_mesh: Callable[..., Mes
     assert 800 < int(answer.headers["retry-after"]) <= 901
 
 
+async def test_w01_who_called_is_what_a_trusted_proxy_says_and_nobody_else(own_mesh: Callable[..., Mesh]) -> None:
+    def status(mesh: Mesh, secret: str, said: str) -> int:
+        headers = {**bearer(secret), "X-Forwarded-For": said}
+        return httpx.get(f"{mesh.rest_url}/api/v1/tasks", headers=headers, trust_env=False).status_code
+
+    wrong = "dm_" + "A" * 43
+    mesh = own_mesh("rest-api", "mcp-server", DEVMESH_AUTH_FAILURES_PER_MINUTE_MAX="5")
+    assert [status(mesh, wrong, f"192.0.2.{number}") for number in range(5)] == [401] * 5
+    assert status(mesh, mesh.admin_key, "192.0.2.9") == 429, "all of them came from here, whatever they said"
+    behind = {"DEVMESH_AUTH_FAILURES_PER_MINUTE_MAX": "5", "DEVMESH_TRUSTED_PROXIES": "127.0.0.0/8"}
+    trusting = mesh.add("rest-api", **behind)
+    trusting.start()
+    await asyncio.to_thread(trusting.wait_ready)
+    url = f"http://127.0.0.1:{trusting.port}/api/v1/tasks"
+    for said, secret, expected in (
+        *(("192.0.2.7", wrong, 401) for _ in range(5)),
+        ("192.0.2.7", mesh.admin_key, 429),
+        ("192.0.2.8", mesh.admin_key, 200),
+        ("x" * 4_000, mesh.admin_key, 200),
+    ):
+        headers = {**bearer(secret), "X-Forwarded-For": said}
+        assert httpx.get(url, headers=headers, trust_env=False).status_code == expected, said[:20]
+
+
+async def test_denials_beyond_many_a_minute_are_counted_and_not_written(mesh: Mesh, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as admin:
+        made = await admin.call("key.create", kind="user", scopes=["read"])
+        async with await Wire.connect(mesh.ws_url, made["secret"]) as wire:
+            answers = []
+            for _ in range(20):
+                answers += await asyncio.gather(*(wire.ask("key.create", {"kind": "user"}) for _ in range(20)))
+        assert {answer["error"]["data"]["kind"] for answer in answers} == {"forbidden"}
+        entries = []
+        cursor = None
+        while True:
+            page = await admin.call("audit.list", limit=200, **({"cursor": cursor} if cursor else {}))
+            entries += page["entries"]
+            if (cursor := page["next_cursor"]) is None:
+                break
+    written = sum(entry["outcome"] == "denied" for entry in entries)
+    assert 300 <= written <= 600, "of a minute, or of two if one has just begun"
+    if written < 400:
+        [gateway] = mesh.of("mcp-server")
+        assert gateway.metric("devmesh_denials_unwritten_total") >= 400 - written
+
+
 async def test_w08_a_revoked_key_closes_its_open_connections(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         made = await admin.call("key.create", kind="agent")

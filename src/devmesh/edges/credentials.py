@@ -1,8 +1,10 @@
-"""Where a credential stands in a request's headers, on every wire."""
+"""Where a credential stands in a request's headers, and who presents it, on every wire."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def presented_secret(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -15,3 +17,12 @@ def presented_secret(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if authorization and scheme.lower() != "basic":  # which may be for a proxy on the way
         return authorization
     return found.get(b"x-api-key") or authorization or None
+
+
+def peer_address(scope: Mapping[str, Any]) -> str:
+    """Who has connected, or who has according to a trusted proxy: an address, or "unknown" where that says none."""
+    host = str(scope["client"][0]) if scope.get("client") else ""
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return "unknown"

@@ -23,7 +23,7 @@ from devmesh.core.access import Caller
 from devmesh.core.errors import MeshError, conflict
 from devmesh.edges import openapi, preconditions
 from devmesh.edges.boundary import Handler, Resource
-from devmesh.edges.credentials import presented_secret
+from devmesh.edges.credentials import peer_address, presented_secret
 from devmesh.edges.parameters import from_body, from_url
 from devmesh.edges.sse import EventStreams
 from devmesh.operations.authentication import Authenticator
@@ -74,8 +74,7 @@ def routes(
 
 async def authenticated(request: Request, authenticator: Authenticator) -> Caller:
     """Who is calling. Raises unauthenticated or rate_limited."""
-    address = request.client.host if request.client else "unknown"
-    return await authenticator.authenticate(presented_secret(request.headers.raw), address)
+    return await authenticator.authenticate(presented_secret(request.headers.raw), peer_address(request.scope))
 
 
 class Endpoint:

@@ -21,7 +21,7 @@ from devmesh import telemetry
 from devmesh.core.access import Credential
 from devmesh.core.errors import Kind, MeshError, unavailable
 from devmesh.edges.codecs import CODECS, JSON, Codec, Request
-from devmesh.edges.credentials import presented_secret
+from devmesh.edges.credentials import peer_address, presented_secret
 from devmesh.edges.session import Parts, Session
 from devmesh.engine.outbox import Outbox
 from devmesh.store.faults import translate
@@ -65,8 +65,7 @@ class Gateway:
         await receive()  # websocket.connect
         codec = next((CODECS[name] for name in scope["subprotocols"] if name in CODECS), None)
         await send({"type": "websocket.accept", "subprotocol": codec.subprotocol if codec else None})
-        address = scope["client"][0] if scope.get("client") else "unknown"
-        connection = Connection(self, codec or JSON, address, presented_secret(scope["headers"]), send)
+        connection = Connection(self, codec or JSON, peer_address(scope), presented_secret(scope["headers"]), send)
         scope.clear()  # the server keeps it as long as the connection, which needs nothing more of its handshake
         self.connections.add(connection)
         telemetry.CONNECTIONS.inc()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from devmesh import telemetry
 from devmesh.core import errors
 from devmesh.core.access import Caller
 from devmesh.core.ids import new_id
@@ -17,6 +20,7 @@ from devmesh.store.database import Database
 from devmesh.store.statements import load
 
 SQL = load("audit")
+DENIALS_PER_MINUTE_MAX = 300  # of one key, on each node
 
 
 class Entry(msgspec.Struct):
@@ -56,8 +60,27 @@ def _named(call: Call[Any]) -> dict[str, Any]:
     return {name: str(getattr(call.params, name)) for name in call.params.__struct_fields__ if name.endswith("_id")}
 
 
-async def record_denied(database: Database, caller: Caller, operation: str, reason: str) -> None:
-    """Writes that a caller was refused where no transaction of its own is left to hold the entry."""
-    entry = _entry(caller, operation, "denied", {"reason": reason})
-    encoded = msgspec.json.encode([entry]).decode()
-    await database.run(lambda tx: tx.execute(SQL.insert_many, caller.tenant_id, encoded))
+class Denials:
+    """What was refused where no transaction of its own is left to hold the entry.
+
+    Of one key so many a minute are written: each costs more than what was refused, and who only asks for what it may not do
+    could fill the database. The others are counted.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._minute = 0
+        self._written: collections.Counter[uuid.UUID] = collections.Counter()
+
+    async def record(self, caller: Caller, operation: str, reason: str) -> None:
+        minute = int(time.monotonic() // 60)
+        if minute != self._minute:
+            self._minute = minute
+            self._written.clear()
+        self._written[caller.key_id] += 1
+        if self._written[caller.key_id] > DENIALS_PER_MINUTE_MAX:
+            telemetry.DENIALS_UNWRITTEN.inc()
+            return
+        entry = _entry(caller, operation, "denied", {"reason": reason})
+        encoded = msgspec.json.encode([entry]).decode()
+        await self._database.run(lambda tx: tx.execute(SQL.insert_many, caller.tenant_id, encoded))

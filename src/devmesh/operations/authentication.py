@@ -22,6 +22,7 @@ from devmesh.store.statements import load
 
 SQL = load("keys")
 ISSUERS = load("issuers")
+BLAMELESS = frozenset({"credential.ambiguous"})  # who presents it has been made ambiguous by others
 
 
 class Presented(NamedTuple):
@@ -104,7 +105,9 @@ class Authenticator:
         failed = [
             item.address
             for item, answer in zip(presented, answers, strict=True)
-            if isinstance(answer, MeshError) and answer.kind is Kind.UNAUTHENTICATED
+            if isinstance(answer, MeshError)
+            and answer.kind is Kind.UNAUTHENTICATED
+            and answer.data.reason not in BLAMELESS
         ]
         if failed:
             telemetry.AUTHENTICATION_FAILURES.inc(len(failed))

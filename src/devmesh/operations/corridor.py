@@ -48,6 +48,7 @@ class Corridor:
         self.answered: Answered = lambda *_: None
         self._recall = recall or Recall()
         self.waits = Waits()
+        self._denials = audit.Denials(runner.database)
         self.rates = Rates(runner.database, settings)
         self.admission = Admission(settings.admission_target_ms)
 
@@ -74,7 +75,7 @@ class Corridor:
         try:
             access.require(caller, operation.scope)
         except errors.MeshError as error:
-            await audit.record_denied(self._runner.database, caller, name, error.message)
+            await self._denials.record(caller, name, error.message)
             raise
         call = Call(caller, params)
         return await self._answer(operation, await operation.ahead(self._recall, call) if operation.ahead else call)
@@ -86,7 +87,7 @@ class Corridor:
             yield
         except errors.MeshError as error:
             if error.kind is errors.Kind.FORBIDDEN and caller is not None:
-                await audit.record_denied(self._runner.database, caller, act, error.message)
+                await self._denials.record(caller, act, error.message)
             raise
 
     async def _answer(self, operation: Operation, call: Call[Any]) -> msgspec.Raw:
@@ -154,7 +155,7 @@ class Corridor:
             if len(calls) == 1 or not is_member_fault(error):
                 answers = [error] * len(calls)
                 if error.kind is errors.Kind.FORBIDDEN:  # raised, so that the transaction with its audit row is gone
-                    await audit.record_denied(self._runner.database, calls[0].caller, operation.name, error.message)
+                    await self._denials.record(calls[0].caller, operation.name, error.message)
             else:
                 telemetry.BATCHES_RUN_APART.inc()
                 runs = [await self._flush(operation, tenant_id, [call]) for call in calls]

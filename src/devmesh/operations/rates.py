@@ -54,7 +54,7 @@ class Rates:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._burst_s = database, settings.rate_burst_s
         self._per_key_per_s, self._per_tenant_per_s = settings.rate_per_key_per_s, settings.rate_per_tenant_per_s
-        self._buckets: dict[uuid.UUID, Bucket] = {}
+        self._buckets: dict[tuple[uuid.UUID, uuid.UUID], Bucket] = {}  # by tenant: tokens of two may name one subject
         self._refused: dict[bytes, tuple[Bucket, Bucket]] = {}
         self._is_away = False
         self._draws: Gather[Bucket, None] = Gather(
@@ -63,8 +63,8 @@ class Rates:
 
     async def admit(self, caller: Caller) -> None:
         """Spends a token of the caller's key and one of its tenant, or none. Raises rate_limited."""
-        key = self._buckets.get(caller.key_id) or self._new(caller, caller.key_id, self._per_key_per_s)
-        tenant = self._buckets.get(caller.tenant_id) or self._new(caller, caller.tenant_id, self._per_tenant_per_s)
+        key = self._known(caller, caller.key_id) or self._new(caller, caller.key_id, self._per_key_per_s)
+        tenant = self._known(caller, caller.tenant_id) or self._new(caller, caller.tenant_id, self._per_tenant_per_s)
         if not self._spend(key, tenant):
             await self._wait_and_spend(key, tenant)
 
@@ -72,7 +72,7 @@ class Rates:
         """Whose credential it is that was refused, for a wire that carries it with every request."""
         if len(self._refused) >= REFUSED_MAX:
             self._refused.clear()
-        key, tenant = self._buckets.get(caller.key_id), self._buckets.get(caller.tenant_id)
+        key, tenant = self._known(caller, caller.key_id), self._known(caller, caller.tenant_id)
         if key is not None and tenant is not None:
             self._refused[hash_of(credential)] = (key, tenant)
 
@@ -126,10 +126,13 @@ class Rates:
             reason=f"rate.{bucket.owner}",
         )
 
+    def _known(self, caller: Caller, bucket_id: uuid.UUID) -> Bucket | None:
+        return self._buckets.get((caller.tenant_id, bucket_id))
+
     def _new(self, caller: Caller, bucket_id: uuid.UUID, default_per_s: float) -> Bucket:
         if len(self._buckets) >= BUCKETS_MAX:
             self._buckets = {known: kept for known, kept in self._buckets.items() if kept.drawing is not None}
-        bucket = self._buckets[bucket_id] = Bucket(caller.tenant_id, bucket_id, default_per_s)
+        bucket = self._buckets[caller.tenant_id, bucket_id] = Bucket(caller.tenant_id, bucket_id, default_per_s)
         return bucket
 
     def _draw(self, bucket: Bucket) -> asyncio.Future[None]:
