@@ -279,7 +279,8 @@ class Service:
         self._health.add_details("jobs", lambda: depths.jobs)
         self._health.add("partitions", self._check_partitions, PARTITIONS_INTERVAL_S)
         self._health.add_details("partitions", lambda: self._partitions)
-        self._health.add("encryption", functools.partial(vault.check, database))
+        check_vault = functools.partial(vault.check, database)
+        self._health.add("encryption", functools.partial(standing.patiently, database, check_vault))
         tokens = Tokens(database, vault, key_sets, settings)
         self._health.authenticator = authenticator = Authenticator(database, settings, tokens)
         recalling = self._recalling = Recalling(database, settings)
@@ -379,9 +380,14 @@ class Service:
         return self._corridor.admission.component()
 
     async def _check_partitions(self) -> Component:
-        assert self._database is not None
-        self._partitions = await partitions.report(self._database)
-        return partitions.judge(self._partitions)
+        database = self._database
+        assert database is not None
+
+        async def look() -> Component:
+            self._partitions = await partitions.report(database)
+            return partitions.judge(self._partitions)
+
+        return await standing.patiently(database, look)
 
     def _wait_for(self, *reasons: str) -> None:
         if list(reasons) != self._health.waiting_for and reasons:

@@ -379,6 +379,7 @@ async def test_a_database_that_answers_others_is_busy_and_not_away(breakable: Me
             seen = await watcher.becomes("rest-api", "database", "degraded", "connections are in use")
             assert seen["details"]["pool"]["waiting"] > 0
             assert seen["details"]["calls"]["task.create"]["batches_in_flight"] > 0
+            await watcher.becomes("rest-api", "encryption", "degraded", "connections are in use")
         finally:
             for task in creating:
                 task.cancel()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from devmesh.core.components import Component, degraded, healthy, unhealthy
 from devmesh.store.database import Database
@@ -40,6 +41,15 @@ async def check(database: Database) -> Component:
             f"the database's clock is {abs(offset_s):.0f} s {way} this machine's; leases follow the database's"
         )
     return healthy()
+
+
+async def patiently(database: Database, look: Callable[[], Awaitable[Component]]) -> Component:
+    """What a look into the database finds. One that gets no answer tells how the database stands, and of itself nothing."""
+    try:
+        async with asyncio.timeout(ANSWER_LIMIT_S):
+            return await look()
+    except TimeoutError:
+        return _silent(database)
 
 
 def _silent(database: Database) -> Component:
