@@ -6,17 +6,21 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import logging
 import multiprocessing
 import os
 import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from devmesh.client.errors import Fail
+
+log = logging.getLogger("devmesh.client")
 
 
 class Processes:
@@ -60,12 +64,14 @@ class _Outcome(NamedTuple):
     pickled: bytes | None  # what it returned or raised
     is_raised: bool
     described: dict[str, str]  # what it raised, if it cannot be pickled, or if what was pickled cannot be opened
+    trace: str  # where that was raised
 
 
 def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
     try:
         found, is_raised = function(argument), False
     except BaseException as error:
+        error.add_note(f"in its own process:\n{traceback.format_exc()}")  # or who reads the log would see ours alone
         found, is_raised = error, True
     try:
         pickled = pickle.dumps(found)
@@ -74,10 +80,11 @@ def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
         if not isinstance(
             found, StopIteration | asyncio.CancelledError
         ):  # which would mean something to the loop there
-            return _Outcome(pickled, is_raised, {})
-        return _Outcome(None, True, _described(found))
-    except BaseException as problem:
-        return _Outcome(None, True, _described(found if is_raised else problem))
+            return _Outcome(pickled, is_raised, {}, "")
+        problem: BaseException = found
+    except BaseException as unusable:
+        problem = found if is_raised else unusable
+    return _Outcome(None, True, _described(problem), "".join(traceback.format_exception(problem)))
 
 
 def _described(error: BaseException) -> dict[str, str]:
@@ -89,6 +96,7 @@ def _described(error: BaseException) -> dict[str, str]:
 
 def _opened(outcome: _Outcome) -> Any:
     if outcome.pickled is None:
+        log.error("a job failed in a process of its own:\n%s", outcome.trace)
         raise Fail(outcome.described)
     found = pickle.loads(outcome.pickled)  # noqa: S301  our own process has made it
     if outcome.is_raised:
