@@ -203,6 +203,7 @@ def test_an_absent_file_holds_nothing_and_an_unreadable_one_is_an_error(tmp_path
             "no secret for HS256",
         ),
         ("DEVMESH_TRUSTED_PROXIES", "10.0.0.7,10.1.0.0/99", "no network"),
+        ("DEVMESH_TRUSTED_PROXIES", "10.1.2.3/16", "no network"),
         ("DEVMESH_TRUSTED_PROXIES", "proxy.example", "separated by commas"),
     ],
 )

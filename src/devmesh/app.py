@@ -208,7 +208,7 @@ def _config(front: Front, settings: Settings) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=bool(settings.trusted_proxies),  # or anybody beside a proxy could say that it is somebody else
-        forwarded_allow_ips=[address.strip() for address in settings.trusted_proxies.split(",")],
+        forwarded_allow_ips=[address.strip() for address in settings.trusted_proxies.split(",") if address.strip()],
         backlog=4096,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=END_LIMIT_S,  # everybody has been given time before

@@ -332,9 +332,12 @@ class Settings(Group):
                 yield name, "cannot be understood; write special characters in a password as %40 and so on"
         for network in filter(None, self.trusted_proxies.split(",")):
             try:
-                ipaddress.ip_network(network.strip(), strict=False)
+                ipaddress.ip_network(network.strip())
             except ValueError:
-                yield "trusted_proxies", f"names {network.strip()!r}, which is no address and no network"
+                yield (
+                    "trusted_proxies",
+                    f"names {network.strip()!r}, which is no address and no network such as 10.1.0.0/16",
+                )
         if self.jwt_secret is not None:
             from devmesh.core.signing_keys import KeysUnusable, secret_key  # which takes long to load
 

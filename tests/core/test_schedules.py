@@ -29,7 +29,17 @@ moments = st.datetimes(
 timings = st.builds(
     Timing,
     st.sampled_from(
-        ["*/7 * * * *", "0 * * * *", "30 2 * * *", "15 1-3 * * *", "0 9 * * 1-5", "0 0 29 * *", "30 15 10 * * *"]
+        [
+            "*/7 * * * *",
+            "0 * * * *",
+            "30 2 * * *",
+            "15 1-3 * * *",
+            "30 */2 * * *",
+            "45 1 * * *",
+            "0 9 * * 1-5",
+            "0 0 29 * *",
+            "30 15 10 * * *",
+        ]
     ),
     st.none(),
     st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe"]),

@@ -115,6 +115,7 @@ async def test_j18_priorities_come_back_and_a_lease_whose_worker_is_gone_runs_ou
 async def test_what_json_may_say_and_a_text_may_not_hold_comes_back_as_it_was(archive: Archive, bench: Bench) -> None:
     odd = {"a\u0000b": ["\u0000", "\\u0000", "\ufdd1"]}
     waiting = await bench.enqueue(payload=odd, delay_ms=3_600_000)
+    brief = await bench.enqueue(payload="a\u0000b", delay_ms=3_600_000)
     dead = await bench.enqueue(payload=odd, max_retries=0)
     await bench.wire.call("job.fail", jobs=[held(job, error=odd) for job in await bench.claim()])
     about = {"name": uuid.uuid4().hex, "cron": "0 0 1 1 *", "job": {"type": "t", "payload": odd}}
@@ -126,6 +127,7 @@ async def test_what_json_may_say_and_a_text_may_not_hold_comes_back_as_it_was(ar
         answer = await archive.call("restore", snapshot_id=snapshot["id"], on_conflict=on_conflict)
         assert answer["conflicts"] == []
         assert (await bench.get(waiting))["payload"] == odd
+        assert (await bench.get(brief))["payload"] == "a\u0000b"
         assert (await bench.get(dead))["error"] == odd
         [letter] = await bench.dead_letters()
         assert letter["error"] == odd

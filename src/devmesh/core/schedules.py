@@ -19,6 +19,7 @@ INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
 COUNTED_MAX = 10_000  # times that were missed
+AROUND_MAX = 1_000  # times that are looked at around a change of the clock
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
 
 
@@ -78,11 +79,26 @@ class Timing(NamedTuple):
             steps = self._steps_until(moment)
             return self._step(steps) if steps >= 0 else None
         assert self.cron is not None
-        # Where a clock is set back an hour comes twice, and what is looked for may be in the other one: begin behind both.
-        begin = (moment + REPEATED).astimezone(zoneinfo.ZoneInfo(self.time_zone))
-        times = (time.astimezone(datetime.UTC) for time in CronSim(self.cron, begin, reverse=True))
-        found = next((time for time in times if time <= moment), None)
+        found = self._last_of_cron(moment)
         return found if found is not None and found >= self.starts_at else None
+
+    def _last_of_cron(self, moment: datetime.datetime) -> datetime.datetime | None:
+        assert self.cron is not None
+        zone = zoneinfo.ZoneInfo(self.time_zone)
+        early, late = (each.astimezone(zone) for each in (moment - REPEATED, moment + REPEATED))
+        if early.utcoffset() == late.utcoffset():
+            just_after = (moment + datetime.timedelta(microseconds=1)).astimezone(zone)
+            found = next(CronSim(self.cron, just_after, reverse=True), None)
+            return found.astimezone(datetime.UTC) if found is not None else None
+        # Where a clock is set back some time comes twice, and times do not go back in order: all around are looked at.
+        around: list[datetime.datetime] = []
+        for time in CronSim(self.cron, late, reverse=True):
+            at = time.astimezone(datetime.UTC)
+            if at <= moment:
+                around.append(at)
+            if at < moment - 2 * REPEATED or len(around) > AROUND_MAX:
+                break
+        return max(around, default=None)
 
     def _times(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
         if self.interval_s is not None:
@@ -93,6 +109,7 @@ class Timing(NamedTuple):
         for time in CronSim(self.cron, begin.astimezone(zoneinfo.ZoneInfo(self.time_zone))):
             if (at := time.astimezone(datetime.UTC)) > begin:  # in an hour that comes twice it may be the first one's
                 yield at
+                begin = at
 
     def _steps_until(self, moment: datetime.datetime) -> int:
         """The number of the last step that is not after a moment; times are rounded to microseconds, so it is looked at."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import httpx
 
-from devmesh.client.threads import in_thread
+from devmesh.client.threads import ThreadNotBegun, in_thread
 
 ADDRESSES_TRIED_MAX = 3
 LOOKUPS_MAX, LOOKUPS_OF_OTHERS_MAX = (
@@ -86,7 +86,10 @@ class Fetcher:
         lookup = asyncio.get_running_loop().create_task(in_thread(_look_up, url))
         self._lookups.add(lookup)
         lookup.add_done_callback(self._looked_up)
-        return await asyncio.shield(lookup)  # nobody can end it, so it counts until it ends
+        try:
+            return await asyncio.shield(lookup)  # nobody can end it, so it counts until it ends
+        except (ThreadNotBegun, RuntimeError) as error:
+            raise FetchFailed("its name cannot be looked up at present") from error
 
     def _looked_up(self, lookup: asyncio.Task[list[Address]]) -> None:
         self._lookups.discard(lookup)

@@ -66,7 +66,7 @@ async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimedRes
     workers = sorted({str(calls[ordinal].params.worker_id) for ordinal in asking})
     if workers:  # all of them, and before anything else is locked: batches on any number of nodes have them in common
         await work.tx.execute_spelled_out(WORKERS.lock_claims, str(work.tenant_id), SEPARATOR.join(workers))
-    for ordinal in sorted(asking, key=lambda ordinal: sorted(calls[ordinal].params.queues)):  # as queues' tokens are
+    for ordinal in sorted(asking, key=lambda ordinal: sorted(calls[ordinal].params.queues)):  # nearly as tokens are
         try:
             answers[ordinal] = await _answer(work, under_way, calls[ordinal])
         except errors.MeshError as refused:

@@ -117,9 +117,10 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     """Cancel what waits in a queue, for a place in it or for other jobs, up to 10,000 jobs at once. What runs goes on."""
     queue, room = call.params.queue, call.params.limit
     why = {"message": "its queue was purged"}
-    await work.tx.fetch(
-        LIMITS.lock_queue, work.tenant_id, queue
-    )  # as whoever gives places: before those that wait for them
+    # Who lets jobs go on that were blocked locks these, and then limits; and who gives places, limits before those that wait.
+    bound = await work.tx.fetch(DEPENDENCIES.ids_of_queue, work.tenant_id, queue, room)
+    locked = await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [row["job_id"] for row in bound])
+    await work.tx.fetch(LIMITS.lock_queue, work.tenant_id, queue)
     limited = [row["job_id"] for row in await work.tx.fetch(LIMITS.ids_of_queue, work.tenant_id, queue, room)]
     rows = list(await work.tx.fetch(LIMITS.end, work.tenant_id, limited, json_text(why))) if limited else []
     room -= len(rows)
@@ -129,12 +130,10 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     rows += ready
     tell(work, "job.cancelled", [(queue, patch(row["job_id"], row["attempt"])) for row in rows], Status.CANCELLED)
     over = [row["job_id"] for row in rows if row["is_parent"]]
-    room -= len(ready)
-    bound = await work.tx.fetch(DEPENDENCIES.ids_of_queue, work.tenant_id, queue, room) if room else []
-    locked = await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [row["job_id"] for row in bound])
-    over += await end_blocked(work, [row["job_id"] for row in locked], Outcome.CANCELLED, why) if locked else []
+    last = [row["job_id"] for row in locked[: room - len(ready)]]
+    over += await end_blocked(work, last, Outcome.CANCELLED, why) if last else []
     await settle(work, over, End.GONE)
-    return PurgedResult(await _queue(work, queue), len(rows) + len(locked))
+    return PurgedResult(await _queue(work, queue), len(rows) + len(last))
 
 
 async def _changed(work: Work, event_type: str, queue: str) -> QueueResult:

@@ -89,8 +89,10 @@ async def open_connection(
             max_cached_statement_lifetime=0,
         )
     except ssl.SSLError as error:  # which may be a ValueError too
-        reason = getattr(error, "verify_message", None) or error.reason or type(error).__name__
-        message = f"cannot reach the database: its TLS certificate is not accepted: {reason}"
+        if isinstance(error, ssl.SSLCertVerificationError):
+            message = f"cannot reach the database: its TLS certificate is not accepted: {error.verify_message}"
+        else:
+            message = f"cannot reach the database by TLS: {error}"
         raise DatabaseUnreachable(message, is_permanent=False) from error
     except asyncpg.ClientConfigurationError as error:
         if "certificate" not in str(error):

@@ -282,9 +282,8 @@ async def expired(database: Database, policy: Policy, tables: Iterable[str] = TA
         gone["jobs"] = [part for part in gone["jobs"] if not _holds(part, row["day"])]
     if gone.get("job_executions"):  # how a job ended stands there, and without it the job would be PENDING again
         jobs = next((each.partitions for each in found if each.table == "jobs"), [])
-        kept = [
-            part.first_day or datetime.date.min for part in jobs if not part.is_default and part not in gone["jobs"]
-        ]
+        dropped = gone["jobs"] if "jobs" in wanted else []
+        kept = [part.first_day or datetime.date.min for part in jobs if not part.is_default and part not in dropped]
         oldest = min(kept, default=datetime.date.max)
         gone["job_executions"] = [
             part for part in gone["job_executions"] if (part.end_day or datetime.date.max) <= oldest

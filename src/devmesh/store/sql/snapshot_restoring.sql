@@ -109,7 +109,8 @@ with latest as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome, result,
                                     error)
     select x.tenant_id, x.job_id, x.finished_at, x.started_at, x.worker_id, x.next_run_at, x.attempt, x.retries, x.outcome,
-           replace(x.result::text, '\ufdd0', '\u0000')::json, replace(x.error::text, '\ufdd0', '\u0000')::json
+           replace(replace(x.result::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json,
+           replace(replace(x.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_executions, r."row") x
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'latest' and r.decision = any($3::text[])
     on conflict do nothing
@@ -117,7 +118,8 @@ with latest as (
 insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type,
                       payload, tags, unique_key, concurrency_key, concurrency_limit)
 select j.tenant_id, j.job_id, j.created_at, j.run_at, j.created_by_key_id, j.timeout_ms, j.backoff_ms, j.max_retries, j.priority, j.queue,
-       j.type, replace(j.payload::text, '\ufdd0', '\u0000')::json, j.tags, j.unique_key, j.concurrency_key, j.concurrency_limit
+       j.type, replace(replace(j.payload::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json, j.tags,
+       j.unique_key, j.concurrency_key, j.concurrency_limit
 from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
 on conflict do nothing;
@@ -191,13 +193,15 @@ with dead as materialized (
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
 ), ended as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
-    select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED', replace(d.error::text, '\ufdd0', '\u0000')::json from dead d where d.decision = 'conflict'
+    select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED',
+           replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
+    from dead d where d.decision = 'conflict'
 )
 insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
                                    type, error)
 select $1, d.job_id, d.dead_letter_id, d.created_at, d.failed_at, d.is_parent,
        case when d.decision = 'conflict' then d.ends_as else d.attempt end, d.retries, d.priority, d.queue, d.type,
-       replace(d.error::text, '\ufdd0', '\u0000')::json
+       replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
 from dead d
 on conflict do nothing
 returning job_id, queue, attempt;
@@ -248,14 +252,15 @@ with missing as (
                                job)
     select s.tenant_id, s.schedule_id, s.created_by_key_id, s.created_at, s.updated_at, s.starts_at, s.ends_at, s.next_fire_at,
            s.last_fired_at, s.paused_at, s.interval_s, s.fired_count, s.missed_count, s.last_job_id, s.cron, s.time_zone, s.missed, s.name,
-           replace(s.job::text, '\ufdd0', '\u0000')::json
+           replace(replace(s.job::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") s
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'insert'
     on conflict do nothing
     returning schedule_id
 ), changed as (
     update mcp.schedules s
-    set cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone, job = replace(p.job::text, '\ufdd0', '\u0000')::json,
+    set cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone,
+        job = replace(replace(p.job::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json,
         missed = p.missed, paused_at = p.paused_at,
         ends_at = p.ends_at, next_fire_at = p.next_fire_at, updated_at = now()
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p

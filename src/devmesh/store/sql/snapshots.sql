@@ -48,7 +48,7 @@ select l.snapshot_id from link l order by l.place;
 -- name: gather
 -- Writes down, as those of one snapshot, the rows that a chain has together: of each the newest. $1 tenant, $2 the snapshot to write,
 -- $3 the chain, the newest first. JSON may say \u0000, and a row with it cannot be taken apart: until it is put back that is written as
--- the character U+FDD0, which is none and in nobody's text.
+-- the character U+FDD0, which is none and in nobody's text; of JSON that is a string alone the character itself comes back.
 insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
 select $1, $2, f.noun, f.id, replace(f."row"::text, '\u0000', '\ufdd0')::json from (
     select distinct on (r.noun, r.id) r.noun, r.id, r."row" from unnest($3::uuid[]) with ordinality as c (snapshot_id, place)
