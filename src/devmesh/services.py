@@ -384,7 +384,7 @@ class Service:
         assert database is not None
 
         async def look() -> Component:
-            self._partitions = await partitions.report(database)
+            self._partitions = await partitions.report(database, is_measured=False)
             return partitions.judge(self._partitions)
 
         return await standing.patiently(database, look)

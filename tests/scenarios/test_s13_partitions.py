@@ -88,7 +88,7 @@ async def test_s13_what_is_missing_is_reported_by_every_service_and_mended_by_th
         assert details["api_logs"] == {
             "table": "api_logs", "status": "healthy", "message": "", "partitions": 14, "oldest": f"{month(0):%Y-%m}",
             "newest": f"{month(12):%Y-%m}", "months_ahead": 12, "rows_in_default": 0,
-            "bytes": details["api_logs"]["bytes"],
+            "bytes": None,
         }  # fmt: skip
     code, shown, said = command(mesh, tmp_path, "status")
     assert code == 1

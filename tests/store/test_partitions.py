@@ -348,6 +348,23 @@ async def test_numbering_goes_on_when_a_clock_was_set_back(database: Database, f
     assert (row["floor_sequence"], row["last_sequence"]) == (3, 4)
 
 
+async def test_health_does_not_wait_for_a_partition_that_is_being_rewritten(
+    database: Database, fresh_database: str
+) -> None:
+    await partitions.ensure(database, 2, ["audit_log"])
+    holder = await asyncpg.connect(fresh_database)
+    await holder.execute(f"begin; lock table {partition_of('audit_log', 2)} in access exclusive mode")
+    try:
+        async with asyncio.timeout(5):
+            reports = await partitions.report(database, is_measured=False)
+    finally:
+        await holder.close()
+    assert {report.bytes for report in reports} == {None}
+    measured = await report_of(database, "audit_log")
+    assert measured.bytes is not None
+    assert measured.bytes > 0
+
+
 async def test_nothing_is_dropped_while_two_clocks_are_a_day_apart(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

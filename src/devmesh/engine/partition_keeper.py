@@ -91,4 +91,4 @@ def _measure(reports: Sequence[TableReport]) -> None:
     for report in reports:
         telemetry.PARTITION_MONTHS_AHEAD.labels(report.table).set(report.months_ahead)
         telemetry.PARTITION_ROWS_IN_DEFAULT.labels(report.table).set(report.rows_in_default)
-        telemetry.PARTITION_BYTES.labels(report.table).set(report.bytes)
+        telemetry.PARTITION_BYTES.labels(report.table).set(report.bytes or 0)

@@ -71,7 +71,7 @@ class Partition(msgspec.Struct, frozen=True):
     first_day: datetime.date | None  # None: without a beginning, or the default one
     end_day: datetime.date | None  # the first that is not in it
     default_rows: int | None  # in the default one, counted up to a limit
-    bytes: int | None  # None: it went away in this moment
+    bytes: int | None  # None: it went away in this moment, or it was not asked for
 
 
 class Partitions(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class TableReport(msgspec.Struct, frozen=True):
     newest: str | None
     months_ahead: int  # without a gap
     rows_in_default: int  # counted up to 10,000
-    bytes: int
+    bytes: int | None  # None: they were not asked for
 
 
 def plus_months(month: datetime.date, number: int) -> datetime.date:
@@ -125,10 +125,10 @@ def plus_months(month: datetime.date, number: int) -> datetime.date:
 # Looking
 
 
-async def look(database: Database, tables: Iterable[str] = TABLES) -> list[Partitions]:
-    """Raises MeshError."""
+async def look(database: Database, tables: Iterable[str] = TABLES, *, is_measured: bool = True) -> list[Partitions]:
+    """Without measuring nobody is waited for. Raises MeshError."""
     by_table: dict[str, list[Record]] = {}
-    for row in await database.read(SQL.list, list(tables), COUNTED_ROWS_MAX):
+    for row in await database.read(SQL.list, list(tables), COUNTED_ROWS_MAX, is_measured):
         by_table.setdefault(row["table_name"], []).append(row)
     return [
         Partitions(
@@ -145,9 +145,10 @@ async def look(database: Database, tables: Iterable[str] = TABLES) -> list[Parti
     ]
 
 
-async def report(database: Database) -> list[TableReport]:
-    """How each table is. Raises MeshError."""
-    return [_report(found) for found in await look(database)]
+async def report(database: Database, *, is_measured: bool = True) -> list[TableReport]:
+    """How each table is, and how large if that is asked for. Raises MeshError."""
+    reports = [_report(found) for found in await look(database, is_measured=is_measured)]
+    return reports if is_measured else [msgspec.structs.replace(found, bytes=None) for found in reports]
 
 
 def judge(reports: Sequence[TableReport]) -> Component:

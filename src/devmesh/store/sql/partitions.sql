@@ -1,17 +1,17 @@
 -- name: list
 -- The partitions of tables, with the months they are for, how large they are, how many rows are in default ones (counted up to a
 -- limit), and what month it is by the database's clock. A table without any, or that is not there, has one row without a name.
--- $1 tables, $2 the limit.
+-- $1 tables, $2 the limit, $3 whether sizes are asked for, which have to wait while a partition is rewritten; bounds, of no relation, do not.
 select t.name as table_name, to_regclass(format('mcp.%I', t.name)) is not null as is_there, c.relname as name,
        b.bounds = 'DEFAULT' as is_default,
        (substring(b.bounds from $re$FROM \('([^']+)'\)$re$)::timestamptz at time zone 'UTC')::date as first_day,
        (substring(b.bounds from $re$TO \('([^']+)'\)$re$)::timestamptz at time zone 'UTC')::date as end_day,
        case when b.bounds = 'DEFAULT' then mcp.count_rows(c.relname, $2) end as default_rows,
-       pg_total_relation_size(c.oid) as bytes, date_trunc('month', now() at time zone 'UTC')::date as this_month
+       case when $3 then pg_total_relation_size(c.oid) end as bytes, date_trunc('month', now() at time zone 'UTC')::date as this_month
 from unnest($1::text[]) with ordinality as t (name, place)
 left join pg_inherits i on i.inhparent = to_regclass(format('mcp.%I', t.name))
 left join pg_class c on c.oid = i.inhrelid
-left join lateral (select pg_get_expr(c.relpartbound, c.oid) as bounds) b on true
+left join lateral (select pg_get_expr(c.relpartbound, 0) as bounds) b on true
 order by t.place, first_day;
 
 -- name: count_rows
