@@ -12,6 +12,8 @@ import msgspec
 
 from devmesh.core.errors import TABLE, Kind
 
+ERROR_CHARACTERS_MAX = 2_000  # of what a handler has raised
+
 
 class MeshError(Exception):
     """An answer that is an error, or what came instead of one. Look at `kind`, and at `reason` for the finer name."""
@@ -99,3 +101,12 @@ def _optional(data: _Data) -> dict[str, Any]:
     fields = msgspec.structs.asdict(data)
     del fields["kind"]
     return fields
+
+
+def described(error: BaseException) -> dict[str, str]:
+    """What a handler has raised, as it is reported: its `type` and its `message`, of 2,000 characters at the most."""
+    try:
+        message = str(error)[:ERROR_CHARACTERS_MAX]
+    except BaseException as worse:  # it is the handler's own: whatever it does must not cost the report
+        message = f"(its words cannot be had: {type(worse).__name__})"
+    return {"type": type(error).__name__, "message": message}

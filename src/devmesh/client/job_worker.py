@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.client.errors import Fail, MeshError
+from devmesh.client.errors import Fail, MeshError, described
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_heart import JobHeart, OpenRequests, Refused
 from devmesh.client.lease import JobLease
@@ -37,14 +37,12 @@ HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 REPORTERS = 2  # requests under way at once
 CLAIMS = 2  # of them as well: the database looks for the next jobs while the last ones begin
 WAIT_MS, WAIT_HELD_MS = 20_000, 100
-WAIT_SHARE = (
-    1 / 3
-)  # of a lease, for which a claim waits at the longest: here the lease is counted from when it was asked for
+# Of a lease, for which a claim waits at the longest: here the lease is counted from when it was asked for.
+WAIT_SHARE = 1 / 3
 FEW_AFTER_S = 0.05
 BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 REPORT_TIMEOUT_S = 10.0
-ERROR_CHARACTERS_MAX = 2_000
 
 
 class JobHandler(NamedTuple):
@@ -232,12 +230,12 @@ class JobWorker:
         try:
             report = _completed(job, lease, await self._handle(job, lease, task))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
-            report = _given_back(job, lease) if task.cancelling() else _failed(job, lease, _described(cancelled))
+            report = _given_back(job, lease) if task.cancelling() else _failed(job, lease, described(cancelled))
         except Fail as failure:
             report = _failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
-            report = _failed(job, lease, _described(error))
+            report = _failed(job, lease, described(error))
         self._say(report)
         self._running.discard(task)
 
@@ -350,15 +348,7 @@ def _failed(job: Job, lease: JobLease, error: Any, *, retryable: bool = True) ->
     try:
         return _Report("fail", msgspec.json.encode(said), lease)
     except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        return _failed(job, lease, _described(unusable), retryable=retryable)
-
-
-def _described(error: BaseException) -> dict[str, str]:
-    try:
-        message = str(error)[:ERROR_CHARACTERS_MAX]
-    except BaseException as worse:  # it is the handler's own: whatever it does must not cost the report
-        message = f"(its words cannot be had: {type(worse).__name__})"
-    return {"type": type(error).__name__, "message": message}
+        return _failed(job, lease, described(unusable), retryable=retryable)
 
 
 def handler_of(type_: str, queue: str, function: Callable[[Any], Any], *, in_process: bool = False) -> JobHandler:

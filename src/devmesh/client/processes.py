@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from devmesh.client.errors import Fail
+from devmesh.client.errors import Fail, described
 
 log = logging.getLogger("devmesh.client")
 
@@ -77,21 +77,12 @@ def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
         pickled = pickle.dumps(found)
         if is_raised:  # many exceptions cannot be made again from what they were made of
             pickle.loads(pickled)  # noqa: S301  our own
-        if not isinstance(
-            found, StopIteration | asyncio.CancelledError
-        ):  # which would mean something to the loop there
+        if not isinstance(found, StopIteration | asyncio.CancelledError):  # they would mean something to the loop there
             return _Outcome(pickled, is_raised, {}, "")
         problem: BaseException = found
     except BaseException as unusable:
         problem = found if is_raised else unusable
-    return _Outcome(None, True, _described(problem), "".join(traceback.format_exception(problem)))
-
-
-def _described(error: BaseException) -> dict[str, str]:
-    try:
-        return {"type": type(error).__name__, "message": str(error)}
-    except BaseException as worse:
-        return {"type": type(error).__name__, "message": f"(its words cannot be had: {type(worse).__name__})"}
+    return _Outcome(None, True, described(problem), "".join(traceback.format_exception(problem)))
 
 
 def _opened(outcome: _Outcome) -> Any:

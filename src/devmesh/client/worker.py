@@ -23,7 +23,7 @@ from devmesh.client.client import Client
 from devmesh.client.codecs import CodecName
 from devmesh.client.connection import Connection, Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
-from devmesh.client.errors import Fail, MeshError, Reject
+from devmesh.client.errors import ERROR_CHARACTERS_MAX, Fail, MeshError, Reject
 from devmesh.client.heart import Heart
 from devmesh.client.lease import TaskLease
 from devmesh.client.tasks import Page, Task
@@ -41,7 +41,6 @@ LEASE_ENDING = {
 }
 TELL_TIMEOUT_S, TELL_PAUSE_S = 10.0, 0.5
 HAND_BACK_LIMIT_S = 5.0
-ERROR_CHARACTERS_MAX = 2_000
 STOPPING = "the agent is stopping"
 
 

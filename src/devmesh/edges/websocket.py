@@ -193,11 +193,10 @@ class Connection:
             self._refuse(None, MeshError(Kind.TOO_LARGE, f"a batch holds {limit} requests at the most"))
             return
         else:
-            opened_parts = [self._open(part) for part in parts]
-            work = self._serve_batch(opened_parts)
-            if not any(
-                isinstance(part, Request) for part in opened_parts
-            ):  # nothing is in flight that would be counted
+            batch = [self._open(part) for part in parts]
+            requests = sum(isinstance(part, Request) for part in batch)
+            work = self._serve_batch(batch, requests)
+            if not requests:  # nothing is in flight that would be counted: no more is read before these are refused
                 await work
                 return
         if self.session.caller is None:
@@ -210,10 +209,9 @@ class Connection:
     async def _serve_one(self, request: Request) -> None:
         await self._send_reply(await self._reply(request), requests=1)
 
-    async def _serve_batch(self, opened: list[Request | bytes | None]) -> None:
+    async def _serve_batch(self, opened: list[Request | bytes | None], requests: int) -> None:
         replies = await asyncio.gather(*(self._reply(part) for part in opened))
         answered = [reply for reply in replies if reply is not None]
-        requests = sum(isinstance(part, Request) for part in opened)
         await self._send_reply(self._codec.batch(answered) if answered else None, requests)
 
     def _open(self, data: bytes | Raw) -> Request | bytes | None:

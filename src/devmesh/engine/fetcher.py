@@ -17,10 +17,8 @@ import httpx
 from devmesh.client.threads import ThreadNotBegun, in_thread
 
 ADDRESSES_TRIED_MAX = 3
-LOOKUPS_MAX, LOOKUPS_OF_OTHERS_MAX = (
-    12,
-    8,
-)  # of names at once: the operator's own have room when those of tenants have none
+# Of names at once: the operator's own have room when those of tenants have none.
+LOOKUPS_MAX, LOOKUPS_OF_OTHERS_MAX = 12, 8
 PORT_MAX = 65_535
 # Addresses that stand for others, which may be private.
 TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")]

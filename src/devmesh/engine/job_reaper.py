@@ -35,12 +35,8 @@ async def reap(work: Work) -> int:
         if (due := _due(work, held)) is None:
             continue  # its worker was heard of in the last moment
         outcome, message = due
-        ending = (
-            jobs.cancelled(held.held)
-            if held.row["cancel_requested_at"] is not None
-            else jobs.after_failure(held.held, outcome, is_retryable=True, now=work.now, jitter=jitter())
-        )
-        endings[job_id], errors[job_id] = ending, json_text({"message": message})
+        failed = jobs.after_failure(held.held, outcome, is_retryable=True, now=work.now, jitter=jitter())
+        endings[job_id], errors[job_id] = held.unless_cancelled(failed), json_text({"message": message})
         telemetry.JOBS_REAPED.labels(outcome.value).inc()
     await write_endings(work, locked, endings, errors)
     return len(endings)

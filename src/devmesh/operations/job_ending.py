@@ -37,6 +37,10 @@ class HeldRow(NamedTuple):
     row: Record
     held: Held
 
+    def unless_cancelled(self, ending: Ending) -> Ending:
+        """How the attempt ends: one that has been asked to stop is over, whatever is said of it."""
+        return jobs.cancelled(self.held) if self.row["cancel_requested_at"] is not None else ending
+
 
 class Ended(NamedTuple):
     """A job whose attempt has ended."""
@@ -67,9 +71,9 @@ async def end_held(
     decide: Callable[[HeldRow], Ending],
     error: dict[str, Any] | None = None,
 ) -> list[Ended]:
-    """Ends the attempts of those of these jobs that are still held, as `decide` says, all with one error."""
+    """Ends the attempts of those of these jobs that are still held, as `decide` says or as cancelled, all with one error."""
     locked = await lock_held(work, ids)
-    endings = {job_id: decide(held) for job_id, held in locked.items()}
+    endings = {job_id: held.unless_cancelled(decide(held)) for job_id, held in locked.items()}
     text = json_text(error) if error is not None else None
     return await write_endings(work, locked, endings, dict.fromkeys(endings, text))
 

@@ -170,8 +170,6 @@ async def _leave(
     held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
 
     def decide(row: HeldRow) -> Ending:
-        if row.row["cancel_requested_at"] is not None:
-            return jobs.cancelled(row.held)
         return jobs.handed_back(row.held, Outcome.RELEASED, work.now)
 
     # Leases before the worker, as those take them who end attempts. No claim comes between: it would wait for the lock above.
@@ -192,8 +190,6 @@ async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str) -> None:
         return
 
     def decide(row: HeldRow) -> Ending:
-        if row.row["cancel_requested_at"] is not None:
-            return jobs.cancelled(row.held)
         return jobs.after_failure(row.held, Outcome.LEASE_LOST, is_retryable=True, now=work.now, jitter=jitter())
 
     await end_held(work, held, decide, {"message": f"its worker {worker_id} was given up: {why}"})

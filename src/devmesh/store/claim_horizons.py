@@ -53,9 +53,8 @@ class _Place:
         self.horizon = [BEGINNING] * PRIORITIES  # the latest time claimed at each priority
         self.front_look_at = self.late_look_at = BEGINNING
         self.front_look_every, self.late_look_every = FRONT_LOOK_INTERVAL, LATE_LOOK_INTERVAL
-        self.usual = self.front_took = datetime.timedelta(
-            0
-        )  # a look, at a sliding average; the last one from the front
+        self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
+        self.front_took = datetime.timedelta(0)  # and how long the last one from the front did
 
     def look(self, now: datetime.datetime) -> Look:
         is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
@@ -190,8 +189,8 @@ class ClaimsUnderWay:
         self, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None, *, in_vain: bool
     ) -> None:
         """See there."""
-        looked = functools.partial(self._horizons.looked, self._tenant_id, queue, look, took_s, empty_until)
-        self._looked.append(functools.partial(looked, in_vain=in_vain))
+        about = (self._tenant_id, queue, look, took_s, empty_until)
+        self._looked.append(functools.partial(self._horizons.looked, *about, in_vain=in_vain))
 
     def committed(self) -> None:
         for queue, taken in self._taken.items():

@@ -6,6 +6,7 @@ Must not decide what follows from it, nor wait for long: what is slow here is sl
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable
 
@@ -23,11 +24,11 @@ SILENCE_S_MAX = 2.0  # a pool that is all in use is alive while somebody on it g
 
 async def check(database: Database) -> Component:
     """Raises MeshError when the database is away."""
-    try:
-        async with asyncio.timeout(ANSWER_LIMIT_S):
-            [row] = await database.read(SQL.standing)
-    except TimeoutError:
-        return _silent(database)
+    return await patiently(database, functools.partial(_look, database))
+
+
+async def _look(database: Database) -> Component:
+    [row] = await database.read(SQL.standing)
     if database.disk_full_s_ago < DISK_FULL_S:
         return unhealthy(DISK_FULL.message)
     if row["is_standby"]:
