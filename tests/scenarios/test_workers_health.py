@@ -134,6 +134,68 @@ async def test_a_worker_whose_leases_are_renewed_or_that_claims_is_heard_of(benc
     assert [(await each.worker())["status"] for each in (ward, other)] == ["ACTIVE", "ACTIVE"]
 
 
+@pytest.mark.parametrize("since", ["20 hours", "50 hours", "400 days"])
+async def test_a_worker_is_well_however_long_nothing_failed(mesh: Mesh, bench: Bench, ward: Ward, since: str) -> None:
+    """What has been halved a thousand times is less than any number that there is."""
+    job = await bench.enqueue(max_retries=0)
+    [claimed] = await bench.claim(worker_id=ward.worker_id)
+    long_ago = f"set failure_level_at = now() - interval '{since}', failure_level = 3"
+    run_sql(mesh.dsn, f"update mcp.workers {long_ago} where worker_id = '{ward.worker_id}'")
+    assert (await ward.beat())["health_score"] == 1
+    await bench.wire.call("job.fail", jobs=[held(claimed, error="no luck")])
+    assert await bench.is_now(job, "FAILED")
+    assert (await ward.beat())["health_score"] < 1
+    run_sql(mesh.dsn, f"update mcp.workers {long_ago} where worker_id = '{ward.worker_id}'")
+
+    async def is_given_up() -> bool:
+        return bool((await ward.worker())["status"] == "FAILED")
+
+    await eventually(is_given_up, "its silence is noticed")
+
+
+async def test_a_late_beat_says_nothing_of_a_worker_that_stays_active(ward: Ward) -> None:
+    async def has_missed() -> bool:
+        return bool((await ward.worker())["missed_beats"])
+
+    await eventually(has_missed, "a beat is missed")
+    late = await ward.worker()
+    assert (late["status"] == "DEGRADED") == bool(late["reason"]), "two beats on a machine that is slow"
+    back = await ward.beat()
+    assert (back["status"], back["reason"]) == ("ACTIVE", "")
+
+
+async def test_a_worker_that_leaves_leaves_no_alert(bench: Bench, ward: Ward) -> None:
+    async def is_missed() -> bool:
+        return bool(await ward.alerts(only_open=True))
+
+    await eventually(is_missed, "a beat is missed")
+    await bench.wire.call("worker.deregister", worker_id=ward.worker_id)
+    assert not await is_missed()
+
+
+async def test_one_tenant_s_trouble_keeps_no_other_s_workers_from_being_missed(own_mesh: Callable[..., Mesh]) -> None:
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with (
+        await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire,
+        await Wire.connect(mesh.ws_url, mesh.new_tenant()) as other,
+    ):
+        troubled = Ward(wire, await register(wire, heartbeat_interval_s=INTERVAL_S))
+        gone = Ward(other, await register(other, heartbeat_interval_s=7.0))  # longer than the watch bears with a gap
+        run_sql(
+            mesh.dsn,
+            "create function public.refuse() returns trigger language plpgsql as "
+            "$$ begin raise exception 'this row cannot be written'; end $$; "
+            "create trigger refuse before update on mcp.workers for each row "
+            f"when (old.worker_id = '{troubled.worker_id}') execute function public.refuse()",
+        )
+        mesh.start("worker")
+
+        async def is_missed() -> bool:
+            return bool(await gone.alerts(only_open=True))
+
+        await eventually(is_missed, "the other's silence is noticed")
+
+
 async def test_j12_falling_scores_are_foretold_as_a_failure(ward: Ward) -> None:
     for step in range(10):
         await ward.beat(health_score=1.0 - 0.7 * step / 9)
@@ -180,10 +242,14 @@ async def test_j14_the_healthy_worker_is_the_best_at_any_minimum(bench: Bench, w
     unwell = Ward(bench.wire, await register(bench.wire, queues=[bench.queue]))
     await ward.beat(health_score=1.0)
     await unwell.beat(health_score=0.5)
-    for min_health, count in ((0.7, 1), (0.3, 2)):
-        found = await bench.wire.call("worker.optimal", min_health=min_health, max_load=0.9, queue=bench.queue)
-        assert found["worker"]["id"] == ward.worker_id
-        assert len(found["workers"]) == count
+    await bench.enqueue()
+    assert len(await bench.claim(worker_id=ward.worker_id)) == 1
+    for min_health, max_load, ids in (
+        (0.7, 0.9, [ward.worker_id]), (0.3, 0.9, [ward.worker_id, unwell.worker_id]), (0.3, 0.005, [unwell.worker_id])
+    ):  # fmt: skip
+        found = await bench.wire.call("worker.optimal", min_health=min_health, max_load=max_load, queue=bench.queue)
+        assert [each["id"] for each in found["workers"]] == ids
+        assert found["worker"]["id"] == ids[0]
     none = await bench.wire.call("worker.optimal", queue=f"q{uuid.uuid4().hex}")
     assert none == {"worker": None, "workers": []}
 

@@ -22,6 +22,7 @@ REAPED_MAX = 500  # tasks, or jobs, that one transaction takes back
 FORGOTTEN_MAX = 20_000  # idempotency keys that one look removes
 FORGET_INTERVAL_S = 5.0
 LOOK_SHARE = 1 / 10  # of the time that looks may take
+LOOK_INTERVAL_S_MAX = 5.0  # however long one took: it may only have waited for a connection
 
 
 class OverdueLoop(Loop):
@@ -49,7 +50,8 @@ class OverdueLoop(Loop):
         began_s = time.monotonic()
         rows = await self._runner.database.read(self._tenants)
         # What is gone may have to be walked through for as long as somebody holds an old transaction open.
-        self._interval_s = max(self._usual_interval_s, (time.monotonic() - began_s) / LOOK_SHARE)
+        spared_s = min((time.monotonic() - began_s) / LOOK_SHARE, LOOK_INTERVAL_S_MAX)
+        self._interval_s = max(self._usual_interval_s, spared_s)
         await self.for_each([row["tenant_id"] for row in rows], self._work_through)
         return self._is_more
 

@@ -5,10 +5,14 @@ What such a worker holds is taken from it at once: its attempts have lost their 
 
 from __future__ import annotations
 
+import math
 import time
+import uuid
+from collections.abc import Sequence
 
 from devmesh import telemetry
 from devmesh.core import health
+from devmesh.core.errors import Kind, MeshError
 from devmesh.core.ids import new_ids
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.work import Work, WorkRunner
@@ -18,8 +22,9 @@ from devmesh.store.statements import load
 
 TENANTS = load("tenants")
 COUNT_INTERVAL_S = 5.0
-GAP_S = 5.0  # between passes, after which it begins to watch anew
+GAP_S = 5.0  # beyond the interval between passes, after which it begins to watch anew
 ALERTS_KEPT_DAYS = 90
+FIRST_ID = uuid.UUID(int=0)
 
 
 class WorkerWatch(OverdueLoop):
@@ -29,13 +34,18 @@ class WorkerWatch(OverdueLoop):
         super().__init__(runner, interval_s, TENANTS.with_late_workers, self._look)
         self._health_days_kept = health_days_kept
         self._counts_at = 0.0
-        self._began_at = self._passed_at = -GAP_S  # when it began to watch without a gap, and when it last did
+        self._began_at = self._passed_at = -math.inf  # when it began to watch without a gap, and when it last did
 
     async def run_once(self) -> bool:
         """While the database was away nobody could be heard of: from then on a worker has the time of a heartbeat."""
-        if time.monotonic() - self._passed_at >= GAP_S:
+        if time.monotonic() - self._passed_at >= 2 * self._interval_s + GAP_S:
             self._began_at = time.monotonic()
-        is_more = await super().run_once()
+        try:
+            is_more = await super().run_once()
+        except MeshError as error:
+            if error.kind is not Kind.UNAVAILABLE:  # one tenant's trouble: all the others were looked at
+                self._passed_at = time.monotonic()
+            raise
         self._passed_at = time.monotonic()
         if time.monotonic() >= self._counts_at:
             self._counts_at = time.monotonic() + COUNT_INTERVAL_S
@@ -52,12 +62,22 @@ class WorkerWatch(OverdueLoop):
 
 
 async def look(work: Work, watched_s: float) -> int:
-    """One pass over a tenant, which has been watched for so long: of how many workers there is something new."""
-    rows = [
-        row
-        for row in await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX)
-        if watched_s >= health.patience_s(row["heartbeat_interval_s"], row["stale_after_s"])
-    ]
+    """One pass over a tenant, which has been watched for so long: of how many workers there is something new.
+
+    Those of whom there is nothing new are passed over in the same pass, however many they are.
+    """
+    count, after = 0, FIRST_ID
+    while count < REAPED_MAX:
+        rows = await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX, after)
+        count += await _note(work, rows, watched_s)
+        if len(rows) < REAPED_MAX:
+            break
+        after = rows[-1]["worker_id"]
+    return count
+
+
+async def _note(work: Work, late: Sequence[Record], watched_s: float) -> int:
+    rows = [row for row in late if watched_s >= health.patience_s(row["heartbeat_interval_s"], row["stale_after_s"])]
     missed = {row["worker_id"]: health.missed_beats(row["silent_s"], row["heartbeat_interval_s"]) for row in rows}
     news = [row for row in rows if missed[row["worker_id"]] > row["missed_beats"] or _is_stale(row)]
     if not news:
@@ -67,7 +87,7 @@ async def look(work: Work, watched_s: float) -> int:
     changed = await work.tx.fetch(
         SQL.note_missed, work.tenant_id, [row["worker_id"] for row in news], [missed[row["worker_id"]] for row in news], scores,
         [status.value for status in statuses],
-        [_silence(row) if status is not row["status"] else None for row, status in zip(news, statuses, strict=True)],
+        [_silence(row) if status != row["status"] else None for row, status in zip(news, statuses, strict=True)],
     )  # fmt: skip
     await _raise_alerts(work, news, missed)
     before = {row["worker_id"]: row["status"] for row in news}

@@ -176,6 +176,8 @@ async def _leave(
     ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
     released = [each for each in ended if each.status is Status.PENDING]
     await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
+    if status is WorkerStatus.TERMINATED:
+        await work.tx.execute(SQL.clear_alerts, work.tenant_id, [worker_id])
     worker = await require_worker(work, worker_id)
     work.emit(
         "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}

@@ -55,21 +55,22 @@ select $1, b.worker_id, b.health_score, ($5::text[])[b.place], ($6::text[])[b.pl
 on conflict do nothing;
 
 -- name: states
--- Locks workers, in one order for everybody, with what decides their health. $1 tenant, $2 ids.
+-- Locks workers, in one order for everybody, with what decides their health. Failures count for half as much each minute, and after an
+-- hour for nothing: a number is halved no further than it can be. $1 tenant, $2 ids.
 select w.worker_id, w.owner_id, w.status, w.reason, w.capacity, w.health_score, w.missed_beats,
-       w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60) as failure_level
+       w.failure_level * power(0.5::float8, least(extract(epoch from now() - w.failure_level_at)::float8 / 60, 60)) as failure_level
 from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) order by w.worker_id for update;
 
 -- name: late
 -- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease. One that is
--- emptied holds nothing, and stays so. $1 tenant, $2 how many.
+-- emptied holds nothing, and stays so. $1 tenant, $2 how many, $3 ids above this one.
 select w.worker_id, w.status, w.capacity, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s, w.failure_count,
        extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s,
-       w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60) as failure_level
+       w.failure_level * power(0.5::float8, least(extract(epoch from now() - w.failure_level_at)::float8 / 60, 60)) as failure_level
 from mcp.workers w
 cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s)) as renewed_at from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
-where w.tenant_id = $1 and w.status in ('ACTIVE', 'DEGRADED')
+where w.tenant_id = $1 and w.worker_id > $3 and w.status in ('ACTIVE', 'DEGRADED')
   and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s)
 order by w.worker_id limit $2 for update of w skip locked;
 
@@ -97,7 +98,7 @@ select m.* from missed m;
 -- name: note_failures
 -- Attempts of these workers have failed. $1 tenant, $2 workers, $3 how many of each.
 update mcp.workers w
-set failure_level = w.failure_level * power(0.5, extract(epoch from now() - w.failure_level_at) / 60)
+set failure_level = w.failure_level * power(0.5::float8, least(extract(epoch from now() - w.failure_level_at)::float8 / 60, 60))
                     + ($3::integer[])[array_position($2::uuid[], w.worker_id)],
     failure_level_at = now()
 where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
@@ -132,7 +133,7 @@ where h.tenant_id = $1 and h.worker_id = $2 and h.at < $3 order by h.at desc lim
 select w.*, held.count as current_load from mcp.workers w
 cross join lateral (select count(*)::integer as count from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
-where w.tenant_id = $1 and w.status = 'ACTIVE' and w.health_score >= $2 and held.count <= $3 * w.capacity
+where w.tenant_id = $1 and w.status = 'ACTIVE' and w.health_score >= $2 and held.count <= $3::double precision * w.capacity
   and held.count < w.capacity and ($4::text is null or $4 = any(w.queues))
 order by w.health_score desc, held.count::real / w.capacity, w.worker_id limit $5;
 
