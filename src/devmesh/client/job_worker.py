@@ -35,7 +35,7 @@ REPORTS_MAX = 1_000
 REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
 HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 REPORTERS = 2  # requests under way at once
-CLAIMS = 2  # of them as well: the database looks for the next jobs while the last ones begin
+CLAIMS = 3  # of them as well: the database looks for the next jobs while the last ones begin
 WAIT_MS, WAIT_HELD_MS = 20_000, 100
 # Of a lease, for which a claim waits at the longest: here the lease is counted from when it was asked for.
 WAIT_SHARE = 1 / 3
@@ -331,7 +331,9 @@ def _given_back(job: Job, lease: JobLease) -> _Report:
 
 
 def _completed(job: Job, lease: JobLease, result: Any) -> _Report:
-    said = {"job_id": job.id, "attempt": job.attempt, "result": result}
+    said = {"job_id": job.id, "attempt": job.attempt}
+    if result is not None:  # null is what a job has that was given none
+        said["result"] = result
     try:
         return _Report("complete", msgspec.json.encode(said), lease)
     except (TypeError, ValueError, OverflowError, RecursionError) as unusable:

@@ -29,7 +29,6 @@ from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL, json_text
 
 REPORTS_PER_CALL_MAX = 1_000
-NO_RESULT = "null"
 
 
 class HeldJob(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
