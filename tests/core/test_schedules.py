@@ -86,6 +86,36 @@ def test_a_long_absence_is_bounded_and_the_latest_time_is_never_left_out() -> No
     assert fire(timing, BEGIN, now, Missed.ONCE, 60).times == [now]
 
 
+@pytest.mark.parametrize(
+    ("timing", "apart_s", "count"),
+    [
+        (Timing(None, 1.0, "UTC", BEGIN, None), 1, 86_400 * 3 + 1),
+        (Timing(None, 7.5, "UTC", BEGIN, None), 7.5, 34_561),
+        (Timing("* * * * *", None, "Europe/Berlin", BEGIN, None), 60, 4_321),
+        (Timing("*/5 * * * * *", None, "UTC", BEGIN, None), 5, 10_001),
+    ],
+)
+def test_of_more_times_than_are_counted_the_latest_thousand_have_jobs(
+    timing: Timing, apart_s: float, count: int
+) -> None:
+    due, now = BEGIN, BEGIN + datetime.timedelta(days=3)
+    firing = fire(timing, due, now, Missed.ALL, 60)
+    assert firing.times == [now - datetime.timedelta(seconds=apart_s * ago) for ago in reversed(range(1_000))]
+    assert firing.missed == count - 1_000
+    assert fire(timing, due, now, Missed.SKIP, 60) == (firing.times[-1:], count - 1, firing.next_fire_at)
+
+
+@pytest.mark.parametrize(
+    ("cron", "interval_s"), [("0 0 1 1 *", None), ("0 0 * * *", None), (None, 366 * 86_400.0), (None, 86_400.0)]
+)
+def test_times_end_with_the_calendar(cron: str | None, interval_s: float | None) -> None:
+    timing = Timing(cron, interval_s, "UTC", datetime.datetime(9998, 1, 1, tzinfo=datetime.UTC), None)
+    timing.check()
+    late = datetime.datetime(9999, 12, 30, tzinfo=datetime.UTC)
+    assert timing.next_after(BEGIN) is not None
+    assert all(time > late for time in timing.after(late))
+
+
 def test_nothing_fires_after_the_end() -> None:
     timing = Timing("0 * * * *", None, "UTC", BEGIN, BEGIN + datetime.timedelta(hours=3))
     assert len(list(timing.after(BEGIN))) == 3
@@ -116,6 +146,7 @@ def test_wall_clock_times_go_with_the_zone() -> None:
         ("* * * *", None, "UTC", "cron"),
         ("0 0 31 2 *", None, "UTC", "cron"),
         ("\u0665 * * * *", None, "UTC", "cron"),
+        ("0 0 29 2 *", None, "UTC", "cron"),
         ("* * * * *", None, "Mars/Olympus", "time_zone"),
         ("* * * * *", None, "../etc/passwd", "time_zone"),
     ],
@@ -123,6 +154,7 @@ def test_wall_clock_times_go_with_the_zone() -> None:
 def test_what_never_fires_is_refused_by_field(
     cron: str | None, interval_s: float | None, zone: str, field: str
 ) -> None:
+    begin = datetime.datetime(9998, 6, 1, tzinfo=datetime.UTC) if cron == "0 0 29 2 *" else BEGIN
     with pytest.raises(TimingUnusable) as refused:
-        Timing(cron, interval_s, zone, BEGIN, None).check()
+        Timing(cron, interval_s, zone, begin, None).check()
     assert refused.value.field == field

@@ -104,6 +104,23 @@ async def test_j41_what_was_missed_while_all_were_down_is_treated_as_was_asked(
     assert (len(await planner.jobs()), now["fired_count"], now["missed_count"]) == (jobs, jobs, 4 - jobs)
 
 
+async def test_schedules_that_each_missed_thousands_of_times_are_all_dealt_with(planner: Planner) -> None:
+    """They do not all go into one transaction, which would come to its deadline and begin again for ever."""
+    schedules = [await planner.create(interval_s=1, missed=missed) for missed in ("once", "all", "all")]
+    for schedule in schedules:
+        planner.was_away_for(schedule, 20_000)
+
+    async def are_dealt_with() -> bool:
+        now = [await planner.get(schedule) for schedule in schedules]
+        return all(one["fired_count"] + one["missed_count"] >= 20_000 for one in now)
+
+    await eventually(are_dealt_with, "each of them fires")
+    for schedule in schedules:
+        await planner.wire.call("schedule.pause", schedule_id=schedule["id"])
+    fired = [(await planner.get(schedule))["fired_count"] for schedule in schedules]
+    assert fired[0] < 1_000 <= min(fired[1:])
+
+
 async def test_a_time_seen_within_the_grace_is_on_time(planner: Planner) -> None:
     schedule = await planner.create(interval_s=3_600, missed="skip")
     run_sql(

@@ -5,6 +5,7 @@ Pure: must not know rows or clocks.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import itertools
@@ -18,7 +19,7 @@ from cronsim import CronSim, CronSimError
 INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
-COUNTED_MAX = 10_000  # times that were missed
+COUNTED_MAX = 10_000  # times of a cron expression that were missed: each has to be looked for
 AROUND_MAX = 1_000  # times that are looked at around a change of the clock
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
 
@@ -62,7 +63,7 @@ class Timing(NamedTuple):
                 next(CronSim(self.cron, self.starts_at))
             except (CronSimError, ValueError) as problem:
                 raise TimingUnusable("cron", f"{self.cron!r} is no cron expression: {problem}") from None
-            except StopIteration:
+            except (StopIteration, OverflowError):  # it is looked for in fifty years, and up to the year 9999
                 raise TimingUnusable("cron", f"{self.cron!r} never fires") from None
 
     def after(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
@@ -81,6 +82,21 @@ class Timing(NamedTuple):
         assert self.cron is not None
         found = self._last_of_cron(moment)
         return found if found is not None and found >= self.starts_at else None
+
+    def count(self, first: datetime.datetime, last: datetime.datetime) -> int:
+        """How many times there are from one to another, both among them; of a cron expression up to a number."""
+        if self.interval_s is not None:
+            return max(self._steps_until(last) - self._steps_until(first), 0) + 1
+        later = itertools.takewhile(lambda time: time <= last, itertools.islice(self.after(first), COUNTED_MAX))
+        return 1 + sum(1 for _ in later)
+
+    def last(self, count: int, first: datetime.datetime, last: datetime.datetime) -> list[datetime.datetime]:
+        """The latest of the times from one to another, so many, in order."""
+        found = [last]
+        while len(found) < count and found[-1] > first:
+            before = self.latest_until(found[-1] - datetime.timedelta(microseconds=1))
+            found.append(max(before, first) if before is not None else first)
+        return found[::-1]
 
     def _last_of_cron(self, moment: datetime.datetime) -> datetime.datetime | None:
         assert self.cron is not None
@@ -101,6 +117,10 @@ class Timing(NamedTuple):
         return max(around, default=None)
 
     def _times(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
+        with contextlib.suppress(OverflowError):  # the calendar is at its end
+            yield from self._times_of_calendar(moment)
+
+    def _times_of_calendar(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
         if self.interval_s is not None:
             yield from (self._step(steps) for steps in itertools.count(max(self._steps_until(moment) + 1, 0)))
             return
@@ -139,18 +159,14 @@ def fire(timing: Timing, due_at: datetime.datetime, now: datetime.datetime, miss
     """What is to be done at `now` for a schedule that was due at `due_at`.
 
     The latest of the times until now is on time if it is no older than the grace; it and all before it are missed otherwise. Of
-    more that were missed a thousand have jobs, the latest; and no more than 10,000 are counted.
+    more that were missed a thousand have jobs, the latest; and no more than 10,000 are counted of a cron expression.
     """
     latest = timing.latest_until(now) or due_at
-    next_fire_at = timing.next_after(now)
-    gone = list(itertools.takewhile(lambda time: time <= latest, itertools.islice(timing.after(due_at), COUNTED_MAX)))
-    times = [due_at, *gone]
-    if times[-1] != latest and latest > due_at:
-        times.append(latest)
+    count = timing.count(due_at, latest)
     if missed is Missed.ALL:
-        fired = times[-FIRED_AT_ONCE_MAX:]
+        fired = timing.last(min(count, FIRED_AT_ONCE_MAX), due_at, latest)
     elif missed is Missed.ONCE or now - latest <= datetime.timedelta(seconds=grace_s):
         fired = [latest]
     else:
         fired = []
-    return Firing(fired, len(times) - len(fired), next_fire_at)
+    return Firing(fired, count - len(fired), timing.next_after(now))

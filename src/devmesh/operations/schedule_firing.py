@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from devmesh import telemetry
-from devmesh.core.schedules import Firing, Missed, Timing, fire
+from devmesh.core.schedules import COUNTED_MAX, Firing, Missed, Timing, fire
 from devmesh.operations.job_adding import JobSpec, add, new_jobs
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
@@ -44,20 +44,27 @@ def spec_of(row: Record, at: datetime.datetime) -> JobSpec:
 
 
 async def fire_due(work: Work, grace_s: float) -> int:
-    """One pass over a tenant: how many schedules were due."""
+    """One pass over a tenant: how many schedules were due.
+
+    After a long absence each has thousands of times that were missed. When enough were counted, the others wait for the next
+    transaction; it is said then that there may be more.
+    """
     rows = await work.tx.fetch(SQL.due, work.tenant_id, FIRED_MAX)
-    moments = [max(work.now, row["next_fire_at"]) for row in rows]
-    fired = [
-        Fired(row, fire(timing_of(row), row["next_fire_at"], moment, Missed(row["missed"]), grace_s))
-        for row, moment in zip(rows, moments, strict=True)
-    ]
+    fired, moments, counted = list[Fired](), list[datetime.datetime](), 0
+    for row in rows:
+        if counted >= COUNTED_MAX:
+            break
+        moments.append(moment := max(work.now, row["next_fire_at"]))
+        firing = fire(timing_of(row), row["next_fire_at"], moment, Missed(row["missed"]), grace_s)
+        fired.append(Fired(row, firing))
+        counted += firing.missed + len(firing.times)
     await write(work, fired)
     for one, moment in zip(fired, moments, strict=True):
         telemetry.SCHEDULE_TIMES.labels("missed").inc(one.firing.missed)
         telemetry.SCHEDULE_TIMES.labels("fired").inc(len(one.firing.times))
         if one.firing.times:
             telemetry.SCHEDULE_LATENESS_SECONDS.observe((moment - one.firing.times[-1]).total_seconds())
-    return len(rows)
+    return len(rows) if len(fired) == len(rows) else FIRED_MAX
 
 
 async def write(work: Work, fired: Sequence[Fired]) -> list[uuid.UUID]:
