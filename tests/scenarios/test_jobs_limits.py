@@ -315,6 +315,17 @@ async def test_a_job_that_has_waited_for_long_is_promoted(impatient: Bench) -> N
     assert [job["id"] for job in await impatient.claim()] == [high["id"], low["id"], medium["id"]]
 
 
+async def test_a_job_is_promoted_though_hundreds_that_came_later_wait_above_it(impatient: Bench) -> None:
+    jobs = [await impatient.enqueue(priority=priority) for priority in (1, 3)]
+    fresh = [{"type": "t", "queue": impatient.queue, "priority": priority} for priority in (2, 4)] * 500
+    await impatient.wire.call("job.enqueue_many", jobs=fresh)
+
+    async def are_promoted() -> bool:
+        return [(await impatient.get(job))["priority"] for job in jobs] == [4, 4]
+
+    await eventually(are_promoted, "they are promoted")
+
+
 async def test_a_job_that_waits_for_a_place_for_long_is_promoted_past_those_that_come_later(impatient: Bench) -> None:
     limited = {"concurrency_key": "one", "concurrency_limit": 1}
     await impatient.enqueue(**limited)

@@ -287,15 +287,18 @@ select (select count(*) from mcp.jobs_ready r
         where r.tenant_id = $1 and r.queue = $2 and r.priority = $3 and (r.run_at, r.job_id) < ($4::timestamptz, $5::uuid));
 
 -- name: promote
--- Raises the priority of jobs that have waited for long: from 1 to 2, and from 2 and 3 to 4. No more are raised than are there to be
--- claimed, so that a queue that nobody claims from is not written again and again. $1 tenant, $2 queues, $3 after how many seconds from
--- priority 1, $4 from 2 and 3, $5 how many of each queue and priority.
+-- Raises the priority of jobs that have waited for long: from 1 to 2, and from 2 and 3 to 4. None is raised while as many that are older
+-- wait above, so that a queue that nobody claims from is not written again and again; younger ones hold nobody up. $1 tenant, $2 queues,
+-- $3 after how many seconds from priority 1, $4 from 2 and 3, $5 how many of each queue and priority.
 with old as materialized (
     select h.place from unnest($2::text[]) as q (queue)
     cross join (values (1, 2, $3::double precision), (2, 4, $4::double precision), (3, 4, $4::double precision))
          as level (priority, next, after_s)
+    cross join lateral (select r.run_at from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = q.queue
+                        and r.priority = level.priority and r.run_at <= now() - make_interval(secs => level.after_s)
+                        order by r.run_at limit 1) oldest
     cross join lateral (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = q.queue
-                                              and r.priority = level.next and r.run_at <= now() limit $5) c) above
+                                              and r.priority = level.next and r.run_at <= oldest.run_at limit $5) c) above
     cross join lateral (select r.ctid as place from mcp.jobs_ready r
                         where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
                           and r.run_at <= now() - make_interval(secs => level.after_s)
