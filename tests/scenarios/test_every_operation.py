@@ -59,7 +59,9 @@ ALSO: dict[str, Callable[[dict[str, str]], dict[str, Any]]] = {
     "snapshot.restore": lambda ids: {"snapshot_id": ids["snapshot"]},
     "issuer.create": lambda _: {"jwks_url": "https://issuer.example/keys"},
 }
-REPORTED: dict[str, dict[str, Any]] = {"job.fail": {"error": "broken"}, "job.snooze": {"delay_ms": 1}}
+REPORTED: dict[str, dict[str, Any]] = {
+    "job.fail": {"error": "broken"}, "job.snooze": {"delay_ms": 1}, "job.progress": {"progress": 0.5}
+}  # fmt: skip
 ID_FIELDS = {
     "task_id": "task", "parent_id": "task", "agent_id": "agent", "to_agent": "agent", "agent": "agent", "assigned_to": "agent",
     "created_by": "agent", "key_id": "key", "tenant_id": "tenant", "issuer_id": "issuer",

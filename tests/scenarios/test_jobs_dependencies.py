@@ -208,6 +208,30 @@ async def test_what_becomes_of_a_job_that_waits_already_can_be_said_anew(bench: 
     assert await bench.status(child) in ("PENDING", "COMPLETED")
 
 
+async def test_a_policy_that_is_said_anew_holds_for_those_that_have_failed_already(bench: Bench) -> None:
+    dead, alive = [await bench.enqueue(max_retries=0, priority=priority) for priority in (4, 3)]
+    children = [
+        await bench.enqueue(depends_on=[dead["id"]], on_parent_failure="wait", priority=1, inherit_priority=False)
+        for _ in range(3)
+    ]
+    [claimed] = await bench.claim(1)
+    await bench.wire.call("job.fail", jobs=[held(claimed, error="broken")])
+
+    async def depend(child: dict[str, Any], **about: Any) -> dict[str, Any]:
+        asked = {"job_id": child["id"], "depends_on": [alive["id"]], **about}
+        found: dict[str, Any] = (await bench.wire.call("job.depend", **asked))["job"]
+        return found
+
+    with pytest.raises(WireError) as refused:
+        await depend(children[0], on_parent_failure="fail")
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.parent_failed", "on_parent_failure")
+    assert (await depend(children[1], on_parent_failure="ignore", inherit_priority=False))["priority"] == 1
+    assert (await depend(children[2], on_parent_failure="ignore"))["priority"] == 3
+    assert await do(bench) == [alive["id"]]
+    assert await do(bench) == [children[2]["id"], children[1]["id"]]
+    assert await reason(bench, children[0]) == "waiting_for_parents"
+
+
 async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Bench) -> None:
     async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as stranger:
         theirs = (await stranger.call("job.enqueue", type="t"))["job"]["id"]

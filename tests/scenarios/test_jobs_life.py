@@ -132,8 +132,8 @@ async def test_a_lease_that_ends_gives_the_job_to_another_and_the_first_cannot_w
     other = await register(bench.wire)
     [again] = await bench.claim(worker_id=other, wait_ms=10_000)
     assert (again["id"], again["attempt"], again["retry_count"]) == (job["id"], 2, 1)
-    needed: dict[str, dict[str, Any]] = {"fail": {"error": 1}, "snooze": {"delay_ms": 1}}
-    for verb in ("complete", "fail", "heartbeat", "release", "snooze"):
+    needed: dict[str, dict[str, Any]] = {"fail": {"error": 1}, "snooze": {"delay_ms": 1}, "progress": {"progress": 1}}
+    for verb in ("complete", "fail", "heartbeat", "progress", "release", "snooze"):
         with pytest.raises(WireError) as refused:
             await bench.wire.call(f"job.{verb}", jobs=[held(lost, **needed.get(verb, {}))])
         assert refused.value.reason == "job.stale_attempt", verb
@@ -158,6 +158,43 @@ async def test_heartbeats_keep_a_lease_and_tell_of_a_cancellation(bench: Bench) 
     await bench.wire.call("job.release", jobs=[held(claimed)])
     cancelled = await bench.get(job)
     assert (cancelled["status"], cancelled["error"]) == ("CANCELLED", {"message": "no need"})
+
+
+async def test_progress_is_told_with_or_without_words_and_renews_the_lease(bench: Bench) -> None:
+    job = await bench.enqueue()
+    await bench.wire.call("subscribe", topics=[f"queue:{bench.queue}"])
+    [claimed] = await bench.claim()
+    steps: list[tuple[str, dict[str, Any], tuple[float | None, str | None]]] = [
+        ("heartbeat", {"message": "begun"}, (None, "begun")), ("progress", {"progress": 0.25}, (0.25, "begun")),
+        ("progress", {"progress": 0.5, "message": "half"}, (0.5, "half")), ("heartbeat", {"message": "still"}, (0.5, "still")),
+    ]  # fmt: skip
+    until = claimed["lease_until"]
+    for verb, said, shown in steps:
+        [lease] = (await bench.wire.call(f"job.{verb}", jobs=[held(claimed, **said)]))["jobs"]
+        assert lease["lease_until"] > until
+        until = lease["lease_until"]
+        [told] = (await bench.wire.next_event("job.progress"))["data"]["jobs"]
+        assert told == {
+            "id": job["id"], "attempt": 1,
+            **{"progress_message" if name == "message" else name: value for name, value in said.items()},
+        }  # fmt: skip
+        now = await bench.get(job)
+        assert (now["progress"], now["progress_message"]) == shown
+    for wrong in ({}, {"progress": 1.5}, {"progress": None}):
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call("job.progress", jobs=[held(claimed, **wrong)])
+        assert refused.value.kind == "invalid_params"
+
+
+@pytest.mark.parametrize("how", ["lease", "evacuate"])
+async def test_why_a_job_was_cancelled_is_kept_whoever_ends_its_attempt(bench: Bench, how: str) -> None:
+    job = await bench.enqueue()
+    await bench.claim(lease_s=0.5 if how == "lease" else 60)
+    await bench.wire.call("job.cancel", job_id=job["id"], reason="no need")
+    if how == "evacuate":
+        await bench.wire.call("worker.evacuate", worker_id=bench.worker_id)
+    await eventually(lambda: bench.is_now(job, "CANCELLED"), "it is over", 5.0)
+    assert (await bench.get(job))["error"] == {"message": "no need"}
 
 
 async def test_a_waiting_job_is_cancelled_at_once_and_one_that_is_over_is_not(bench: Bench) -> None:

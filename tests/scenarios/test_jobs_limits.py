@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.conftest import QUICK
+from tests.conftest import QUICK, run_sql
 from tests.harness import Mesh, eventually, running_mesh
 from tests.scenarios.jobs import Bench, held, register
 from tests.wire import Wire, WireError
@@ -37,6 +37,37 @@ async def test_j42_a_hundred_enqueue_one_unique_key_at_once_and_there_is_one_job
     await bench.wire.call("job.complete", jobs=[held(claimed)])
     fresh = await enqueue(bench.wire)
     assert (fresh["is_duplicate"], fresh["job"]["id"] != claimed["id"]) == (False, True)
+
+
+async def test_j42_a_unique_key_is_kept_as_long_as_its_job_is_alive(mesh: Mesh, bench: Bench) -> None:
+    async def enqueue(key: str, **about: Any) -> dict[str, Any]:
+        asked = {"type": "t", "queue": bench.queue, "unique_key": key, **about}
+        return dict(await bench.wire.call("job.enqueue", **asked))
+
+    parent = await bench.enqueue(delay_ms=60_000)
+    limited = {"concurrency_key": "one", "concurrency_limit": 1}
+    kinds: dict[str, dict[str, Any]] = {
+        "ready": {"delay_ms": 60_000}, "blocked": {"depends_on": [parent["id"]]}, "placed": limited, "limited": limited,
+    }  # fmt: skip
+    for kind, about in kinds.items():
+        await enqueue(kind, **about)
+    over = await enqueue("over", delay_ms=60_000)
+    await bench.wire.call("job.cancel", job_id=over["job"]["id"])
+    await enqueue("held", priority=5)
+    assert len(await bench.claim(1)) == 1
+    keys = f"tenant_id = (select tenant_id from mcp.jobs where job_id = '{parent['id']}')"
+    run_sql(mesh.dsn, f"update mcp.job_unique_keys set taken_at = now() - interval '2000 days' where {keys}")
+
+    async def are_left() -> list[str]:
+        return run_sql(mesh.dsn, f"select unique_key from mcp.job_unique_keys where {keys} order by 1").split()
+
+    async def is_forgotten() -> bool:
+        return "over" not in await are_left()
+
+    await eventually(is_forgotten, "the key of what is over is forgotten")
+    assert await are_left() == sorted([*kinds, "held"])
+    for kind, about in kinds.items():
+        assert (await enqueue(kind, **about))["is_duplicate"]
 
 
 async def test_j42_the_scope_of_a_unique_key_is_states_and_time(bench: Bench) -> None:

@@ -83,14 +83,14 @@ class Timing(NamedTuple):
         found = self._last_of_cron(moment)
         return found if found is not None and found >= self.starts_at else None
 
-    def count(self, first: datetime.datetime, last: datetime.datetime) -> int:
+    def count_between(self, first: datetime.datetime, last: datetime.datetime) -> int:
         """How many times there are from one to another, both among them; of a cron expression up to a number."""
         if self.interval_s is not None:
             return max(self._steps_until(last) - self._steps_until(first), 0) + 1
         later = itertools.takewhile(lambda time: time <= last, itertools.islice(self.after(first), COUNTED_MAX))
         return 1 + sum(1 for _ in later)
 
-    def last(self, count: int, first: datetime.datetime, last: datetime.datetime) -> list[datetime.datetime]:
+    def latest_between(self, count: int, first: datetime.datetime, last: datetime.datetime) -> list[datetime.datetime]:
         """The latest of the times from one to another, so many, in order."""
         found = [last]
         while len(found) < count and found[-1] > first:
@@ -162,9 +162,9 @@ def fire(timing: Timing, due_at: datetime.datetime, now: datetime.datetime, miss
     more that were missed a thousand have jobs, the latest; and no more than 10,000 are counted of a cron expression.
     """
     latest = timing.latest_until(now) or due_at
-    count = timing.count(due_at, latest)
+    count = timing.count_between(due_at, latest)
     if missed is Missed.ALL:
-        fired = timing.last(min(count, FIRED_AT_ONCE_MAX), due_at, latest)
+        fired = timing.latest_between(min(count, FIRED_AT_ONCE_MAX), due_at, latest)
     elif missed is Missed.ONCE or now - latest <= datetime.timedelta(seconds=grace_s):
         fired = [latest]
     else:

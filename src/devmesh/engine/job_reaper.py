@@ -36,7 +36,8 @@ async def reap(work: Work) -> int:
             continue  # its worker was heard of in the last moment
         outcome, message = due
         failed = jobs.after_failure(held.held, outcome, is_retryable=True, now=work.now, jitter=jitter())
-        endings[job_id], errors[job_id] = held.unless_cancelled(failed), json_text({"message": message})
+        endings[job_id] = held.unless_cancelled(failed)
+        errors[job_id] = held.error_text(json_text({"message": message}))
         telemetry.JOBS_REAPED.labels(outcome.value).inc()
     await write_endings(work, locked, endings, errors)
     return len(endings)

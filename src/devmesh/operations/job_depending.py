@@ -11,7 +11,7 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Status
 from devmesh.operations.job_adding import PARENTS_MAX
-from devmesh.operations.job_dependencies import SQL, Policy, Wish, mark, waits_for
+from devmesh.operations.job_dependencies import SQL, End, Policy, Wish, mark, settle, waits_for
 from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
@@ -19,14 +19,20 @@ from devmesh.operations.job_limits import leave_places
 from devmesh.operations.job_views import MOVES_MAX, require_job
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
+from devmesh.store.jobs import SQL as JOBS
+from devmesh.store.jobs import from_row
 
 
 class Depend(Mutation, kw_only=True):
-    """`on_parent_failure` holds for all that the job waits for; as it was, or fail, unless it is given."""
+    """`on_parent_failure` holds for all that the job waits for; as it was, or fail, unless it is given.
+
+    The job comes to have the highest of their priorities, unless its own is higher or `inherit_priority` is false.
+    """
 
     job_id: uuid.UUID
     depends_on: Annotated[list[uuid.UUID], Meta(min_length=1, max_length=PARENTS_MAX)]
     on_parent_failure: Policy | None = None
+    inherit_priority: bool = True
 
 
 @operation("job.depend", scope=Scope.WRITE, http="POST /jobs/{job_id}/depend", single=True)
@@ -42,19 +48,35 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
     blocked = await work.tx.fetch_row(SQL.lock_blocked, work.tenant_id, [asked.job_id])
     policy = asked.on_parent_failure or Policy(blocked["policy"] if blocked is not None else Policy.FAIL)
     parent_ids = await waits_for(work, Wish(asked.job_id, asked.depends_on, policy), parents)
-    if blocked is not None:
-        await work.tx.execute(SQL.set_policy, work.tenant_id, asked.job_id, policy.value)
-    elif parent_ids:
+    if blocked is None and parent_ids:
         await _block(work, asked.job_id, policy)
     if parent_ids:
         children = [asked.job_id] * len(parent_ids)
         await work.tx.execute(SQL.add, work.tenant_id, parent_ids, children)
+        if asked.inherit_priority:
+            highest = max(parents.priorities[job_id] for job_id in asked.depends_on)
+            await work.tx.execute(SQL.raise_priority, work.tenant_id, asked.job_id, highest)
+    if blocked is not None and policy != blocked["policy"]:
+        await _change_policy(work, asked.job_id, policy)
     job = await require_job(work, asked.job_id)
     if job.status is not Status.PENDING:
         raise errors.conflict("job.state", f"the job is {job.status} and waits for nothing any more")
     if parent_ids:
         tell(work, "job.blocked", [(job.queue, patch(job.id, job.attempt))], Status.PENDING)
     return JobResult(job)
+
+
+async def _change_policy(work: Work, job_id: uuid.UUID, policy: Policy) -> None:
+    """Of a job that waits for others. Some of these may have failed already, and wait to be replayed."""
+    await work.tx.execute(SQL.set_policy, work.tenant_id, job_id, policy.value)
+    parent_ids = [row["parent_id"] for row in await work.tx.fetch(SQL.parents, work.tenant_id, job_id)]
+    rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, parent_ids)
+    failed = [row["job_id"] for row in rows if from_row(row).status in (Status.FAILED, Status.CANCELLED)]
+    if failed and policy is Policy.FAIL:
+        raise errors.conflict(
+            "job.parent_failed", f"job {failed[0]}, which it waits for, has failed", "on_parent_failure"
+        )
+    await settle(work, failed, End.FAILED)
 
 
 async def _block(work: Work, job_id: uuid.UUID, policy: Policy) -> None:

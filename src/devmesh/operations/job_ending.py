@@ -39,7 +39,17 @@ class HeldRow(NamedTuple):
 
     def unless_cancelled(self, ending: Ending) -> Ending:
         """How the attempt ends: one that has been asked to stop is over, whatever is said of it."""
-        return jobs.cancelled(self.held) if self.row["cancel_requested_at"] is not None else ending
+        return jobs.cancelled(self.held) if self.is_to_stop else ending
+
+    @property
+    def is_to_stop(self) -> bool:
+        return self.row["cancel_requested_at"] is not None
+
+    def error_text(self, otherwise: str | None) -> str | None:
+        """What its execution says, as JSON: of one that has been asked to stop, why it was."""
+        if not self.is_to_stop:
+            return otherwise
+        return json_text({"message": self.row["cancel_reason"] or "it was cancelled"})
 
 
 class Ended(NamedTuple):
@@ -75,7 +85,8 @@ async def end_held(
     locked = await lock_held(work, ids)
     endings = {job_id: held.unless_cancelled(decide(held)) for job_id, held in locked.items()}
     text = json_text(error) if error is not None else None
-    return await write_endings(work, locked, endings, dict.fromkeys(endings, text))
+    errors = {job_id: held.error_text(text) for job_id, held in locked.items()}
+    return await write_endings(work, locked, endings, errors)
 
 
 async def write_endings(

@@ -26,7 +26,7 @@ from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL, json_text
+from devmesh.store.jobs import SQL
 
 REPORTS_PER_CALL_MAX = 1_000
 
@@ -121,10 +121,34 @@ class LeasesResult(msgspec.Struct):
 
 @operation("job.heartbeat", scope=Scope.WORKER, http="POST /jobs/heartbeat", in_hand=True)
 async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[LeasesResult | errors.MeshError]:
-    """Renew the leases of held jobs by what they were claimed for, and say how far they are, 0-1.
+    """Renew the leases of held jobs by what they were claimed for, and perhaps say how far they are, 0-1.
 
     A refused one is lost: stop working on it.
     """
+    return await _renew(work, calls)
+
+
+class ProgressJob(HeldJob, kw_only=True):
+    progress: Annotated[float, Meta(ge=0, le=1)]
+    message: Text | None = None
+
+
+class Progress(Mutation, kw_only=True):
+    jobs: Annotated[list[ProgressJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
+
+
+@operation("job.progress", scope=Scope.WORKER, http="POST /jobs/progress", in_hand=True)
+async def progress(work: Work, calls: Sequence[Call[Progress]]) -> Sequence[LeasesResult | errors.MeshError]:
+    """Say how far held jobs are, 0-1, which renews their leases as a heartbeat does.
+
+    A refused one is lost: stop working on it.
+    """
+    return await _renew(work, calls)
+
+
+async def _renew(
+    work: Work, calls: Sequence[Call[Heartbeat]] | Sequence[Call[Progress]]
+) -> Sequence[LeasesResult | errors.MeshError]:
     reports = {(report.job_id, report.attempt): report for call in calls for report in call.params.jobs}
     rows = await work.tx.fetch(
         SQL.renew, work.tenant_id, [job_id for job_id, _ in reports], [attempt for _, attempt in reports]
@@ -133,7 +157,10 @@ async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[Le
         (row["job_id"], row["attempt"]): Lease(row["job_id"], row["lease_until"], row["is_cancelled"]) for row in rows
     }
     queues = {row["job_id"]: row["queue"] for row in rows}
-    far = [report for key, report in reports.items() if report.progress is not None and key in renewed]
+    far = [
+        report for key, report in reports.items()
+        if key in renewed and (report.progress is not None or report.message is not None)
+    ]  # fmt: skip
     if far:
         await work.tx.execute(
             SQL.note_progress, work.tenant_id, [report.job_id for report in far], [report.progress for report in far],
@@ -143,8 +170,10 @@ async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[Le
     return await _answers(work, calls, renewed)
 
 
-def _progress(report: HeartbeatJob) -> dict[str, Any]:
-    return patch(report.job_id, report.attempt, progress=report.progress, progress_message=report.message)
+def _progress(report: HeartbeatJob | ProgressJob) -> dict[str, Any]:
+    """What is left out of a report stays as it was."""
+    told = {"progress": report.progress, "progress_message": report.message}
+    return patch(report.job_id, report.attempt, **{name: value for name, value in told.items() if value is not None})
 
 
 class FailedJob(HeldJob, kw_only=True):
@@ -216,11 +245,8 @@ async def _end_each(
         report = reports.get((job_id, held.held.attempt))
         if report is None:
             continue
-        if held.row["cancel_requested_at"] is not None:
-            endings[job_id] = jobs.cancelled(held.held)
-            texts[job_id] = json_text({"message": held.row["cancel_reason"] or "it was cancelled"})
-        else:
-            endings[job_id], texts[job_id] = decide(report, held), error_of(report)
+        endings[job_id] = held.unless_cancelled(decide(report, held))
+        texts[job_id] = held.error_text(error_of(report))
     ended = await write_endings(work, locked, endings, texts)
     moved = {
         (each.job_id, each.attempt): Moved(each.job_id, each.attempt, each.status, each.ending.next_run_at)
@@ -251,7 +277,7 @@ async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[tuple[uuid
         known |= {row["job_id"] for row in await work.tx.fetch(SQL.known, work.tenant_id, missing)}
     answers: list[Any] = []
     for call in calls:
-        is_heartbeat = isinstance(call.params, Heartbeat)
+        is_heartbeat = isinstance(call.params, Heartbeat | Progress)
         mine, refused = [], []
         for report in call.params.jobs:
             key = (report.job_id, report.attempt)

@@ -123,6 +123,10 @@ select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from gone g;
 -- What becomes of a job that waits for others, and is locked, when one of them fails. $1 tenant, $2 the job, $3 the policy.
 update mcp.jobs_blocked b set policy = $3 where b.tenant_id = $1 and b.job_id = $2 and b.policy <> $3;
 
+-- name: raise_priority
+-- Has a job that waits for others have a priority of at least as much. $1 tenant, $2 the job, $3 the priority.
+update mcp.jobs_blocked b set priority = $3 where b.tenant_id = $1 and b.job_id = $2 and b.priority < $3;
+
 -- name: ids_of_queue
 -- Those of a queue that wait for others. $1 tenant, $2 queue, $3 how many.
 select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.queue = $2 order by b.job_id limit $3;

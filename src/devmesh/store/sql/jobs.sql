@@ -140,9 +140,9 @@ where l.tenant_id = $1 and l.job_id = any(array(
 returning l.job_id, l.attempt, l.queue, l.lease_until, l.cancel_requested_at is not null as is_cancelled;
 
 -- name: note_progress
--- Notes how far held jobs are. $1 tenant, $2 jobs, $3 progress, $4 messages, or null for the one that there is.
+-- Notes how far held jobs are. $1 tenant, $2 jobs, $3 progress, $4 messages, or null for what there is.
 update mcp.jobs_leased l
-set progress = ($3::real[])[array_position($2::uuid[], l.job_id)],
+set progress = coalesce(($3::real[])[array_position($2::uuid[], l.job_id)], l.progress),
     progress_message = coalesce(($4::text[])[array_position($2::uuid[], l.job_id)], l.progress_message)
 where l.tenant_id = $1 and l.job_id = any($2::uuid[]);
 
