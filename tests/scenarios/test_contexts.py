@@ -64,6 +64,23 @@ async def test_j21_the_execution_that_is_alike_comes_first_by_a_vector_of_ones_o
     assert [found for found, _ in await searched(wire, vector=[0.9, 0.2, 0.0], min_score=0.7)] == [analysis["id"]]
 
 
+@pytest.mark.parametrize("size", [1e-18, 1e15])
+async def test_small_and_large_vectors_are_compared_as_others_are(bench: Bench, size: float) -> None:
+    alike = await stored(bench.wire, "alike", vector=[size] * 64)
+    [(found, score)] = await searched(bench.wire, vector=[size] * 64, min_score=0.9)
+    assert found == alike["id"]
+    assert score == pytest.approx(1, abs=1e-5)
+
+
+async def test_contexts_are_kept_for_longer_than_their_jobs(mesh: Mesh, bench: Bench) -> None:
+    job = await bench.enqueue()
+    context = await stored(bench.wire, "learned", job_id=job["id"])
+    run_sql(mesh.dsn, f"delete from mcp.jobs where job_id = '{job['id']}'")
+    found = await bench.wire.call("context.list", job_id=job["id"])
+    assert [each["id"] for each in found["contexts"]] == [context["id"]]
+    assert [found for found, _ in await searched(bench.wire, text="learned", job_id=job["id"])] == [context["id"]]
+
+
 async def test_j21_without_a_vector_the_words_decide_and_the_answer_says_so(bench: Bench) -> None:
     wire = bench.wire
     analysis = await stored(wire, "Data analysis: quarterly sales figures were analysed and charted", type="analysis")
@@ -152,6 +169,7 @@ async def becomes(port: int, status: str, message: str, name: str = "vectors") -
         ({"vector": []}, "vector"),
         ({"vector": [0.0, 0.0]}, "vector"),
         ({"vector": [1e-200]}, "vector"),
+        ({"vector": [1e-25, 2e-25]}, "vector"),
         ({"vector": [1e300]}, "vector[0]"),
         ({"vector": [1.0] * 4_097}, "vector"),
         ({"model": "m"}, "model"),

@@ -41,6 +41,7 @@ class QdrantIndex:
     def __init__(self, client: AsyncQdrantClient, timeout_s: float, breaker: Breaker) -> None:
         self._client, self._timeout_s, self._breaker = client, timeout_s, breaker
         self._known: set[int] = set()  # lengths of vectors that have their collection
+        self._prepared: set[int] = set()  # … and what its points are found by
 
     @classmethod
     def at(cls, url: str, api_key: str | None, timeout_s: float, breaker: Breaker) -> QdrantIndex:
@@ -69,8 +70,8 @@ class QdrantIndex:
     async def put(self, points: Sequence[Point]) -> None:
         """Once it has returned, the points are stored and found. Putting one twice is as good as once."""
         for dimensions in {len(point.vector) for point in points}:
-            if not await self._has_collection(dimensions):
-                await self._make_collection(dimensions)
+            if dimensions not in self._prepared:
+                await self._prepare(dimensions)
             same = [_struct(point) for point in points if len(point.vector) == dimensions]
             await self._ask(lambda: self._client.upsert(_collection(dimensions), same, wait=True))  # noqa: B023  awaited
 
@@ -98,16 +99,18 @@ class QdrantIndex:
             self._known.add(dimensions)
         return dimensions in self._known
 
-    async def _make_collection(self, dimensions: int) -> None:
-        """Another process may make it in this moment; then the next try finds it."""
+    async def _prepare(self, dimensions: int) -> None:
+        """Makes what is missing of a collection. Another process may make it in this moment; then the next try finds it."""
         name = _collection(dimensions)
         params = models.VectorParams(size=dimensions, distance=models.Distance.COSINE)
-        await self._ask(lambda: self._client.create_collection(name, vectors_config=params))
+        if not await self._has_collection(dimensions):
+            await self._ask(lambda: self._client.create_collection(name, vectors_config=params))
         keyword = models.PayloadSchemaType.KEYWORD
         tenant = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
         await self._ask(lambda: self._client.create_payload_index(name, "tenant_id", tenant))
         for field in FIELDS:
             await self._ask(lambda: self._client.create_payload_index(name, field, keyword))  # noqa: B023  awaited
+        self._prepared.add(dimensions)
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
         if not self._breaker.allows(time.monotonic()):
@@ -119,6 +122,7 @@ class QdrantIndex:
             failure = _words(error, self._timeout_s)
             self._breaker.failed(time.monotonic(), failure)
             self._known.clear()
+            self._prepared.clear()
             raise unavailable(f"Qdrant is away: {failure}", self._wait_ms()) from error
         self._breaker.succeeded()
         return answer

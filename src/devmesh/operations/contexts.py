@@ -38,12 +38,13 @@ SQL = load("contexts")
 TEXT_CHARACTERS_MAX = 65_536
 DIMENSIONS_MAX = 4_096
 LOOKED_AT_MAX = 1_000
-SMALLEST = 1e-37
+SMALLEST = 1e-18  # its square is about the smallest number of single precision, in which vectors are compared
 OWN_MODEL = "own"
 NO_VECTORS = "the database compares no vectors: install the extension pgvector (`create extension vector`)"
 NO_EMBEDDER = (
     "this server makes no vectors of texts (setting DEVMESH_EMBEDDER): give a vector of your own, or search by text"
 )
+NO_DIRECTION = f"vector: expected finite numbers that are not all 0, or less than {SMALLEST:g}"
 MEANWHILE = "try again later, or search by the words of a text (by: text)"
 ContextText = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX, pattern=WITHOUT_NUL)]
 Component = Annotated[float, Meta(ge=-1e15, le=1e15)]
@@ -161,7 +162,7 @@ def _unusable(asked: Store, known_jobs: set[uuid.UUID]) -> errors.MeshError | No
     if asked.job_id is not None and asked.job_id not in known_jobs:
         return errors.not_found("job", asked.job_id)
     if asked.vector is not None and not _is_usable(asked.vector):
-        return errors.invalid("vector: expected finite numbers that are not all 0", "vector")
+        return errors.invalid(NO_DIRECTION, "vector")
     if asked.model is not None and asked.vector is None:
         return errors.invalid("model: it says what made the vector, and there is none", "model")
     if asked.attempt is not None and asked.job_id is None:
@@ -175,7 +176,7 @@ def _is_usable(vector: Sequence[float]) -> bool:
 
 
 def _stored(vector: Sequence[float]) -> list[float]:
-    """As it is stored, in single precision: what is too small for that is nothing."""
+    """As it is stored, in single precision: what is too small to be compared in that is nothing."""
     return [number if abs(number) >= SMALLEST else 0.0 for number in vector]
 
 
@@ -217,9 +218,10 @@ class ContextsResult(msgspec.Struct):
 async def list_contexts(work: Work, call: Call[ListContexts]) -> ContextsResult:
     """List contexts, the latest first, filtered by job, type and one tag."""
     asked = call.params
-    await _require_job(work, asked.job_id)
     below = decode_page_cursor(asked.cursor) or LAST_ID
     rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.job_id, asked.type, asked.tag, asked.limit)
+    if not rows:
+        await _require_job(work, asked.job_id)
     found = [_from_row(row) for row in rows]
     return ContextsResult(found, page_cursor([context.id for context in found], asked.limit))
 
@@ -292,7 +294,7 @@ async def _seek(recall: Recall, call: Call[Search]) -> Call[Search]:
         if asked.by is By.TEXT:
             raise errors.invalid("by: a vector has no words; give a text", "by")
         if not _is_usable(asked.vector):
-            raise errors.invalid("vector: expected finite numbers that are not all 0", "vector")
+            raise errors.invalid(NO_DIRECTION, "vector")
         vector, model = _stored(asked.vector), asked.model
     elif asked.by is By.TEXT or (recall.embedder is None and asked.by is None):
         return call
@@ -320,8 +322,14 @@ def _told_what_to_do(error: errors.MeshError) -> errors.MeshError:
 @operation("context.search", scope=Scope.READ, http="POST /contexts/search", single=True, ahead=_seek)
 async def search(work: Work, call: Call[Search]) -> SearchResult:
     """Find contexts that are alike, the most alike first: by a vector, or by the words of a text."""
+    found = await _search(work, call)
+    if not found.results:
+        await _require_job(work, call.params.job_id)
+    return found
+
+
+async def _search(work: Work, call: Call[Search]) -> SearchResult:
     asked, sought = call.params, call.found
-    await _require_job(work, asked.job_id)
     filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
     if isinstance(sought, Sought):
         if sought.matches is not None:
@@ -343,6 +351,7 @@ def _by_vector(sought: Sought, rows: Sequence[Record]) -> SearchResult:
 
 
 async def _require_job(work: Work, job_id: uuid.UUID | None) -> None:
+    """Of a job that nothing was found of: contexts are kept for longer than jobs are."""
     if job_id is not None and not await work.tx.fetch(JOBS.known, work.tenant_id, [job_id]):
         raise errors.not_found("job", job_id)
 

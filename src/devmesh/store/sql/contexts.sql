@@ -57,13 +57,13 @@ where s.score >= $6 and s.score > 0 order by s.score desc, s.rank desc, s.contex
 
 -- name: by_vector
 -- Those whose vectors are most alike one. $1 tenant, $2 the vector, $3 its model, $4 job or null, $5 type or null, $6 tag or null, $7 the least
--- score, $8 how many.
+-- score, $8 how many. What cannot be compared is like none: NaN would be greater than every score.
 select f.* from (
     select c.*, mcp.similarity(c.vector, $2::real[]) as score from mcp.execution_contexts c
     where c.tenant_id = $1 and c.model = $3 and cardinality(c.vector) = cardinality($2::real[])
       and ($4::uuid is null or c.job_id = $4) and ($5::text is null or c.type = $5) and ($6::text is null or $6 = any(c.tags))
     offset 0) f
-where f.score >= $7 order by f.score desc, f.context_id desc limit $8;
+where f.score >= $7 and f.score < 'infinity' order by f.score desc, f.context_id desc limit $8;
 
 -- name: has_vectors
 -- Whether the database compares vectors. The extension is then found for the rest of the transaction whatever schema it is in: the migration
