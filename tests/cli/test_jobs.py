@@ -85,6 +85,16 @@ def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
     assert command("queues", "purge", queue).stdout.strip() == f"cancelled 1,500 jobs of {queue}"
 
 
+@pytest.mark.parametrize("name", ["eu/images", "eu/pause", "eu/"])
+def test_a_queue_s_name_may_hold_slashes(command: Command, name: str) -> None:
+    queue = f"q{uuid.uuid4().hex}/{name}"
+    enqueue(command, 3, queue)
+    assert answer(command("queues", "pause", queue, "--json"))["queue"]["paused_at"] is not None
+    assert answer(command("queues", "resume", queue, "--json"))["queue"]["paused_at"] is None
+    assert answer(command("queues", "limit", queue, "5", "--json"))["queue"]["rate_per_s"] == 5
+    assert answer(command("queues", "purge", queue, "--json")) == {"purged": 3}
+
+
 def test_workers_are_listed_and_emptied(command: Command) -> None:
     queue = f"q{uuid.uuid4().hex}"
     enqueue(command, 3, queue)

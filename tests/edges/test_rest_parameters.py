@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -102,6 +103,39 @@ async def test_what_stands_in_path_and_body_must_say_the_same(rest: Rest, tenant
     assert (problem["kind"], problem["field"]) == ("invalid_params", "task_id")
     cancelled = await rest.call("POST", path, tenant, json={"task_id": task["id"]})
     assert cancelled["task"]["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "eu/images",
+        "eu%2Fimages",
+        "a/b%2Fc",
+        "eu/pause",
+        "pause%2Fpause",
+        "eu/",
+        "a%2F..%2Fb",
+        "a//b",
+        "a%2F%2Fb",
+        "plain",
+    ],
+)
+async def test_a_queue_s_name_may_hold_slashes_and_even_a_verb(rest: Rest, tenant: str, written: str) -> None:
+    path, queue = f"/queues/{written}", unquote(written)
+    paused = await rest.call("POST", f"{path}/pause", tenant, json={"reason": "deploy"})
+    assert (paused["queue"]["queue"], paused["queue"]["reason"]) == (queue, "deploy")
+    assert (await rest.call("POST", f"{path}/limit", tenant, json={"rate_per_s": 5}))["queue"]["rate_per_s"] == 5
+    assert (await rest.call("POST", f"{path}/resume", tenant))["queue"]["paused_at"] is None
+    assert (await rest.call("POST", f"{path}/purge", tenant))["purged"] == 0
+    named = [each["queue"] for each in (await rest.call("GET", "/jobs/stats", tenant))["queues"]]
+    assert named == [queue]
+
+
+async def test_below_a_queue_there_are_only_its_verbs(rest: Rest, tenant: str) -> None:
+    assert (await rest.problem("POST", "/queues/eu/images", tenant))["kind"] == "unknown_method"
+    assert (await rest.problem("POST", "/queues/pause", tenant))["kind"] == "unknown_method"
+    nameless = await rest.problem("POST", "/queues//pause", tenant)
+    assert (nameless["kind"], nameless["field"]) == ("invalid_params", "queue")
 
 
 async def test_an_empty_body_is_an_empty_object(rest: Rest, tenant: str) -> None:

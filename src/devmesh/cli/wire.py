@@ -89,16 +89,21 @@ def _path(operation: Operation, remaining: dict[str, Any]) -> str:
     path = operation.path
     for name in operation.path_fields:
         value = remaining.pop(name, None)
-        if not isinstance(value, str | int) or value == "" or "/" in str(value):
+        if not isinstance(value, str | int) or not _can_stand(str(value), is_slashed=name in operation.slashed):
             remaining[name] = value
             raise _cannot_address(operation, name, {key: item for key, item in remaining.items() if item is not None})
         path = path.replace(f"{{{name}}}", quote(str(value), safe=""))
     return path
 
 
+def _can_stand(text: str, *, is_slashed: bool) -> bool:
+    """Whether a text is one part of an address, and the part that it was meant to be."""
+    return text not in ("", ".", "..") and (is_slashed or "/" not in text)
+
+
 def _cannot_address(operation: Operation, name: str, params: dict[str, Any]) -> Failure:
     """The complaint that the server would have about a parameter without which it cannot be asked."""
-    message = f"{name} is needed: it is a part of the address"
+    message = f"{name}: it is a part of the address, and cannot be {params.get(name)!r} there"
     try:
         operation.decode(json.dumps(params).encode())
     except MeshError as error:

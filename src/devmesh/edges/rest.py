@@ -52,11 +52,12 @@ def _version_of(body: bytes | Raw, noun: str) -> int:
 def routes(
     corridor: Corridor, authenticator: Authenticator, streams: EventStreams, settings: Settings
 ) -> list[BaseRoute]:
-    """A route for each path. Fixed paths come before those with parameters, so that neither hides the other."""
+    """A route for each path. Fixed paths come before those with parameters, so that neither hides the other, and those
+    whose parameter may hold slashes last: the greedy parameter takes all but the path's own end."""
     handlers: dict[str, dict[str, Handler]] = {}
     for operation in REGISTRY.values():
         endpoint = Endpoint(operation, corridor, authenticator, settings)
-        handlers.setdefault(openapi.PREFIX + operation.path, {})[operation.method] = endpoint.answer
+        handlers.setdefault(openapi.PREFIX + _route(operation), {})[operation.method] = endpoint.answer
 
     async def events(request: Request) -> ASGIApp:
         caller = await authenticated(request, authenticator)
@@ -69,7 +70,16 @@ def routes(
     handlers["/openapi.json"] = {"GET": _described}
     handlers["/docs"] = {"GET": _fixed(page, "text/html; charset=utf-8", {"Content-Security-Policy": DOCS_POLICY})}
     handlers["/"] = {"GET": _to_docs}
-    return [Route(path, Resource(handlers[path])) for path in sorted(handlers, key=lambda path: ("{" in path, path))]
+    in_order = sorted(handlers, key=lambda path: (":path}" in path, "{" in path, path))
+    return [Route(path, Resource(handlers[path])) for path in in_order]
+
+
+def _route(operation: Operation) -> str:
+    """Its path as the router is told it. (A client's %2F is a slash again before anybody sees it.)"""
+    path = operation.path
+    for field in operation.slashed:
+        path = path.replace(f"{{{field}}}", f"{{{field}:path}}")
+    return path
 
 
 async def authenticated(request: Request, authenticator: Authenticator) -> Caller:

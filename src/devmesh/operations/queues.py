@@ -71,14 +71,14 @@ class Pause(OneQueue, kw_only=True):
     reason: Text = ""
 
 
-@operation("queue.pause", scope=Scope.WRITE, http="POST /queues/{queue}/pause", single=True)
+@operation("queue.pause", scope=Scope.WRITE, http="POST /queues/{queue:path}/pause", single=True)
 async def pause(work: Work, call: Call[Pause]) -> QueueResult:
     """Give out nothing of a queue any more. What runs goes on."""
     await work.tx.execute(SQL.pause, work.tenant_id, call.params.queue, call.params.reason)
     return await _changed(work, "queue.paused", call.params.queue)
 
 
-@operation("queue.resume", scope=Scope.WRITE, http="POST /queues/{queue}/resume", single=True)
+@operation("queue.resume", scope=Scope.WRITE, http="POST /queues/{queue:path}/resume", single=True)
 async def resume(work: Work, call: Call[OneQueue]) -> QueueResult:
     """Give out jobs of a queue again."""
     await work.tx.execute(SQL.resume, work.tenant_id, call.params.queue)
@@ -92,7 +92,7 @@ class Limit(OneQueue, kw_only=True):
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 
-@operation("queue.limit", scope=Scope.WRITE, http="POST /queues/{queue}/limit", single=True)
+@operation("queue.limit", scope=Scope.WRITE, http="POST /queues/{queue:path}/limit", single=True)
 async def limit(work: Work, call: Call[Limit]) -> QueueResult:
     """Give out no more than so many jobs of a queue a second, on all nodes together; null: as many as are asked for."""
     asked = call.params
@@ -112,7 +112,7 @@ class PurgedResult(msgspec.Struct):
     purged: int
 
 
-@operation("queue.purge", scope=Scope.WRITE, http="POST /queues/{queue}/purge", single=True)
+@operation("queue.purge", scope=Scope.WRITE, http="POST /queues/{queue:path}/purge", single=True)
 async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     """Cancel what waits in a queue, for a place in it or for other jobs, up to 10,000 jobs at once. What runs goes on."""
     queue, room = call.params.queue, call.params.limit

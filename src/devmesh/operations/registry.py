@@ -92,6 +92,7 @@ class Operation(msgspec.Struct, frozen=True):
     scope: Scope
     method: str  # HTTP
     path: str  # below /api/v1; {fields} in it are parameters
+    slashed: frozenset[str]  # those of them that may hold slashes
     summary: str
     description: str
     body: Body
@@ -220,11 +221,12 @@ def operation(
     ahead: Ahead | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declares an operation. The body's annotations give its types: `calls: Sequence[Call[P]]` or `call: Call[P]`, and a
-    return of `Sequence[R | MeshError]` or `R`. Its docstring is the reference's text."""
+    return of `Sequence[R | MeshError]` or `R`. Its docstring is the reference's text. `http` is a method and a path; a
+    `{field:path}` in it may hold slashes: what follows it tells such paths apart."""
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         params, result = _types_of(function)
-        method, path = http.split(" ")
+        method, route = http.split(" ")
         summary, _, description = inspect.cleandoc(function.__doc__ or "").partition("\n")
         assert summary, f"operation {name} has no docstring"
         assert name not in REGISTRY, f"operation {name} is declared twice"
@@ -234,7 +236,8 @@ def operation(
             result=result,
             scope=scope,
             method=method,
-            path=path,
+            path=route.replace(":path}", "}"),
+            slashed=frozenset(re.findall(r"{(\w+):path}", route)),
             summary=summary,
             description=description.strip(),
             body=_each(function) if single else function,
