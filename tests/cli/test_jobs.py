@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.commands import devmesh
+from tests.cli.stand_in import Asked, Said, as_json, stand_in
 from tests.harness import Mesh
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -83,6 +84,33 @@ def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
     assert (shown["waiting"], shown["reason"], shown["paused_at"] is not None) == (1_500, "deploy", True)
     assert answer(command("queues", "resume", queue, "--json"))["queue"]["paused_at"] is None
     assert command("queues", "purge", queue).stdout.strip() == f"cancelled 1,500 jobs of {queue}"
+
+
+def test_a_purge_ends_though_somebody_goes_on_enqueueing(tmp_path: Path) -> None:
+    left = [1_000, 1_000, 7, *[1] * 20]
+
+    def busy_queue(asked: Asked) -> Said:
+        return as_json({"queues": []} if asked.path.endswith("/stats") else {"queue": {}, "purged": left.pop(0)})
+
+    with stand_in(busy_queue) as url:
+        done = devmesh(tmp_path, "queues", "purge", "q", settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": "dm_x"})
+    assert (done.stdout.strip(), len(left)) == ("cancelled 2,007 jobs of q", 20)
+
+
+@pytest.mark.parametrize("verb", ["replay", "discard"])
+def test_many_dead_letters_are_those_there_were_when_the_command_began(tmp_path: Path, verb: str) -> None:
+    """However many fail again meanwhile."""
+    asked_up_to = []
+
+    def failing_jobs(asked: Asked) -> Said:
+        asked_up_to.append(asked.params["up_to"])
+        count = 1_000 if len(asked_up_to) < 3 or asked.params["up_to"] is None else 1
+        return as_json({"job_ids": ["x"] * count, "up_to": "0" * 32}, 200 if len(asked_up_to) < 6 else 500)
+
+    with stand_in(failing_jobs) as url:
+        settings = {"DEVMESH_URL": url, "DEVMESH_API_KEY": "dm_x"}
+        done = devmesh(tmp_path, "dead-letters", verb, "--all", settings=settings)
+    assert (done.returncode, asked_up_to) == (0, [None, "0" * 32, "0" * 32])
 
 
 @pytest.mark.parametrize("name", ["eu/images", "eu/pause", "eu/"])

@@ -198,7 +198,11 @@ def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -
     waiting = sum(each["waiting"] + each["limited"] for each in found)
 
     def steps() -> Iterator[int]:
-        while (count := invoke("queue.purge", {"queue": queue, "limit": STEP}, data_dir)["purged"]) > 0:
+        count = STEP
+        while (
+            count == STEP
+        ):  # fewer is all that there was: what comes meanwhile is not for this command to cancel for ever
+            count = invoke("queue.purge", {"queue": queue, "limit": STEP}, data_dir)["purged"]
             yield count
 
     done = _with_bar(steps(), waiting)
@@ -225,10 +229,11 @@ def _act_on_many(
             for begin in range(0, len(ids), STEP):
                 yield len(invoke(f"dead_letter.{verb}", {"job_ids": ids[begin : begin + STEP]}, data_dir)["job_ids"])
             return
-        count = STEP
-        while count == STEP:
-            asked = {"all": True, "limit": STEP, **filters}
-            count = len(invoke(f"dead_letter.{verb}", asked, data_dir)["job_ids"])
+        count, up_to = STEP, None
+        while count == STEP:  # of what there was at the first step: jobs may fail again as fast as they are replayed
+            asked = {"all": True, "limit": STEP, "up_to": up_to, **filters}
+            answer = invoke(f"dead_letter.{verb}", asked, data_dir)
+            count, up_to = len(answer["job_ids"]), answer["up_to"]
             yield count
 
     done = _with_bar(steps(), len(ids) or None)

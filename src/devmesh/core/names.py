@@ -42,14 +42,14 @@ def optional_object(value: Raw | UnsetType, field: str) -> Raw | None:
     return require_object(value, field)
 
 
-def decode_page_cursor(text: str | None) -> uuid.UUID | None:
+def decode_page_cursor(text: str | None, field: str = "cursor") -> uuid.UUID | None:
     """A page's cursor is the last id it showed; opaque to callers."""
     if text is None:
         return None
     try:
         return uuid.UUID(hex=text)
     except ValueError:
-        raise errors.invalid("this is not a cursor that a list has handed out", "cursor") from None
+        raise errors.invalid("this is not a cursor that an answer has handed out", field) from None
 
 
 def page_cursor(ids: list[uuid.UUID], limit: int) -> str | None:

@@ -81,7 +81,11 @@ async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLett
 
 
 class Chosen(Mutation, kw_only=True):
-    """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first."""
+    """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first.
+
+    With `up_to` nothing that has failed later: who works through many in steps gives back what the first step answered with,
+    and comes to an end also while jobs go on failing.
+    """
 
     together = ({"oneOf": [
         {"required": ["job_ids"], "properties": {"job_ids": {"type": "array"}, "all": {"const": False}}},
@@ -92,43 +96,56 @@ class Chosen(Mutation, kw_only=True):
     all: bool = False
     queue: QueueName | None = None
     type: Label | None = None
+    up_to: PageCursor | None = None
     limit: Annotated[int, Meta(ge=1, le=REPLAYED_MAX)] = REPLAYED_MAX
 
 
 class ChosenResult(msgspec.Struct):
-    """The jobs that were dead letters and are not any more."""
+    """The jobs that were dead letters and are not any more; fewer than `limit` means that there are no others. `up_to` stands
+    for the latest dead letter there was, and is null when `job_ids` named them or there was none.
+    """
 
     job_ids: list[uuid.UUID]
+    up_to: str | None = None
 
 
 @operation("dead_letter.replay", scope=Scope.WRITE, http="POST /dead-letters/replay", single=True)
 async def replay(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Put dead letters back into their queues, to run at once with all their retries. Their history goes on."""
-    rows = await work.tx.fetch(SQL.replay, work.tenant_id, await _chosen(work, call.params))
+    job_ids, up_to = await _chosen(work, call.params)
+    rows = await work.tx.fetch(SQL.replay, work.tenant_id, job_ids)
     if rows:
         await wait_again(work, [row["job_id"] for row in rows])
     tell(
         work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
     )
-    return ChosenResult([row["job_id"] for row in rows])
+    return ChosenResult([row["job_id"] for row in rows], up_to)
 
 
 @operation("dead_letter.discard", scope=Scope.WRITE, http="POST /dead-letters/discard", single=True)
 async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Forget dead letters. Their jobs stay FAILED, with their history; what waited for their replay fails as well."""
-    rows = await work.tx.fetch(SQL.discard, work.tenant_id, await _chosen(work, call.params))
+    job_ids, up_to = await _chosen(work, call.params)
+    rows = await work.tx.fetch(SQL.discard, work.tenant_id, job_ids)
     tell(work, "job.discarded", [(row["queue"], {"id": row["job_id"]}) for row in rows], Status.FAILED)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
-    return ChosenResult([row["job_id"] for row in rows])
+    return ChosenResult([row["job_id"] for row in rows], up_to)
 
 
-async def _chosen(work: Work, asked: Chosen) -> list[uuid.UUID]:
+async def _chosen(work: Work, asked: Chosen) -> tuple[list[uuid.UUID], str | None]:
+    """The jobs, and up to which dead letter others would have been as well."""
     if (asked.job_ids is not None) == asked.all:
         raise errors.invalid("give job_ids, or all with perhaps a queue and a type", "job_ids")
     if asked.job_ids is not None:
-        return asked.job_ids
-    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, LAST_ID)
-    return [row["job_id"] for row in rows]
+        return asked.job_ids, None
+    last = decode_page_cursor(asked.up_to, "up_to")
+    if last is None:
+        newest = await work.tx.fetch_row(SQL.newest, work.tenant_id)
+        if newest is None:
+            return [], None
+        last = newest["dead_letter_id"]
+    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, last)
+    return [row["job_id"] for row in rows], last.hex
 
 
 def _from_row(row: Record) -> DeadLetter:

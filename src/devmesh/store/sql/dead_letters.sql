@@ -10,11 +10,15 @@ order by d.dead_letter_id desc limit $5;
 select d.job_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at from mcp.dead_letter_queue d
 where d.tenant_id = $1 and d.job_id = $2;
 
+-- name: newest
+-- The latest dead letter there is. $1 tenant.
+select d.dead_letter_id from mcp.dead_letter_queue d where d.tenant_id = $1 order by d.dead_letter_id desc limit 1;
+
 -- name: select_ids
 -- The jobs of dead letters that a filter names, the oldest first. $1 tenant, $2 queue or null, $3 type or null, $4 how many, $5 ids
--- below this one.
+-- up to this one.
 select d.job_id from mcp.dead_letter_queue d
-where d.tenant_id = $1 and d.dead_letter_id < $5 and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
+where d.tenant_id = $1 and d.dead_letter_id <= $5 and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
 order by d.dead_letter_id limit $4;
 
 -- name: replay
