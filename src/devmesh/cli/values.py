@@ -19,7 +19,7 @@ def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: st
     given: dict[str, Any] = _object(whole) if whole is not None else {}
     for argument in arguments:
         if argument == "-":
-            given |= _object(sys.stdin.read())
+            given |= _object(_standard_input())
             continue
         name, equals, text = argument.partition("=")
         if not equals or not name:
@@ -56,6 +56,13 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Failure("the parameters are not a JSON object", Exit.USAGE, 'as in: --params \'{"title": "a task"}\'')
     return value
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise Failure(f"standard input is not UTF-8 text: {error}", Exit.USAGE) from error
 
 
 def _read(name: str, path: str) -> str:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from devmesh.cli.calling import AsJson
-from devmesh.cli.console import note
+from devmesh.cli.console import Exit, Failure, note
 from devmesh.cli.loading import client_settings
 from devmesh.cli.services import DataDir
 from devmesh.cli.tables import cell
 
 if TYPE_CHECKING:
+    import httpx
+
     from devmesh.cli.wire import Rest
 
+MEDIA_TYPE = "text/event-stream"
 SILENCE_LIMIT_S = 45.0  # the server says something every 15 s
 BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 TYPE_WIDTH = 18
@@ -41,7 +44,11 @@ class Message(NamedTuple):
 
 
 class Disconnected(Exception):
-    """The stream ended; it can be taken up again where it was."""
+    """The stream ended; it can be taken up again where it was, but not before so many seconds."""
+
+    def __init__(self, message: str, pause_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause_s = pause_s
 
 
 def watch(
@@ -62,10 +69,11 @@ def watch(
     devmesh watch
     devmesh watch --topic task:0198d2c0-0000-7000-8000-000000000000 --json
     """
-    from devmesh.cli.wire import Rest
+    from devmesh.cli.wire import Rest, require_text
 
     for number in (signal.SIGINT, signal.SIGTERM):  # in a script's background a shell has the first ignored
         signal.signal(number, signal.default_int_handler)
+    require_text({"--topic": topic, "--since": since})
     watcher = Watcher(Rest(client_settings(data_dir)), topic or ["tenant"], since)
     try:
         for event in watcher.events():
@@ -93,6 +101,8 @@ class Watcher:
                     pauses = iter(BACKOFF_S)
                     if message.event == "subscribed":
                         self._begin(message.data)
+                    elif not self._was_connected:
+                        raise Disconnected(message.data.get("detail", "the server does not speak as a mesh does"))
                     elif message.event == "error":
                         raise Disconnected(message.data.get("detail", "the server ended the stream"))
                     else:
@@ -100,7 +110,9 @@ class Watcher:
                         self.cursor = message.data["cursor"]
                 raise Disconnected("the server ended the stream")
             except Disconnected as error:
-                pause_s = next(pauses, BACKOFF_S[-1])
+                if not self._was_connected:
+                    raise Failure(f"no events from {self._rest.url}: {error}", Exit.UNREACHABLE) from error
+                pause_s = max(next(pauses, BACKOFF_S[-1]), error.pause_s)
                 note(f"{error}; trying again in {pause_s:g} s")
                 time.sleep(pause_s)
 
@@ -111,28 +123,43 @@ class Watcher:
         self.cursor = subscribed["cursor"]
 
     def _messages(self) -> Iterator[Message]:
+        """Those of one connection. Raises `Disconnected`, or `Failure` for what no other try would mend."""
         import httpx
 
-        from devmesh.cli.wire import CONNECT_LIMIT_S, PREFIX, refused, unreachable
+        from devmesh.cli.wire import CONNECT_LIMIT_S, PREFIX
 
         query: dict[str, Any] = {"topics": self._topics, **({"since": self.cursor} if self.cursor else {})}
         timeout = httpx.Timeout(SILENCE_LIMIT_S, connect=CONNECT_LIMIT_S)
         url = f"{self._rest.url}{PREFIX}/events"
         try:
-            with httpx.stream(
-                "GET", url, params=query, headers=self._rest.headers, timeout=timeout, trust_env=False
-            ) as response:
-                if response.is_error:
-                    response.read()
-                    if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR and self._was_connected:
-                        raise Disconnected(refused(response).message)
-                    raise refused(response)
+            with (
+                self._rest.reaching(),
+                httpx.stream(
+                    "GET", url, params=query, headers=self._rest.headers, timeout=timeout, trust_env=False
+                ) as response,
+            ):
+                self._require_stream(response)
                 yield from parse(response.iter_bytes())
-        except httpx.HTTPError as error:
-            failure = unreachable(self._rest.url, error)
-            if not self._was_connected:
-                raise failure from error
-            raise Disconnected(failure.message) from error
+        except Failure as failure:
+            if failure.code is Exit.UNREACHABLE and self._was_connected:
+                raise Disconnected(failure.message) from failure
+            raise
+
+    def _require_stream(self, response: httpx.Response) -> None:
+        """Raises `Disconnected` when there will be one at another time, or `Failure`."""
+        from httpx import codes
+
+        from devmesh.cli.wire import no_mesh, refused, retry_after_s
+
+        if response.is_success and response.headers.get("content-type", "").startswith(MEDIA_TYPE):
+            return
+        response.read()
+        if response.is_success:
+            raise no_mesh(response)
+        failure = refused(response)
+        if self._was_connected and (response.is_server_error or response.status_code == codes.TOO_MANY_REQUESTS):
+            raise Disconnected(failure.message, retry_after_s(response) or 0.0)
+        raise failure
 
 
 def parse(chunks: Iterator[bytes]) -> Iterator[Message]:
@@ -141,13 +168,23 @@ def parse(chunks: Iterator[bytes]) -> Iterator[Message]:
     for text in lines(chunks):
         name, _, value = text.partition(b": ")
         if name == b"event":
-            event = value.decode()
+            event = value.decode(errors="replace")
         elif name == b"data":
             data = value
         elif not text:
             if data:
-                yield Message(event, json.loads(data))
+                yield _message(event, data)
             event, data = "message", b""
+
+
+def _message(event: str, data: bytes) -> Message:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Disconnected("the server does not speak as a mesh does")
+    return Message(event, found)
 
 
 def lines(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -5,8 +5,10 @@ Method and path come from the registry; what is right and wrong is said by the s
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -33,15 +35,32 @@ class Rest:
         if settings.api_key is None:
             hint = "set DEVMESH_API_KEY, or run `devmesh up` in this directory: it leaves one in .devmesh/dev.env"
             raise Failure("no key to act with", Exit.USAGE, hint)
+        if not re.fullmatch(r"[\x21-\x7e]+", settings.api_key):
+            raise Failure("DEVMESH_API_KEY is not a key: one begins with dm_ and has 46 characters", Exit.USAGE)
         self.url = settings.url.rstrip("/")
         self.headers = {"Authorization": f"Bearer {settings.api_key}", "User-Agent": "devmesh-cli"}
 
+    @contextlib.contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Turns whatever is in the way to the mesh into `Failure`."""
+        try:
+            yield
+        except httpx.HTTPError as error:
+            reason = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error)
+            hint = "start one with `devmesh up`, or say where it is with DEVMESH_URL"
+            message = f"the mesh at {self.url} cannot be reached: {reason or type(error).__name__}"
+            raise Failure(message, Exit.UNREACHABLE, hint) from error
+        except (httpx.InvalidURL, UnicodeError) as error:  # the latter of a host that no resolver could be asked for
+            hint = "DEVMESH_URL is such as http://127.0.0.1:8081"
+            raise Failure(f"there is no such address as {self.url!r}: {error}", Exit.USAGE, hint) from error
+
     def call(self, operation: Operation, params: Mapping[str, Any]) -> dict[str, Any]:
         """The answer. Raises `Failure` with the error's kind, message and hint."""
+        require_text(params)
         remaining = dict(params)
         path = _path(operation, remaining)
         takes_body = operation.method not in ("GET", "DELETE")
-        try:
+        with self.reaching():
             response = httpx.request(
                 operation.method,
                 self.url + PREFIX + path,
@@ -52,12 +71,24 @@ class Rest:
                 trust_env=False,
                 verify=self.url.startswith("https:"),  # or it would read all authorities to trust none
             )
-        except httpx.HTTPError as error:
-            raise unreachable(self.url, error) from error
-        if response.is_success:
-            answer: dict[str, Any] = response.json()
-            return answer
-        raise refused(response, operation)
+        if not response.is_success:
+            raise refused(response, operation)
+        try:
+            answer = response.json()
+        except ValueError:
+            raise no_mesh(response) from None
+        if not isinstance(answer, dict):
+            raise no_mesh(response)
+        return answer
+
+
+def require_text(params: Mapping[str, Any]) -> None:
+    """A shell passes on bytes that are no text, and so do files; where they came in is said here. Raises `Failure`."""
+    for name, value in params.items():
+        try:
+            f"{name}{json.dumps(value, ensure_ascii=False)}".encode()
+        except UnicodeEncodeError:
+            raise Failure(f"{ascii(name)[1:-1]}: this is not UTF-8 text", Exit.USAGE) from None
 
 
 def refused(response: httpx.Response, operation: Operation | None = None) -> Failure:
@@ -66,22 +97,29 @@ def refused(response: httpx.Response, operation: Operation | None = None) -> Fai
         problem = response.json()
         kind, message = Kind(problem["kind"]), str(problem["detail"])
     except (ValueError, KeyError, TypeError):
-        hint = "is DEVMESH_URL the address of a mesh's REST service?"
-        return Failure(f"{response.url} answered {response.status_code}, not as a mesh does", Exit.UNREACHABLE, hint)
+        return no_mesh(response)
     reason = f" ({problem['reason']})" if "reason" in problem else ""
     hint = HINTS.get(kind, "")
-    if "retry_after_ms" in problem:
-        hint = f"try again in {problem['retry_after_ms'] / 1000:g} s"
+    if (pause_s := retry_after_s(response)) is not None:
+        hint = f"try again in {pause_s:g} s"
     elif kind is Kind.INVALID_PARAMS and operation is not None:
         hint = f"`devmesh call {operation.name} --describe` lists the parameters"
     code = Exit.UNREACHABLE if kind is Kind.UNAVAILABLE else Exit.FAILED
     return Failure(f"{kind}{reason}: {message}", code, hint)
 
 
-def unreachable(url: str, error: httpx.HTTPError) -> Failure:
-    reason = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
-    hint = "start one with `devmesh up`, or say where it is with DEVMESH_URL"
-    return Failure(f"the mesh at {url} cannot be reached: {reason}", Exit.UNREACHABLE, hint)
+def retry_after_s(response: httpx.Response) -> float | None:
+    """When to try again, if the server has said so."""
+    try:
+        return float(response.json()["retry_after_ms"]) / 1000
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def no_mesh(response: httpx.Response) -> Failure:
+    """Somebody answered, and it was no mesh."""
+    hint = "is DEVMESH_URL the address of a mesh's REST service?"
+    return Failure(f"{response.url} answered {response.status_code}, not as a mesh does", Exit.UNREACHABLE, hint)
 
 
 def _path(operation: Operation, remaining: dict[str, Any]) -> str:

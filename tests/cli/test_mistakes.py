@@ -1,0 +1,130 @@
+"""What people and proxies get wrong: one line that says so, and the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from devmesh.cli import values
+from devmesh.cli.console import Exit, Failure
+from tests.cli.commands import devmesh
+from tests.cli.stand_in import Asked, Said, as_json, stand_in
+
+KEY = "dm_" + "x" * 43
+NOT_TEXT = os.fsdecode(b"caf\xe9")
+PAGE = Said(200, b"<html>welcome to nginx</html>", "text/html")
+SUBSCRIBED = b'event: subscribed\ndata: {"cursor": "c", "recovered": true}\n\n'
+
+
+@pytest.fixture
+def proxy() -> Iterator[str]:
+    """Something that has a page for everybody."""
+    with stand_in(lambda _: PAGE) as url:
+        yield url
+
+
+def fails(directory: Path, *arguments: str, url: str = "http://127.0.0.1:1", key: str = KEY) -> tuple[int, str]:
+    """The exit code and the line."""
+    done = devmesh(directory, *arguments, settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": key})
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout == ""
+    return done.returncode, done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize("command", [["jobs", "list"], ["queues", "pause", "q"], ["watch"]], ids=" ".join)
+def test_what_answers_is_no_mesh(tmp_path: Path, proxy: str, command: list[str]) -> None:
+    code, line = fails(tmp_path, *command, url=proxy)
+    assert (code, "answered 200, not as a mesh does" in line) == (Exit.UNREACHABLE, True), line
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"\xff", b'{"a":'])
+def test_nor_is_what_answers_with_something_like_json(tmp_path: Path, body: bytes) -> None:
+    with stand_in(lambda _: Said(200, body)) as url:
+        code, line = fails(tmp_path, "jobs", "list", url=url)
+    assert (code, "answered 200, not as a mesh does" in line) == (Exit.UNREACHABLE, True), line
+
+
+@pytest.mark.parametrize(
+    "stream", [b"", b": hello\n\n", b"event: x\ndata: {}\n\n", b"data: [1]\n\n", b"event: \xff\ndata: \xff\n\n"]
+)
+def test_nor_is_a_stream_of_something_else(tmp_path: Path, stream: bytes) -> None:
+    with stand_in(lambda _: Said(200, stream, "text/event-stream")) as url:
+        code, line = fails(tmp_path, "watch", url=url)
+    assert (code, "no events from" in line) == (Exit.UNREACHABLE, True), line
+
+
+@pytest.mark.parametrize("command", [["jobs", "list"], ["watch"]], ids=" ".join)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80a1", "http://a..b:8081", "http://exa…mple", "http://[::1"])
+def test_an_address_that_is_none(tmp_path: Path, command: list[str], url: str) -> None:
+    code, line = fails(tmp_path, *command, url=url)
+    assert (code, f"there is no such address as {url!r}" in line) == (Exit.USAGE, True), line
+
+
+@pytest.mark.parametrize("command", [["jobs", "list"], ["watch"]], ids=" ".join)
+@pytest.mark.parametrize("key", ["dm_abc…", "dm_\x7f"])
+def test_a_key_that_was_cut_in_copying(tmp_path: Path, command: list[str], key: str) -> None:
+    code, line = fails(tmp_path, *command, key=key)
+    assert (code, "DEVMESH_API_KEY is not a key" in line) == (Exit.USAGE, True), line
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["jobs", "list", "--queue", NOT_TEXT], "queue"),
+        (["queues", "pause", NOT_TEXT], "queue"),
+        (["queues", "pause", "q", "--reason", NOT_TEXT], "reason"),
+        (["call", "job.list", f"{NOT_TEXT}=1"], "caf"),
+        (["call", "job.list", "--params", f'{{"tag": "{NOT_TEXT}"}}'], "tag"),
+        (["watch", "--topic", f"queue:{NOT_TEXT}"], "--topic"),
+        (["watch", "--since", NOT_TEXT], "--since"),
+    ],
+    ids=ascii,
+)
+def test_bytes_that_are_no_text(tmp_path: Path, command: list[str], name: str) -> None:
+    code, line = fails(tmp_path, *command)
+    assert code == Exit.USAGE
+    assert line.startswith(f"error: {name}")
+    assert line.endswith("this is not UTF-8 text")
+
+
+def test_standard_input_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"title": "caf\xe9"}')))
+    with pytest.raises(Failure, match="standard input is not UTF-8") as failed:
+        values.parameters(msgspec.Struct, ["-"], None)
+    assert failed.value.code is Exit.USAGE
+
+
+@pytest.mark.parametrize("kind", ["rate_limited", "quota_exceeded"])
+def test_a_watch_waits_when_it_is_told_to_and_goes_on_where_it_was(tmp_path: Path, kind: str) -> None:
+    problem = {"kind": kind, "detail": "slower", "retry_after_ms": 300}
+    asked: list[str] = []
+
+    def mesh(request: Asked) -> Said:
+        asked.append(request.path)
+        if len(asked) in (2, 3):
+            return as_json(problem, 429)
+        if len(asked) == 5:
+            return as_json({"kind": "unauthenticated", "detail": "the key is not valid any more"}, 401)
+        event = json.dumps({"type": "x", "topic": "t", "at": "", "cursor": f"c{len(asked)}", "data": {}}).encode()
+        return Said(200, SUBSCRIBED + b"event: x\ndata: " + event + b"\n\n", "text/event-stream; charset=utf-8")
+
+    with stand_in(mesh) as url:
+        done = devmesh(tmp_path, "watch", "--json", settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY})
+    assert [json.loads(line)["cursor"] for line in done.stdout.splitlines()] == ["c1", "c4"]
+    assert [path.partition("since=")[2] for path in asked] == ["", "c1", "c1", "c1", "c4"]
+    assert f"{kind}: slower; trying again in 0.5 s" in done.stderr.splitlines()
+    assert (done.returncode, "unauthenticated" in done.stderr) == (Exit.FAILED, True)
+    assert "cursor: c4" in done.stderr.splitlines()
+
+
+def test_a_watch_that_may_not_begin_says_when_it_may(tmp_path: Path) -> None:
+    with stand_in(lambda _: as_json({"kind": "rate_limited", "detail": "slower", "retry_after_ms": 300}, 429)) as url:
+        done = devmesh(tmp_path, "watch", settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY})
+    assert (done.returncode, "try again in 0.3 s" in done.stderr) == (Exit.FAILED, True)
