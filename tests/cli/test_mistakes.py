@@ -128,3 +128,31 @@ def test_a_watch_that_may_not_begin_says_when_it_may(tmp_path: Path) -> None:
     with stand_in(lambda _: as_json({"kind": "rate_limited", "detail": "slower", "retry_after_ms": 300}, 429)) as url:
         done = devmesh(tmp_path, "watch", settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY})
     assert (done.returncode, "try again in 0.3 s" in done.stderr) == (Exit.FAILED, True)
+
+
+APP = """
+from devmesh.client import Mesh
+
+mesh = Mesh()
+
+
+@mesh.job("t")
+def handle(job):
+    pass
+"""
+
+
+@pytest.mark.parametrize("option", [["--health-check"], ["--host", "127.0.0.1"], ["--port", "8088"]], ids=" ".join)
+def test_a_remote_worker_cannot_be_asked_how_it_is(tmp_path: Path, option: list[str]) -> None:
+    """Above all not by starting another."""
+    (tmp_path / "app.py").write_text(APP)
+    code, line = fails(tmp_path, "worker", "--app", "app:mesh", "--remote", *option, key="")
+    assert (code, "--remote serves nothing that could be asked" in line) == (Exit.USAGE, True), line
+
+
+def test_a_remote_worker_takes_its_mesh_from_the_directory_that_it_is_given(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "dev.env").write_text("DEVMESH_WS_URL=nowhere\n")
+    code, line = fails(tmp_path, "worker", "--app", "app:mesh", "--remote", "--data-dir", "elsewhere")
+    assert (code, "DEVMESH_WS_URL is 'nowhere'" in line) == (Exit.FAILED, True), line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,16 +56,23 @@ def worker(
     devmesh worker --app app:mesh --remote
     """
     if remote:
-        _run_remote(app)
+        if health_check or host is not None or port is not None:
+            hint = "who runs it sees in `devmesh workers list` whether it is there"
+            message = "--remote serves nothing that could be asked: leave out --health-check, --host and --port"
+            raise Failure(message, Exit.USAGE, hint)
+        _run_remote(app, data_dir)
     else:
         _run("worker", health_check, data_dir, host=host, worker_port=port, worker_app=app)
 
 
-def _run_remote(app: str | None) -> None:
+def _run_remote(app: str | None, data_dir: Path | None) -> None:
+    from devmesh.client.address import DATA_DIR_NAME
     from devmesh.engine.app_worker import AppUnusable, load_app
 
     if app is None:
         raise Failure("--remote needs --app", Exit.USAGE)
+    if data_dir is not None:
+        os.environ[DATA_DIR_NAME] = str(data_dir)  # where the mesh of the application looks for its address and key
     try:
         load_app(app).run()
     except AppUnusable as error:
