@@ -86,6 +86,18 @@ def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
     assert command("queues", "purge", queue).stdout.strip() == f"cancelled 1,500 jobs of {queue}"
 
 
+def test_what_others_write_neither_begins_lines_nor_steers_the_terminal(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    reason = "\x1b[2J" + "x" * 300 + "\nprocessing  0"
+    shown = command("queues", "pause", queue, "--reason", reason).stdout
+    assert f"\\u001b[2J{'x' * 300}\\nprocessing  0" in shown
+    assert "\x1b" not in shown
+    assert f"\\u001b[2J{'x' * 300}\\nprocessing  0" in command("queues", "list").stdout
+    [job_id] = enqueue(command, 1, queue)
+    assert command("jobs", "explain", job_id).stdout.count("\n") == 1
+    assert answer(command("queues", "list", "--json"))["queues"][0]["reason"] == reason
+
+
 def test_a_purge_ends_though_somebody_goes_on_enqueueing(tmp_path: Path) -> None:
     left = [1_000, 1_000, 7, *[1] * 20]
 

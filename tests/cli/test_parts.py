@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import socket
+import sys
 from typing import Annotated, Any
 
 import msgspec
@@ -10,7 +14,8 @@ import pytest
 from msgspec import Meta, Raw
 
 from devmesh.cli import shapes, values, watching
-from devmesh.cli.console import Failure
+from devmesh.cli.console import Failure, print_json
+from devmesh.cli.listing import print_page, print_thing
 from devmesh.cli.ports import require_free
 from devmesh.cli.tables import cell, tables_of
 from tests.harness import free_port
@@ -83,9 +88,65 @@ def test_tables_leave_out_what_says_nothing() -> None:
         "total": 0,
     }
     thing, beside = tables_of(answer)
-    assert thing == ("task", ("field", "value"), [("id", "1"), ("tags", "a, b")])
-    assert beside == ("", ("field", "value"), [("total", "0")])
-    assert len(cell("x" * 1000)) == 200
+    assert thing == ("task", ("field", "value"), [("id", "1"), ("tags", "a, b")], True)
+    assert beside == ("", ("field", "value"), [("total", "0")], True)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("output", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_what_is_long_is_cut_in_lists_on_a_terminal_and_nowhere_else(
+    output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setenv("COLUMNS", "100000")
+    long = "x" * 30_000
+    print_page({"jobs": [{"error": long}]}, "jobs", ("error",), as_json=False)
+    is_cut = output.isatty()
+    assert (long in output.getvalue(), "x" * 199 + "…" in output.getvalue()) == (not is_cut, is_cut)
+    output.truncate(0)
+    print_thing({"job": {"error": long}}, "job", ("error",), as_json=False)
+    assert long in output.getvalue()
+
+
+FORGED = "a\nb\r\tc\x1b[2J\x7f\x9b0m\u2028\ud800"
+SHOWN = r"a\nb\r\tc\u001b[2J\u007f\u009b0m\u2028\ud800"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(FORGED, SHOWN), ([FORGED, "é"], f"{SHOWN}, é"), ({FORGED: [FORGED]}, f'{{"{SHOWN}": ["{SHOWN}"]}}')],
+    ids=["text", "list", "object"],
+)
+def test_a_cell_is_one_line_that_no_terminal_obeys(value: object, shown: str) -> None:
+    assert cell(value) == shown
+    [thing] = tables_of({"metrics": {FORGED: 1}})
+    assert thing.rows == [(SHOWN, "1")]
+    [things] = tables_of({"metrics": [{FORGED: 1}]})
+    assert things.columns == [SHOWN]
+
+
+def test_an_event_is_one_line_whatever_its_message_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    event: dict[str, Any] = {
+        "type": "task.progress", "topic": "task:1", "at": "2026-01-31T12:00:00.123456Z", "cursor": "c",
+        "data": {"task": {"id": "1", "progress_message": FORGED}, "reason": FORGED},
+    }  # fmt: skip
+    assert watching.line(event) == f"12:00:00.123  task.progress       task:1  progress_message={SHOWN}  reason={SHOWN}"
+    assert watching.as_text(event) == json.dumps(event, ensure_ascii=False)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert json.loads(watching.as_text(event)) == event
+    assert watching.as_text(event).isprintable()
+
+
+def test_json_on_a_terminal_is_still_json_and_steers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    print_json({"message": FORGED})
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())  # without the colours
+    assert shown == f'{{\n  "message": "{SHOWN}"\n}}\n'
+    assert json.loads(shown) == {"message": FORGED}
 
 
 def test_two_services_cannot_have_one_port() -> None:

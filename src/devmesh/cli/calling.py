@@ -90,7 +90,8 @@ def print_result(result: Mapping[str, Any], as_table: bool) -> None:
         return
     tables = tables_of(result)
     for table in tables:
-        print_table(table.columns, table.rows, table.title if len(tables) > 1 else "")
+        title = table.title if len(tables) > 1 else ""
+        print_table(table.columns, table.rows, title, is_short=not table.is_thing)
     if result.get("next_cursor"):
         say(f"more: cursor={result['next_cursor']}")
 

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
+
+PIPE_WIDTH = 1_000_000_000
+CELL_CHARACTERS_MAX = 200  # on a terminal
+# What would steer a terminal or begin another line, and what no terminal can be sent.
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 class Exit(enum.IntEnum):
@@ -55,18 +62,33 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def visible(text: str) -> str:
+    """Others' text on one line, with its control characters written out as JSON does, in which that changes nothing."""
+    return _HIDDEN.sub(lambda found: _SHORT.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
+
+
+def shorten(text: str) -> str:
+    """A text that is long is cut on a terminal; in a pipe nothing is."""
+    is_whole = len(text) <= CELL_CHARACTERS_MAX or not sys.stdout.isatty()
+    return text if is_whole else text[: CELL_CHARACTERS_MAX - 1] + "…"
+
+
 def print_json(value: Any) -> None:
     """Indented and coloured on a terminal, one line in a pipe."""
     if sys.stdout.isatty():
         from rich.console import Console
+        from rich.highlighter import JSONHighlighter
 
-        Console(soft_wrap=True).print_json(json.dumps(value, ensure_ascii=False))
+        lines = json.dumps(value, ensure_ascii=False, indent=2).split("\n")
+        Console(soft_wrap=True).print(JSONHighlighter()("\n".join(map(visible, lines))))
     else:
         typer.echo(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table as wide as its content: in a pipe nothing is cut."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, is_short: bool = False
+) -> None:
+    """A table as wide as its content: in a pipe nothing is cut, and on a terminal only what is long if it `is_short`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -76,6 +98,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000)
+        table.add_row(*(Text(shorten(cell) if is_short else cell) for cell in row))
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
     console.print(table)

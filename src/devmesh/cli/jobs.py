@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from devmesh.cli.calling import AsJson, invoke
-from devmesh.cli.console import note, print_json, say
+from devmesh.cli.console import note, print_json, say, visible
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
 from devmesh.core.jobs import Status
@@ -90,7 +90,7 @@ def explain_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None
         print_json(answer)
     else:
         found = answer["explanation"]
-        typer.echo(f"{found['status']}, {found['reason']}: {found['explanation']}")
+        typer.echo(visible(f"{found['status']}, {found['reason']}: {found['explanation']}"))
 
 
 @jobs.command("cancel")

@@ -69,9 +69,8 @@ def print_page(answer: Mapping[str, Any], noun: str, columns: Sequence[str], as_
         print_json(answer)
         return
     if answer[noun]:
-        print_table(
-            [column.removesuffix("_at").replace("_", " ") for column in columns], rows_of(answer[noun], columns)
-        )
+        titles = [column.removesuffix("_at").replace("_", " ") for column in columns]
+        print_table(titles, rows_of(answer[noun], columns), is_short=True)
     else:
         say(f"no {noun}")
     if answer.get("next_cursor"):
@@ -79,7 +78,7 @@ def print_page(answer: Mapping[str, Any], noun: str, columns: Sequence[str], as_
 
 
 def print_thing(answer: Mapping[str, Any], noun: str, columns: Sequence[str], as_json: bool) -> None:
-    """One thing, a field a line."""
+    """One thing, a field a line, whole."""
     from devmesh.cli.tables import rows_of
 
     if as_json:

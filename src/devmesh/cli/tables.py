@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-CELL_CHARACTERS_MAX = 200
+from devmesh.cli.console import visible
+
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -14,6 +15,7 @@ class Table(NamedTuple):
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    is_thing: bool  # a field a row
 
 
 def tables_of(answer: Mapping[str, Any]) -> list[Table]:
@@ -25,7 +27,7 @@ def tables_of(answer: Mapping[str, Any]) -> list[Table]:
             found.append(_of_fields(name, value))
         elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             columns = list(dict.fromkeys(key for item in value for key in item if item[key] not in EMPTY))
-            found.append(Table(name, columns, rows_of(value, columns)))
+            found.append(Table(name, [visible(column) for column in columns], rows_of(value, columns), False))
         elif name != "next_cursor" and value is not None:
             beside[name] = value
     return [*found, *([_of_fields("", beside)] if beside else [])]
@@ -36,7 +38,7 @@ def rows_of(items: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[
 
 
 def cell(value: Any) -> str:
-    """A value as short as it can be read."""
+    """A value on one line, as short as it can be read, and nothing in it that a terminal would obey."""
     if value in EMPTY:
         return ""
     if isinstance(value, str):
@@ -47,10 +49,9 @@ def cell(value: Any) -> str:
         text = ", ".join(str(item) for item in value)
     else:
         text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
-    return text if len(text) <= CELL_CHARACTERS_MAX else text[: CELL_CHARACTERS_MAX - 1] + "…"
+    return visible(text)
 
 
 def _of_fields(title: str, thing: Mapping[str, Any]) -> Table:
-    return Table(
-        title, ("field", "value"), [(name, cell(value)) for name, value in thing.items() if value not in EMPTY]
-    )
+    rows = [(visible(name), cell(value)) for name, value in thing.items() if value not in EMPTY]
+    return Table(title, ("field", "value"), rows, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from devmesh.cli.calling import AsJson
-from devmesh.cli.console import Exit, Failure, note
+from devmesh.cli.console import Exit, Failure, note, shorten, visible
 from devmesh.cli.loading import client_settings
 from devmesh.cli.services import DataDir
 from devmesh.cli.tables import cell
@@ -77,7 +78,7 @@ def watch(
     watcher = Watcher(Rest(client_settings(data_dir)), topic or ["tenant"], since)
     try:
         for event in watcher.events():
-            typer.echo(json.dumps(event, ensure_ascii=False) if as_json else line(event))
+            typer.echo(as_text(event) if as_json else line(event))
     except KeyboardInterrupt:
         pass
     finally:
@@ -102,9 +103,9 @@ class Watcher:
                     if message.event == "subscribed":
                         self._begin(message.data)
                     elif not self._was_connected:
-                        raise Disconnected(message.data.get("detail", "the server does not speak as a mesh does"))
+                        raise Disconnected(_detail(message, "the server does not speak as a mesh does"))
                     elif message.event == "error":
-                        raise Disconnected(message.data.get("detail", "the server ended the stream"))
+                        raise Disconnected(_detail(message, "the server ended the stream"))
                     else:
                         yield message.data
                         self.cursor = message.data["cursor"]
@@ -162,6 +163,10 @@ class Watcher:
         raise failure
 
 
+def _detail(message: Message, otherwise: str) -> str:
+    return visible(str(message.data.get("detail", otherwise)))
+
+
 def parse(chunks: Iterator[bytes]) -> Iterator[Message]:
     """Messages of a stream, cut wherever the network cut it. A message without data is a sign of life, no more."""
     event, data = "message", b""
@@ -195,12 +200,18 @@ def lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield from whole
 
 
+def as_text(event: Mapping[str, Any]) -> str:
+    """An event for programs, a line of JSON."""
+    text = json.dumps(event, ensure_ascii=False)
+    return visible(text) if sys.stdout.isatty() else text
+
+
 def line(event: Mapping[str, Any]) -> str:
     """An event for people: when, what kind, of what, and what changed."""
     at = event["at"][11:23]
     kind, colour = f"{event['type']:<{TYPE_WIDTH}}", COLOURS.get(event["type"].partition(".")[2])
     kind = typer.style(kind, fg=colour) if colour else kind
-    return f"{at}  {kind}  {event['topic']}  {_changes(event['data'])}".rstrip()
+    return f"{at}  {kind}  {cell(event['topic'])}  {_changes(event['data'])}".rstrip()
 
 
 def _changes(data: Mapping[str, Any]) -> str:
@@ -208,4 +219,6 @@ def _changes(data: Mapping[str, Any]) -> str:
     beside = {name: value for name, value in data.items() if value is not thing}
     names = TOLD_OF_WHOLE if "created_at" in thing else [name for name in thing if name not in NEVER_TOLD]
     told = itertools.chain(((name, thing.get(name)) for name in names), beside.items())
-    return "  ".join(f"{name}={cell(value)}" for name, value in told if value not in (None, "", [], {}))
+    return "  ".join(
+        f"{visible(name)}={shorten(cell(value))}" for name, value in told if value not in (None, "", [], {})
+    )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import httpx
 
-from devmesh.cli.console import Exit, Failure
+from devmesh.cli.console import Exit, Failure, visible
 from devmesh.core.errors import Kind, MeshError
 from devmesh.operations.registry import Operation
 from devmesh.settings import ClientSettings
@@ -105,7 +105,7 @@ def refused(response: httpx.Response, operation: Operation | None = None) -> Fai
     elif kind is Kind.INVALID_PARAMS and operation is not None:
         hint = f"`devmesh call {operation.name} --describe` lists the parameters"
     code = Exit.UNREACHABLE if kind is Kind.UNAVAILABLE else Exit.FAILED
-    return Failure(f"{kind}{reason}: {message}", code, hint)
+    return Failure(visible(f"{kind}{reason}: {message}"), code, hint)
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
