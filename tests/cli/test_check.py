@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from devmesh.store.history import RULES
-from tests.cli.commands import devmesh
+from tests import forking
+from tests.cli.commands import devmesh, environment
+from tests.cli.doctoring import psql
 from tests.conftest import run_sql
+from tests.harness import wait_until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 JOB = "00000000-0000-7000-8000-000000000001"
@@ -58,3 +61,27 @@ def test_what_cannot_be_looked_at_is_said(command: Command) -> None:
     assert command("--since", "yesterday").returncode == 2
     assert command("--all", "--tenant", "shop").returncode == 2
     assert command(dsn="postgresql://nobody@127.0.0.1:1/none").returncode == 3
+
+
+def test_a_database_that_goes_away_midway_is_as_unreachable_as_one_that_was_never_there(
+    tmp_path: Path, fresh_database: str
+) -> None:
+    run_sql(fresh_database, LOST)
+    judging = (
+        "select count(*) from pg_stat_activity where application_name = 'devmesh check' and wait_event_type = 'Lock'"
+    )
+    with psql(fresh_database, "begin; lock table mcp.jobs;"), (tmp_path / "said").open("wb") as said:
+        process = forking.start(
+            ["devmesh", "check", "history"],
+            cwd=tmp_path,
+            env=environment({"DATABASE_DSN": fresh_database}),
+            stdout=said,
+        )
+        wait_until(lambda: run_sql(fresh_database, judging) == "1", "it judges")
+        run_sql(
+            fresh_database,
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'devmesh check'",
+        )
+        code = process.wait(20)
+    text = (tmp_path / "said").read_text()
+    assert (code, text.count("error: "), "Traceback" in text) == (3, 1, False), text

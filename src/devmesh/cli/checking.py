@@ -83,7 +83,7 @@ def _judge(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Each tenant, what of it was looked at, and the verdicts. Raises Failure."""
     from devmesh import telemetry
-    from devmesh.core.errors import MeshError, explain
+    from devmesh.core.errors import Kind, MeshError, explain
     from devmesh.store.connections import DatabaseUnreachable
     from devmesh.store.history import snapshot
 
@@ -114,7 +114,8 @@ def _judge(
     except DatabaseUnreachable as error:
         raise Failure(str(error), Exit.UNREACHABLE, "DATABASE_DSN says where it is; is it running?") from error
     except MeshError as error:
-        raise Failure(explain(error), hint="`devmesh doctor` says what is wrong") from error
+        code = Exit.UNREACHABLE if error.kind is Kind.UNAVAILABLE else Exit.FAILED
+        raise Failure(explain(error), code, "`devmesh doctor` says what is wrong") from error
 
 
 def _print_tenant(tenant: Tenant, bounds: Bounds) -> None:

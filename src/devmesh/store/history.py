@@ -169,7 +169,10 @@ async def snapshot(dsn: str, search_path: str = connections.DEFAULT_SEARCH_PATH)
     }  # fmt: skip
     connection = await connections.open_connection(dsn, settings)
     try:
-        async with connection.transaction():
-            yield Snapshot(connection)
+        try:
+            await connection.transaction().start()
+        except connections.DRIVER_ERRORS as error:
+            raise translate(error) from error
+        yield Snapshot(connection)  # which has written nothing: its transaction ends with its session
     finally:
         await connections.close_connection(connection)
