@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -66,7 +67,10 @@ def test_dead_letters_are_replayed_and_discarded_one_by_one_or_all(command: Comm
     ids = enqueue(command, 5, queue, max_retries=0)
     fail_all(command, queue)
     assert ids[0] in command("dead-letters", "list", "--queue", queue).stdout
+    shown = command("dead-letters", "show", ids[0]).stdout
+    assert [ids[0] in shown, "broken" in shown, "failed_at" in shown] == [True] * 3
     assert command("dead-letters", "replay", ids[0]).stdout.strip() == "replayed 1 dead letters"
+    assert command("dead-letters", "show", ids[0]).stderr.startswith("error: not_found: there is no dead letter")
     assert answer(command("dead-letters", "replay", "--queue", queue, "--json")) == {"replayed": 4}
     fail_all(command, queue)
     assert answer(command("dead-letters", "discard", "--all", "--queue", queue, "--json")) == {"discarded": 5}
@@ -84,6 +88,48 @@ def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
     assert (shown["waiting"], shown["reason"], shown["paused_at"] is not None) == (1_500, "deploy", True)
     assert answer(command("queues", "resume", queue, "--json"))["queue"]["paused_at"] is None
     assert command("queues", "purge", queue).stdout.strip() == f"cancelled 1,500 jobs of {queue}"
+
+
+@pytest.mark.parametrize(("verb", "done_word"), [("replay", "replayed"), ("discard", "discarded")])
+def test_ids_that_are_no_dead_letters_are_named_and_the_others_are_done(
+    command: Command, verb: str, done_word: str
+) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    ids = enqueue(command, 2, queue, max_retries=0)
+    fail_all(command, queue)
+    strangers = sorted(str(uuid.uuid4()) for _ in range(12))
+    done = command("dead-letters", verb, ids[0], ids[0].upper(), *strangers)
+    assert (done.returncode, done.stdout.strip()) == (1, f"{done_word} 1 dead letters")
+    [line] = filter(None, done.stderr.splitlines())
+    assert line == f"error: not_found: 12 of them are no dead letters: {', '.join(strangers[:10])}, …"
+    assert command("dead-letters", verb, ids[0]).returncode == 1
+    assert command("dead-letters", verb, ids[1]).returncode == 0
+
+
+def test_a_job_that_runs_shows_that_it_was_asked_to_stop(command: Command) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    [job_id] = enqueue(command, 1, queue, backoff_ms=1_234)
+    worker = answer(command("call", "worker.register", f"name=w{uuid.uuid4().hex}"))["worker"]["id"]
+    answer(command("call", "job.claim", f"worker_id={worker}", f"queues={queue}"))
+    assert re.search(r"is_cancel_requested +no +\n", command("jobs", "show", job_id).stdout)
+    assert re.search(r"is_cancel_requested +yes +\n", command("jobs", "cancel", job_id).stdout)
+    assert re.search(r"backoff_ms +1234 +\n", command("jobs", "show", job_id).stdout)
+
+
+def test_what_is_not_all_says_so(tmp_path: Path) -> None:
+    execution = {"attempt": 1, "outcome": "FAILED"}
+
+    def long_story(asked: Asked) -> Said:
+        count = 1_000 if "many" in asked.path else 999
+        found = {"job": {"id": "x", "is_cancel_requested": False}, "executions": [execution] * count}
+        return as_json(found if "executions" in asked.path else {"jobs": [], "next_cursor": "0" * 32})
+
+    with stand_in(long_story) as url:
+        settings = {"DEVMESH_URL": url, "DEVMESH_API_KEY": "dm_x"}
+        assert "the first 1,000 attempts" in devmesh(tmp_path, "jobs", "show", "many", settings=settings).stderr
+        assert devmesh(tmp_path, "jobs", "show", "few", settings=settings).stderr == ""
+        listed = devmesh(tmp_path, "jobs", "list", "--status", "FAILED", settings=settings).stdout
+    assert listed.splitlines() == ["no jobs on this page", f"more: --cursor {'0' * 32}"]
 
 
 def test_what_others_write_neither_begins_lines_nor_steers_the_terminal(command: Command) -> None:
@@ -141,6 +187,9 @@ def test_workers_are_listed_and_emptied(command: Command) -> None:
     worker = answer(command("call", "worker.register", f"name=w{uuid.uuid4().hex}"))["worker"]["id"]
     answer(command("call", "job.claim", f"worker_id={worker}", f"queues={queue}", "limit=3"))
     assert worker in command("workers", "list").stdout
+    assert worker in command("workers", "list", "--status", "ACTIVE", "--status", "FAILED").stdout
+    assert worker not in command("workers", "list", "--status", "DRAINING").stdout
+    assert command("workers", "list", "--status", "nonsense").returncode == 2
     assert "3 jobs wait for others" in command("workers", "evacuate", worker, "--reason", "maintenance").stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from devmesh.cli.calling import AsJson, invoke
-from devmesh.cli.console import note, print_json, say, visible
+from devmesh.cli.console import Failure, note, print_json, say, visible
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
 from devmesh.core.jobs import Status
@@ -27,11 +28,13 @@ JOB_COLUMNS = (
     "created_at",
 )
 JOB_FIELDS = (
-    *JOB_COLUMNS, "payload", "tags", "unique_key", "concurrency_key", "concurrency_limit", "max_retries", "timeout_ms",
-    "progress", "progress_message", "result", "error", "lease_until", "started_at", "finished_at",
+    *JOB_COLUMNS, "payload", "tags", "unique_key", "concurrency_key", "concurrency_limit", "max_retries", "backoff_ms",
+    "timeout_ms", "progress", "progress_message", "is_cancel_requested", "result", "error", "lease_until", "started_at",
+    "finished_at",
 )  # fmt: skip
 EXECUTION_COLUMNS = ("attempt", "outcome", "worker_id", "started_at", "duration_ms", "error", "next_run_at")
 LETTER_COLUMNS = ("job_id", "type", "queue", "attempt", "retry_count", "error", "failed_at")
+LETTER_FIELDS = (*LETTER_COLUMNS, "priority", "created_at")
 QUEUE_COLUMNS = (
     "queue",
     "waiting",
@@ -44,6 +47,7 @@ QUEUE_COLUMNS = (
     "reason",
 )
 STEP = 1_000  # of many, in one call
+MISSING_SHOWN = 10
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 QueueName = Annotated[str, typer.Argument(help="The queue's name.", show_default=False)]
@@ -77,9 +81,13 @@ def list_jobs(
 def show_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """Show a job and the attempts that have ended."""
     answer = invoke("job.executions", {"job_id": job_id}, data_dir)
+    from devmesh.operations.job_views import EXECUTIONS_MAX  # which has been loaded by now
+
     print_thing(answer, "job", JOB_FIELDS, as_json)
     if not as_json and answer["executions"]:
         print_page(answer, "executions", EXECUTION_COLUMNS, as_json)
+    if len(answer["executions"]) == EXECUTIONS_MAX:
+        note(f"these are the first {EXECUTIONS_MAX:,} attempts; there may be more")
 
 
 @jobs.command("explain")
@@ -122,6 +130,12 @@ def list_dead_letters(
     """List dead letters, the latest failure first."""
     asked = {"queue": queue, "type": type_, "limit": limit, "cursor": cursor}
     print_page(invoke("dead_letter.list", asked, data_dir), "dead_letters", LETTER_COLUMNS, as_json)
+
+
+@dead_letters.command("show")
+def show_dead_letter(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Show the dead letter of a job."""
+    print_thing(invoke("dead_letter.get", {"job_id": job_id}, data_dir), "dead_letter", LETTER_FIELDS, as_json)
 
 
 @dead_letters.command("replay")
@@ -206,6 +220,8 @@ def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -
             yield count
 
     done = _with_bar(steps(), waiting)
+    if done < waiting:
+        note(f"{waiting - done:,} were not there any more")
     if as_json:
         print_json({"purged": done})
     else:
@@ -223,11 +239,15 @@ def _act_on_many(
 ) -> None:
     if bool(ids) == (every or any(filters.values())):
         raise typer.BadParameter("name jobs, or say --all, perhaps with --queue and --type")
+    ids = list(dict.fromkeys(map(_as_answered, ids)))
+    missing = set(ids)
 
     def steps() -> Iterator[int]:
         if ids:
             for begin in range(0, len(ids), STEP):
-                yield len(invoke(f"dead_letter.{verb}", {"job_ids": ids[begin : begin + STEP]}, data_dir)["job_ids"])
+                found = invoke(f"dead_letter.{verb}", {"job_ids": ids[begin : begin + STEP]}, data_dir)["job_ids"]
+                missing.difference_update(found)
+                yield len(found)
             return
         count, up_to = STEP, None
         while count == STEP:  # of what there was at the first step: jobs may fail again as fast as they are replayed
@@ -241,6 +261,17 @@ def _act_on_many(
         print_json({done_word: done})
     else:
         say(f"{done_word} {done:,} dead letters")
+    if missing:
+        named = ", ".join(sorted(missing)[:MISSING_SHOWN]) + (", …" if len(missing) > MISSING_SHOWN else "")
+        raise Failure(f"not_found: {len(missing):,} of them are no dead letters: {named}")
+
+
+def _as_answered(job_id: str) -> str:
+    """An id as the mesh writes it. What is none the mesh will refuse."""
+    try:
+        return str(uuid.UUID(job_id))
+    except ValueError:
+        return job_id
 
 
 def _with_bar(steps: Iterator[int], total: int | None) -> int:
@@ -248,15 +279,11 @@ def _with_bar(steps: Iterator[int], total: int | None) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True)
     done = 0
-    with Progress(
-        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         for count in steps:
             done += count
             progress.update(task, completed=done)
-    if total is not None and done < total and not console.is_terminal:
-        note(f"{total - done:,} were not there any more")
     return done

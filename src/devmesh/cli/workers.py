@@ -10,6 +10,7 @@ from devmesh.cli.calling import AsJson, invoke
 from devmesh.cli.console import say
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
+from devmesh.core.health import WorkerStatus
 
 WORKER_COLUMNS = (
     "id",
@@ -48,9 +49,16 @@ workers = typer.Typer(help="Look at workers and their health, and empty them.", 
 
 
 @workers.command("list")
-def list_workers(limit: Limit = 50, cursor: Cursor = None, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+def list_workers(
+    status: Annotated[list[WorkerStatus] | None, typer.Option(help="Only these; repeat it.")] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
     """List workers, newest first."""
-    print_page(invoke("worker.list", {"limit": limit, "cursor": cursor}, data_dir), "workers", WORKER_COLUMNS, as_json)
+    asked = {"status": status or None, "limit": limit, "cursor": cursor}
+    print_page(invoke("worker.list", asked, data_dir), "workers", WORKER_COLUMNS, as_json)
 
 
 @workers.command("evacuate")

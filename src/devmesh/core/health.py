@@ -24,6 +24,14 @@ DEVIATION_MIN = 2.0
 RESTART_FROM, WATCH_FROM = 0.7, 0.3
 
 
+class WorkerStatus(enum.StrEnum):
+    ACTIVE = "ACTIVE"
+    DEGRADED = "DEGRADED"
+    DRAINING = "DRAINING"
+    FAILED = "FAILED"
+    TERMINATED = "TERMINATED"
+
+
 class Recommendation(enum.StrEnum):
     CONTINUE = "CONTINUE"
     WATCH = "WATCH"

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from devmesh import telemetry
 from devmesh.core import health
 from devmesh.core.errors import Kind, MeshError
+from devmesh.core.health import WorkerStatus
 from devmesh.core.ids import new_ids
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.work import Work, WorkRunner
-from devmesh.operations.workers import SQL, WorkerStatus, give_up_jobs
+from devmesh.operations.workers import SQL, give_up_jobs
 from devmesh.store.database import Record
 from devmesh.store.statements import load
 

@@ -15,6 +15,7 @@ from msgspec import Meta
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.events import Concern
+from devmesh.core.health import WorkerStatus
 from devmesh.core.jobs import ClaimedJob, QueueName, Status
 from devmesh.core.names import WaitMs
 from devmesh.operations import queue_rates
@@ -22,7 +23,7 @@ from devmesh.operations.job_events import patch, tell
 from devmesh.operations.registry import Call, Mutation, NotYet, operation
 from devmesh.operations.work import Work
 from devmesh.operations.workers import SQL as WORKERS
-from devmesh.operations.workers import WorkerStatus, refusal
+from devmesh.operations.workers import refusal
 from devmesh.store.claim_horizons import BEGINNING, ClaimsUnderWay, Look
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, claimed_from_row

@@ -13,22 +13,13 @@ from msgspec import Meta
 
 from devmesh.core import errors, health
 from devmesh.core.access import Scope
-from devmesh.core.health import Recommendation, Sample
+from devmesh.core.health import Recommendation, Sample, WorkerStatus
 from devmesh.core.jobs import QueueName
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.registry import Call, Mutation, Params, operation, subject_of
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
-from devmesh.operations.workers import (
-    SQL,
-    ById,
-    Worker,
-    WorkerResult,
-    WorkerStatus,
-    refusal,
-    require_worker,
-    worker_from_row,
-)
+from devmesh.operations.workers import SQL, ById, Worker, WorkerResult, refusal, require_worker, worker_from_row
 from devmesh.store.database import Record
 
 METRICS_MAX = 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import enum
 import uuid
 from collections.abc import Sequence
 from typing import Annotated
@@ -13,7 +12,7 @@ from msgspec import Meta
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
-from devmesh.core.health import stale_after_s
+from devmesh.core.health import WorkerStatus, stale_after_s
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
@@ -26,14 +25,6 @@ from devmesh.store.statements import load
 SQL = load("workers")
 CAPACITY_DEFAULT = 5
 HEARTBEAT_INTERVAL_S_DEFAULT = 30.0
-
-
-class WorkerStatus(enum.StrEnum):
-    ACTIVE = "ACTIVE"
-    DEGRADED = "DEGRADED"
-    DRAINING = "DRAINING"
-    FAILED = "FAILED"
-    TERMINATED = "TERMINATED"
 
 
 class Worker(msgspec.Struct):
