@@ -244,9 +244,9 @@ select w.job_id, ($3::text is null or w.queue = $3) and ($4::text is null or w.t
 from mcp.jobs w where w.tenant_id = $1 and w.job_id < $2 order by w.job_id desc limit $6;
 
 -- name: executions
--- The attempts of a job that have ended, in order. $1 tenant, $2 job, $3 how many at most.
+-- The attempts of a job that have ended, in order; when what it waited for had ended is none. $1 tenant, $2 job, $3 how many at most.
 select x.attempt, x.worker_id, x.outcome, x.result, x.error, x.started_at, x.finished_at, x.next_run_at from mcp.job_executions x
-where x.tenant_id = $1 and x.job_id = $2 and x.attempt > 0 order by x.attempt, x.finished_at limit $3;
+where x.tenant_id = $1 and x.job_id = $2 and x.attempt > 0 and x.outcome <> 'UNBLOCKED' order by x.attempt, x.finished_at limit $3;
 
 -- name: overdue_ids
 -- Held jobs whose lease or time has run out. $1 tenant, $2 how many.
