@@ -87,7 +87,11 @@ def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
     [shown] = [each for each in answer(command("queues", "list", "--json"))["queues"] if each["queue"] == queue]
     assert (shown["waiting"], shown["reason"], shown["paused_at"] is not None) == (1_500, "deploy", True)
     assert answer(command("queues", "resume", queue, "--json"))["queue"]["paused_at"] is None
-    assert command("queues", "purge", queue).stdout.strip() == f"cancelled 1,500 jobs of {queue}"
+    [first_id] = enqueue(command, 1, f"{queue}-first")
+    enqueue(command, 2, queue, depends_on=[first_id])
+    assert "blocked" in command("queues", "list").stdout
+    purged = command("queues", "purge", queue)
+    assert (purged.stdout.strip(), purged.stderr.strip()) == (f"cancelled 1,502 jobs of {queue}", "")
 
 
 @pytest.mark.parametrize(("verb", "done_word"), [("replay", "replayed"), ("discard", "discarded")])

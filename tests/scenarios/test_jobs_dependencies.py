@@ -142,6 +142,36 @@ async def test_j36_what_can_never_be_completed_fails_those_who_wait(bench: Bench
     assert await do(bench) == [ignoring["id"]]
 
 
+async def test_that_a_job_waits_no_more_is_no_attempt_of_it(bench: Bench) -> None:
+    job = await bench.enqueue()
+    assert await do(bench, "release") == [job["id"]]
+    parent = await bench.enqueue(queue=f"{bench.queue}-above")
+    await bench.wire.call("job.depend", job_id=job["id"], depends_on=[parent["id"]])
+    [claimed] = await bench.claim(queues=[f"{bench.queue}-above"])
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert [each["outcome"] for each in await bench.executions(job)] == ["RELEASED"]
+    assert await do(bench) == [job["id"]]
+    ended = [(each["attempt"], each["outcome"]) for each in await bench.executions(job)]
+    assert ended == [(1, "RELEASED"), (2, "COMPLETED")]
+
+
+async def test_what_waits_for_others_is_counted_and_its_queue_is_there(bench: Bench) -> None:
+    async def counted() -> dict[str, tuple[int, int, int]]:
+        queues = (await bench.wire.call("job.stats"))["queues"]
+        return {each["queue"]: (each["waiting"], each["blocked"], each["processing"]) for each in queues}
+
+    above, below = f"{bench.queue}-above", f"{bench.queue}-below"
+    parent = await bench.enqueue(queue=above)
+    children = [await bench.enqueue(queue=below, depends_on=[parent["id"]]) for _ in range(3)]
+    await bench.enqueue(queue=above, depends_on=[children[0]["id"]])
+    assert await counted() == {above: (1, 1, 0), below: (0, 3, 0)}
+    paused = (await bench.wire.call("queue.pause", queue=below))["queue"]
+    assert (paused["waiting"], paused["limited"], paused["blocked"]) == (0, 0, 3)
+    [claimed] = await bench.claim(queues=[above])
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert await counted() == {above: (0, 1, 0), below: (3, 0, 0)}
+
+
 async def test_a_purge_cancels_what_waits_for_others_too_and_stops_at_its_limit(bench: Bench) -> None:
     parent = await bench.enqueue()
     [held_job] = await bench.claim()

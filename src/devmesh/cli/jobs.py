@@ -40,6 +40,7 @@ QUEUE_COLUMNS = (
     "waiting",
     "ready",
     "limited",
+    "blocked",
     "processing",
     "rate_per_s",
     "oldest_ready_at",
@@ -209,7 +210,7 @@ def limit_queue(
 def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """Cancel everything that waits in a queue. What runs goes on."""
     found = [each for each in invoke("job.stats", {}, data_dir)["queues"] if each["queue"] == queue]
-    waiting = sum(each["waiting"] + each["limited"] for each in found)
+    waiting = sum(each["waiting"] + each["limited"] + each["blocked"] for each in found)
 
     def steps() -> Iterator[int]:
         count = STEP

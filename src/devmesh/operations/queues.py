@@ -29,14 +29,15 @@ COUNTED_MAX = 100_000  # of each queue
 
 class Queue(msgspec.Struct):
     """`waiting` counts those that wait for their time too, `ready` those that may run now, `limited` those that wait for a
-    place under their concurrency key; each up to 100,000. With a rate it gives out so many jobs a second, and after a pause
-    `burst` at once.
+    place under their concurrency key, `blocked` those that wait for other jobs; each up to 100,000. With a rate it gives out
+    so many jobs a second, and after a pause `burst` at once.
     """
 
     queue: str
     waiting: int
     ready: int
     limited: int
+    blocked: int
     processing: int
     oldest_ready_at: datetime.datetime | None
     paused_at: datetime.datetime | None
@@ -156,9 +157,9 @@ async def _queues(work: Work, only: str | None = None) -> list[Queue]:
     """All that have jobs or a row, or one."""
     return [
         Queue(
-            queue=row["queue"], waiting=row["waiting"], ready=row["ready"], limited=row["limited"], processing=row["held"],
-            oldest_ready_at=row["oldest_ready_at"], paused_at=row["paused_at"], reason=row["reason"],
-            rate_per_s=row["rate_per_s"], burst=row["burst"],
+            queue=row["queue"], waiting=row["waiting"], ready=row["ready"], limited=row["limited"],
+            blocked=row["blocked"], processing=row["held"], oldest_ready_at=row["oldest_ready_at"],
+            paused_at=row["paused_at"], reason=row["reason"], rate_per_s=row["rate_per_s"], burst=row["burst"],
         )
         for row in await work.tx.fetch(SQL.stats, work.tenant_id, only, COUNTED_MAX)
     ]  # fmt: skip

@@ -35,8 +35,8 @@ where t.tenant_id = $1 and t.queue = any($2::text[]);
 
 -- name: stats
 -- What is in queues and what was said about them: of all that have jobs or a row, or of one. One statement, since a job that is claimed
--- between two would be in neither or in both. What waits is counted up to a limit, and so is what waits for a place, of all queues
--- together. $1 tenant, $2 queue or null for all, $3 the limit.
+-- between two would be in neither or in both. What waits is counted up to a limit, and so are what waits for a place and what waits for
+-- other jobs, each of all queues together. $1 tenant, $2 queue or null for all, $3 the limit.
 with recursive waiting (queue) as (
     (select r.queue from mcp.jobs_ready r where $2::text is null and r.tenant_id = $1 and r.queue > '' order by r.queue limit 1)
     union all
@@ -47,15 +47,18 @@ with recursive waiting (queue) as (
 ), limited as materialized (
     select c.queue, count(*) as count
     from (select w.queue from mcp.jobs_limited w where w.tenant_id = $1 limit $3) c group by c.queue
+), blocked as materialized (
+    select c.queue, count(*) as count
+    from (select b.queue from mcp.jobs_blocked b where b.tenant_id = $1 limit $3) c group by c.queue
 ), said as materialized (
     select q.queue, q.paused_at, q.reason, q.rate_per_s, q.burst from mcp.queues q where q.tenant_id = $1
 ), named as (
     select $2::text as queue where $2::text is not null
     union select a.queue from (select w.queue from waiting w union all select h.queue from held h union all select l.queue from limited l
-                               union all select s.queue from said s) a where $2::text is null and a.queue is not null
+                               union all select b.queue from blocked b union all select s.queue from said s) a where $2::text is null and a.queue is not null
 )
-select n.queue, coalesce(h.count, 0) as held, coalesce(l.count, 0) as limited, s.paused_at, coalesce(s.reason, '') as reason,
-       s.rate_per_s, s.burst,
+select n.queue, coalesce(h.count, 0) as held, coalesce(l.count, 0) as limited, coalesce(b.count, 0) as blocked,
+       s.paused_at, coalesce(s.reason, '') as reason, s.rate_per_s, s.burst,
        (select count(*) from (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue limit $3) c) as waiting,
        (select count(*) from generate_series(1, 5) as level (priority)
         cross join lateral (select from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
@@ -63,7 +66,8 @@ select n.queue, coalesce(h.count, 0) as held, coalesce(l.count, 0) as limited, s
        (select min(c.run_at) from generate_series(1, 5) as level (priority)
         cross join lateral (select r.run_at from mcp.jobs_ready r where r.tenant_id = $1 and r.queue = n.queue
                             and r.priority = level.priority and r.run_at <= now() order by r.run_at limit 1) c) as oldest_ready_at
-from named n left join held h using (queue) left join limited l using (queue) left join said s using (queue)
+from named n left join held h using (queue) left join limited l using (queue) left join blocked b using (queue)
+left join said s using (queue)
 order by n.queue collate "C";
 
 -- name: take_all
