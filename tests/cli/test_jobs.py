@@ -62,6 +62,19 @@ def test_jobs_are_listed_shown_explained_and_cancelled(command: Command) -> None
     assert (again.returncode, again.stderr.startswith("error: not_found")) == (1, True)
 
 
+def test_a_dead_letter_whose_unique_key_is_another_s_stays_one_and_that_is_said(command: Command) -> None:
+    queue, key = f"q{uuid.uuid4().hex}", uuid.uuid4().hex
+    [first] = enqueue(command, 1, queue, max_retries=0, unique_key=key)
+    fail_all(command, queue)
+    [second] = enqueue(command, 1, queue, unique_key=key)
+    for how in ([first], ["--queue", queue]):
+        done = command("dead-letters", "replay", *how)
+        assert (done.returncode, done.stdout.strip()) == (0, "replayed 0 dead letters")
+        assert f"{first} stays a dead letter: job {second} of its unique key is under way" in done.stderr
+    retried = command("jobs", "retry", first)
+    assert (retried.returncode, "unique key" in retried.stderr) == (1, True)
+
+
 def test_dead_letters_are_replayed_and_discarded_one_by_one_or_all(command: Command) -> None:
     queue = f"q{uuid.uuid4().hex}"
     ids = enqueue(command, 5, queue, max_retries=0)
@@ -74,7 +87,7 @@ def test_dead_letters_are_replayed_and_discarded_one_by_one_or_all(command: Comm
     assert answer(command("dead-letters", "replay", "--queue", queue, "--json")) == {"replayed": 4}
     fail_all(command, queue)
     assert answer(command("dead-letters", "discard", "--all", "--queue", queue, "--json")) == {"discarded": 5}
-    assert command("dead-letters", "list", "--queue", queue).stdout.strip() == "no dead_letters"
+    assert command("dead-letters", "list", "--queue", queue).stdout.strip() == "no dead letters"
     refused = command("dead-letters", "discard")
     assert refused.returncode == 2
     assert "--all" in refused.stderr

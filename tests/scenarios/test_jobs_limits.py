@@ -39,6 +39,34 @@ async def test_j42_a_hundred_enqueue_one_unique_key_at_once_and_there_is_one_job
     assert (fresh["is_duplicate"], fresh["job"]["id"] != claimed["id"]) == (False, True)
 
 
+async def test_j42_what_is_put_back_makes_no_second_job_of_a_unique_key(bench: Bench) -> None:
+    async def failed() -> str:
+        job = await bench.enqueue(unique_key="k", max_retries=0)
+        await bench.wire.call("job.fail", jobs=[held(claimed, error="no") for claimed in await bench.claim()])
+        return str(job["id"])
+
+    first, second = await failed(), await failed()
+    third = (await bench.enqueue(unique_key="k"))["id"]
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.retry", job_id=first)
+    assert (refused.value.kind, refused.value.reason) == ("conflict", "job.unique_key")
+    assert third in refused.value.message
+    kept = await bench.wire.call("dead_letter.replay", all=True, queue=bench.queue)
+    assert kept["job_ids"] == []
+    assert [(each["id"], each["reason"]) for each in kept["refused"]] == [
+        (job_id, "job.unique_key") for job_id in (first, second)
+    ]
+    await bench.wire.call("job.cancel", job_id=third)
+    replayed = await bench.wire.call("dead_letter.replay", job_ids=[first, second])
+    assert (replayed["job_ids"], [each["id"] for each in replayed["refused"]]) == ([first], [second])
+    again = await bench.wire.call("job.enqueue", type="t", queue=bench.queue, unique_key="k")
+    assert (again["is_duplicate"], again["job"]["id"]) == (True, first), "it has the key again"
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.retry", job_id=third)
+    assert refused.value.reason == "job.unique_key"
+    assert [job["id"] for job in await bench.claim()] == [first]
+
+
 async def test_j42_a_unique_key_is_kept_as_long_as_its_job_is_alive(mesh: Mesh, bench: Bench) -> None:
     async def enqueue(key: str, **about: Any) -> dict[str, Any]:
         asked = {"type": "t", "queue": bench.queue, "unique_key": key, **about}

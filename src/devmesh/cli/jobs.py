@@ -242,19 +242,24 @@ def _act_on_many(
         raise typer.BadParameter("name jobs, or say --all, perhaps with --queue and --type")
     ids = list(dict.fromkeys(map(_as_answered, ids)))
     missing = set(ids)
+    refused: dict[str, str] = {}
+
+    def act(asked: dict[str, Any]) -> tuple[int, bool, str | None]:
+        """How many it was done to, whether there may be more, and up to where."""
+        answer = invoke(f"dead_letter.{verb}", asked, data_dir)
+        missing.difference_update(answer["job_ids"])
+        left = {each["id"]: each["message"] for each in answer.get("refused", ())}
+        missing.difference_update(left)
+        refused.update(left)
+        count = len(answer["job_ids"])
+        return count, count > 0 and count + len(left) == STEP, answer["up_to"]
 
     def steps() -> Iterator[int]:
-        if ids:
-            for begin in range(0, len(ids), STEP):
-                found = invoke(f"dead_letter.{verb}", {"job_ids": ids[begin : begin + STEP]}, data_dir)["job_ids"]
-                missing.difference_update(found)
-                yield len(found)
-            return
-        count, up_to = STEP, None
-        while count == STEP:  # of what there was at the first step: jobs may fail again as fast as they are replayed
-            asked = {"all": True, "limit": STEP, "up_to": up_to, **filters}
-            answer = invoke(f"dead_letter.{verb}", asked, data_dir)
-            count, up_to = len(answer["job_ids"]), answer["up_to"]
+        for begin in range(0, len(ids), STEP):
+            yield act({"job_ids": ids[begin : begin + STEP]})[0]
+        is_more, up_to = not ids, None
+        while is_more:  # of what there was at the first step: jobs may fail again as fast as they are replayed
+            count, is_more, up_to = act({"all": True, "limit": STEP, "up_to": up_to, **filters})
             yield count
 
     done = _with_bar(steps(), len(ids) or None)
@@ -262,6 +267,10 @@ def _act_on_many(
         print_json({done_word: done})
     else:
         say(f"{done_word} {done:,} dead letters")
+    for job_id, message in sorted(refused.items())[:MISSING_SHOWN]:
+        note(f"{job_id} stays a dead letter: {message}")
+    if len(refused) > MISSING_SHOWN:
+        note(f"so do {len(refused) - MISSING_SHOWN:,} others")
     if missing:
         named = ", ".join(sorted(missing)[:MISSING_SHOWN]) + (", …" if len(missing) > MISSING_SHOWN else "")
         raise Failure(f"not_found: {len(missing):,} of them are no dead letters: {named}")

@@ -72,7 +72,7 @@ def print_page(answer: Mapping[str, Any], noun: str, columns: Sequence[str], as_
         titles = [column.removesuffix("_at").replace("_", " ") for column in columns]
         print_table(titles, rows_of(answer[noun], columns), is_short=True)
     else:
-        say(f"no {noun}" + (" on this page" if answer.get("next_cursor") else ""))
+        say(f"no {noun.replace('_', ' ')}" + (" on this page" if answer.get("next_cursor") else ""))
     if answer.get("next_cursor"):
         say(f"more: --cursor {answer['next_cursor']}")
 

@@ -11,20 +11,21 @@ from msgspec import Meta, Raw
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
+from devmesh.core.errors import Kind
 from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
-from devmesh.operations.job_limits import wait_again
+from devmesh.operations.job_replaying import SQL, put_back
+from devmesh.operations.job_verbs import Refused
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import raw
-from devmesh.store.statements import load
 
-SQL = load("dead_letters")
 REPLAYED_MAX = 10_000
+UNDER_WAY = "job.unique_key"
 
 
 class DeadLetter(msgspec.Struct):
@@ -109,17 +110,25 @@ class ChosenResult(msgspec.Struct):
     up_to: str | None = None
 
 
+class ReplayedResult(ChosenResult):
+    """The same; `refused` stay dead letters."""
+
+    refused: list[Refused] = []
+
+
 @operation("dead_letter.replay", scope=Scope.WRITE, http="POST /dead-letters/replay", single=True)
-async def replay(work: Work, call: Call[Chosen]) -> ChosenResult:
-    """Put dead letters back into their queues, to run at once with all their retries. Their history goes on."""
+async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
+    """Put dead letters back into their queues, to run at once with all their retries. Their history goes on.
+
+    One that failed because another did waits for that one again, unless that is over.
+    """
     job_ids, up_to = await _chosen(work, call.params)
-    rows = await work.tx.fetch(SQL.replay, work.tenant_id, job_ids)
-    if rows:
-        await wait_again(work, [row["job_id"] for row in rows])
-    tell(
-        work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
-    )
-    return ChosenResult([row["job_id"] for row in rows], up_to)
+    replayed = await put_back(work, job_ids, SQL.replay)
+    refused = [
+        Refused(job_id, Kind.CONFLICT, UNDER_WAY, f"job {other} of its unique key is under way")
+        for job_id, other in replayed.refused.items()
+    ]
+    return ReplayedResult(replayed.job_ids, up_to, refused)
 
 
 @operation("dead_letter.discard", scope=Scope.WRITE, http="POST /dead-letters/discard", single=True)

@@ -26,6 +26,7 @@ from devmesh.store.statements import load
 SQL = load("job_dependencies")
 FIRST_ID = uuid.UUID(int=0)
 MARK_TRIES_MAX = 5  # a job that is moved each time that we come to mark it
+PARENT_FAILED = "ParentFailed"  # the type of the error of those that fail because another did
 EDGES_MAX = 20_000  # looked at in one go, from one parent
 
 
@@ -166,7 +167,7 @@ async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID]) -> list[uuid.UUI
     parents: list[uuid.UUID] = []
     for parent_id, children in by_parent.items():
         message = f"job {parent_id}, which it waited for, has failed"
-        why = {"type": "ParentFailed", "message": message, "job_id": parent_id}
+        why = {"type": PARENT_FAILED, "message": message, "job_id": parent_id}
         parents += await end_blocked(work, children, Outcome.FAILED, why)
     return parents
 

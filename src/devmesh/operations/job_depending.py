@@ -84,7 +84,7 @@ async def _block(work: Work, job_id: uuid.UUID, policy: Policy) -> None:
     row = None
     for _ in range(MOVES_MAX):
         row = await work.tx.fetch_row(LIMITS.take, work.tenant_id, job_id)
-        if row is None and (row := await work.tx.fetch_row(SQL.take_ready, work.tenant_id, job_id)):
+        if row is None and (row := await work.tx.fetch_row(SQL.take_ready, work.tenant_id, [job_id])):
             await leave_places(work, [job_id])
         if row is not None or (await require_job(work, job_id)).status is not Status.PENDING:
             break

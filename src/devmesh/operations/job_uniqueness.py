@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from devmesh.core.jobs import Job, Status
@@ -54,6 +54,24 @@ async def twins(work: Work, wishes: Sequence[UniqueWish]) -> dict[uuid.UUID, Job
     if new := {key: job_id for key, job_id in accepted.items() if holders[key] != job_id}:
         await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
     return found
+
+
+async def under_way(work: Work, keys: Mapping[uuid.UUID, str]) -> dict[uuid.UUID, uuid.UUID]:
+    """Which of jobs that are to run again, given with their keys, must not: another of the key is under way, namely that.
+
+    The others have their keys from now on. Of several with one key it is the first.
+    """
+    first: dict[str, uuid.UUID] = {}
+    for job_id, key in keys.items():
+        first.setdefault(key, job_id)
+    rows = await work.tx.fetch(SQL.claim, work.tenant_id, list(first), list(first.values()))
+    holders = {row["unique_key"]: row["job_id"] for row in rows}
+    latest = await _known(work, {key: holder for key, holder in holders.items() if holder != first[key]})
+    alive = {key: job.id for key, job in latest.items() if job.status in (Status.PENDING, Status.PROCESSING)}
+    if new := {key: job_id for key, job_id in first.items() if key not in alive and holders[key] != job_id}:
+        await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
+    takers = {**first, **alive}
+    return {job_id: takers[key] for job_id, key in keys.items() if takers[key] != job_id}
 
 
 async def _known(work: Work, holders: dict[str, uuid.UUID]) -> dict[str, Job]:

@@ -26,16 +26,25 @@ order by d.dead_letter_id limit $4;
 -- $1 tenant, $2 jobs.
 with gone as (
     delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])
-    returning d.job_id, d.created_at, d.attempt, d.priority, d.is_parent, d.queue
+    returning d.job_id, d.created_at, d.attempt, d.priority, d.is_parent, d.queue, d.error
 ), kept as (
     update mcp.job_executions x set next_run_at = now()
     where x.tenant_id = $1 and x.job_id = any($2::uuid[])
       and x.attempt = (array(select g.attempt from gone g order by g.job_id))
                       [array_position(array(select g.job_id from gone g order by g.job_id), x.job_id)]
+), ready as (
+    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+    select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
 )
-insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
-select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
-returning job_id, queue;
+select g.job_id, g.queue, g.is_parent, g.error from gone g order by g.job_id;
+
+-- name: unique_keys
+-- The unique keys of those of these jobs that have one and are over, but not completed. $1 tenant, $2 jobs.
+select a.job_id, j.unique_key from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select k.unique_key from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
+cross join lateral (select x.outcome, x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
+                    order by x.attempt desc, x.finished_at desc limit 1) latest
+where j.unique_key is not null and latest.next_run_at is null and latest.outcome <> 'COMPLETED';
 
 -- name: revive
 -- Puts jobs that are over, but neither completed nor dead letters, back into their queues, to run at once with all their retries.
@@ -57,7 +66,7 @@ with over as materialized (
 insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
 select $1, now(), g.job_id, j.created_at, g.attempt, 0, j.priority, false, j.queue from again g
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id limit 1) j
-returning job_id, queue;
+returning job_id, queue, is_parent, null::json as error;
 
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.

@@ -102,18 +102,25 @@ left join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id 
 
 -- name: end_blocked
 -- Ends jobs that wait for others, as failed or as cancelled. $1 tenant, $2 jobs, $3 the outcome, $4 why, as JSON; and for those that
--- are dead letters $5 ids, or null.
+-- are dead letters $5 ids, or null. Their errors say besides whom they were waiting for, for when they are replayed.
 with gone as (
     delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
+), told as materialized (
+    select g.*, case when $5::uuid[] is null then $4::json
+                     else ($4::jsonb || jsonb_build_object('waited_for', w.ids, 'on_parent_failure', g.policy))::json end as error
+    from gone g
+    cross join lateral (select coalesce(jsonb_agg(d.parent_id), '[]') as ids
+                        from (select d.parent_id from mcp.job_dependencies d where d.child_id = g.job_id and d.tenant_id = $1
+                              order by d.parent_id limit 1000) d) w
 ), kept as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
-    select $1, g.job_id, clock_timestamp(), g.attempt + 1, g.retries, $3, $4::json from gone g
+    select $1, t.job_id, clock_timestamp(), t.attempt + 1, t.retries, $3, t.error from told t
 ), dead as (
     insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority,
                                        queue, type, error)
     select $1, g.job_id, ($5::uuid[])[array_position($2::uuid[], g.job_id)], g.created_at, now(), g.is_parent, g.attempt + 1, g.retries,
-           g.priority, g.queue, j.type, $4::json
-    from gone g cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id
+           g.priority, g.queue, j.type, g.error
+    from told g cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id
                                       and k.created_at = g.created_at limit 1) j
     where $5::uuid[] is not null
 )
@@ -137,11 +144,12 @@ select j.job_id, j.priority from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j;
 
 -- name: take_ready
--- Takes a job out of its queue, so that it may wait for others. $1 tenant, $2 the job.
+-- Takes jobs out of their queues, so that they may wait for others. $1 tenant, $2 the jobs.
 delete from mcp.jobs_ready r where r.ctid = any(array(
-    select h.place from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = $2 limit 1) p
+    select h.place from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) p
     cross join generate_series(1, 5) as level (priority)
     cross join lateral (select r.ctid as place from mcp.jobs_ready r
                         where r.tenant_id = $1 and r.queue = p.queue and r.priority = level.priority and r.run_at = p.run_at
-                          and r.job_id = $2 limit 1 for update) h))
+                          and r.job_id = a.job_id limit 1 for update) h))
 returning r.*;

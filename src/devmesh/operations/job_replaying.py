@@ -1,0 +1,116 @@
+"""Puts jobs that are over back to work: one of a unique key at a time, and behind those that they had waited for.
+
+Who fails because another did remembers in its error whom it was waiting for. Put back together, in whatever order they are
+named, they run in the order that was asked for.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from devmesh.core.jobs import Status
+from devmesh.operations.job_dependencies import PARENT_FAILED, Parents, Policy, mark
+from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import wait_again
+from devmesh.operations.job_uniqueness import under_way
+from devmesh.operations.work import Work
+from devmesh.store.database import Record
+from devmesh.store.statements import Statement, load
+
+SQL = load("dead_letters")
+
+
+class Replayed(NamedTuple):
+    """The jobs that are back, and those that stay as they are, each with another of its unique key that is under way."""
+
+    job_ids: list[uuid.UUID]
+    refused: dict[uuid.UUID, uuid.UUID]
+
+
+async def put_back(work: Work, job_ids: Sequence[uuid.UUID], statement: Statement) -> Replayed:
+    """`statement` puts those of the jobs into their queues that it is made for: dead letters, or others that are over."""
+    keys = {row["job_id"]: row["unique_key"] for row in await work.tx.fetch(SQL.unique_keys, work.tenant_id, job_ids)}
+    refused = await under_way(work, keys) if keys else {}
+    await work.tx.execute(
+        DEPENDENCIES.lock, work.tenant_id
+    )  # before any job is locked, as who says what waits for what
+    rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
+    tell(
+        work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
+    )
+    blocked = await _behind_parents(work, rows)
+    if free := [row["job_id"] for row in rows if row["job_id"] not in blocked]:
+        await wait_again(work, free)
+    return Replayed([row["job_id"] for row in rows], refused)
+
+
+async def _behind_parents(work: Work, rows: Sequence[Record]) -> set[uuid.UUID]:
+    """Has jobs that failed with another wait again for whom they waited, as far as that is to be completed. Which do."""
+    waited = {row["job_id"]: found for row in rows if (found := _Waited.of(row["error"])) is not None}
+    if not waited:
+        return set()
+    parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
+    policies: dict[uuid.UUID, Policy] = {}
+    for row in rows:
+        job_id = row["job_id"]
+        wanted = await _to_wait_for(work, waited[job_id], parents) if job_id in waited else []
+        if (
+            wanted
+            and row["is_parent"]
+            and await work.tx.fetch_value(DEPENDENCIES.is_above, work.tenant_id, wanted, job_id)
+        ):
+            continue  # by now they wait for this one
+        if wanted:
+            policies[job_id] = waited[job_id].on_parent_failure
+            await work.tx.execute(DEPENDENCIES.add, work.tenant_id, wanted, [job_id] * len(wanted))
+    await _block(work, policies)
+    return set(policies)
+
+
+async def _to_wait_for(work: Work, waited: _Waited, parents: Parents) -> list[uuid.UUID]:
+    alive = [parent_id for parent_id in waited.parent_ids if parent_id in parents.alive]
+    dead = [parent_id for parent_id in waited.parent_ids if parent_id in parents.failed]
+    if dead and waited.on_parent_failure is Policy.WAIT:
+        alive += [row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, dead)]
+    return alive
+
+
+async def _block(work: Work, policies: dict[uuid.UUID, Policy]) -> None:
+    """Takes jobs, which this transaction has put into their queues, out again, to wait for others."""
+    if not policies:
+        return
+    rows = await work.tx.fetch(DEPENDENCIES.take_ready, work.tenant_id, list(policies))
+    columns = ("job_id", "created_at", "run_at", "attempt", "retries", "priority", "is_parent", "queue")
+    await work.tx.execute(
+        DEPENDENCIES.block, work.tenant_id, *([row[name] for row in rows] for name in columns),
+        [policies[row["job_id"]].value for row in rows],
+    )  # fmt: skip
+    tell(work, "job.blocked", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.PENDING)
+
+
+class _Waited(msgspec.Struct):
+    """What the error of a job says that failed because another did."""
+
+    type: str
+    waited_for: list[uuid.UUID]
+    on_parent_failure: Policy
+
+    @property
+    def parent_ids(self) -> list[uuid.UUID]:
+        return list(dict.fromkeys(self.waited_for))
+
+    @classmethod
+    def of(cls, error: Any) -> _Waited | None:
+        """None of any other error: they are whatever handlers make them."""
+        if error is None or PARENT_FAILED not in error:
+            return None
+        try:
+            found = msgspec.json.decode(error, type=cls)
+        except msgspec.MsgspecError:
+            return None
+        return found if found.type == PARENT_FAILED else None
