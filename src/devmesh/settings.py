@@ -156,7 +156,7 @@ class Settings(Group):
 
     assigner_interval_s: float = setting(1.0, "Between rounds of assignment without a ring.", "s", at_least=0.01)
     worker_health_days_kept: int = setting(
-        7, "For how long it is kept what workers said of their health.", "days", at_most=366
+        7, "For how long it is kept what workers said of their health, and workers that have gone.", "days", at_most=366
     )
     scheduler_interval_s: float = setting(
         1.0, "Between looks for schedules and snapshots that are due.", "s", at_least=0.01, at_most=60

@@ -173,6 +173,32 @@ async def test_a_worker_that_leaves_leaves_no_alert(bench: Bench, ward: Ward) ->
     assert not await is_missed()
 
 
+async def test_workers_that_have_gone_long_ago_are_forgotten_unless_they_hold_something(
+    mesh: Mesh, bench: Bench
+) -> None:
+    gone, left, holding, there = [
+        Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=3_600, queues=[bench.queue])) for _ in range(4)
+    ]
+    await bench.enqueue()
+    assert await bench.claim(worker_id=holding.worker_id)
+    await bench.wire.call("worker.deregister", worker_id=left.worker_id)
+    ids = ", ".join(f"'{each.worker_id}'" for each in (gone, left, holding))
+    run_sql(
+        mesh.dsn,
+        f"update mcp.workers set status = 'FAILED' where worker_id in ({ids}) and status = 'ACTIVE';"
+        f"update mcp.workers set heartbeat_at = now() - interval '8 days' where worker_id in ({ids})",
+    )
+
+    async def are_left() -> set[str]:
+        return {each["id"] for each in (await bench.wire.call("worker.list", limit=100))["workers"]}
+
+    async def are_forgotten() -> bool:
+        return not {gone.worker_id, left.worker_id} & await are_left()
+
+    await eventually(are_forgotten, "they are forgotten")
+    assert {holding.worker_id, there.worker_id} <= await are_left()
+
+
 async def test_one_tenant_s_trouble_keeps_no_other_s_workers_from_being_missed(own_mesh: Callable[..., Mesh]) -> None:
     mesh = own_mesh("rest-api", "mcp-server")
     async with (

@@ -64,6 +64,7 @@ WHOLE_TENANT = {
     "snapshot_restoring.put_back_workers": "all workers of a snapshot",
     "snapshot_restoring.put_back_schedules": "all schedules of a snapshot",
     "schedules.page": "a list may ask for any schedules",
+    "workers.forget_workers": "a table of the workers that there are and of those that have gone lately",
     "workers.optimal": "the best of all workers",
     "tenants.with_late_workers": "who is late is found by looking at all workers",
     "tenants.workers_by_status": "counts all workers",

@@ -55,6 +55,7 @@ class WorkerWatch(OverdueLoop):
             for status in WorkerStatus:
                 telemetry.WORKERS.labels(status).set(counts.get(status, 0))
             await database.read(SQL.forget_health, self._health_days_kept, FORGOTTEN_MAX)
+            await database.read(SQL.forget_workers, self._health_days_kept, FORGOTTEN_MAX)
             await database.read(SQL.forget_alerts, ALERTS_KEPT_DAYS, FORGOTTEN_MAX)
         return is_more
 

@@ -148,6 +148,20 @@ delete from mcp.worker_health_logs h where h.ctid = any(array(
 delete from mcp.worker_alerts a where a.ctid = any(array(
     select o.ctid from mcp.worker_alerts o where o.cleared_at < now() - make_interval(days => $1) limit $2 for update skip locked));
 
+-- name: forget_workers
+-- Removes workers, of any tenant, that have gone long ago and hold nothing; nobody is to look after what was said of them. $1 in days,
+-- $2 how many at most.
+with gone as (
+    delete from mcp.workers w where w.ctid = any(array(
+        select o.ctid from mcp.workers o
+        where o.status in ('TERMINATED', 'FAILED', 'DRAINING') and o.heartbeat_at < now() - make_interval(days => $1)
+          and not exists (select from mcp.jobs_leased l where l.worker_id = o.worker_id)
+        limit $2 for update of o skip locked))
+    returning w.worker_id
+)
+update mcp.worker_alerts a set cleared_at = now()
+where a.cleared_at is null and a.worker_id = any(array(select gone.worker_id from gone));
+
 -- name: seen
 -- A worker was heard of, though not by a heartbeat: the beats that it has missed are forgotten by its next one, which clears what was said
 -- of them. Nothing: it was given up in this moment. $1 tenant, $2 worker.
