@@ -178,8 +178,8 @@ def test_many_dead_letters_are_those_there_were_when_the_command_began(tmp_path:
     asked_up_to = []
 
     def failing_jobs(asked: Asked) -> Said:
-        asked_up_to.append(asked.params["up_to"])
-        count = 1_000 if len(asked_up_to) < 3 or asked.params["up_to"] is None else 1
+        asked_up_to.append(asked.params.get("up_to"))
+        count = 1_000 if len(asked_up_to) < 3 or asked_up_to[-1] is None else 1
         return as_json({"job_ids": ["x"] * count, "up_to": "0" * 32}, 200 if len(asked_up_to) < 6 else 500)
 
     with stand_in(failing_jobs) as url:

@@ -210,13 +210,11 @@ def limit_queue(
 def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """Cancel everything that waits in a queue. What runs goes on."""
     found = [each for each in invoke("job.stats", {}, data_dir)["queues"] if each["queue"] == queue]
-    waiting = sum(each["waiting"] + each["limited"] + each["blocked"] for each in found)
+    waiting = sum(each["waiting"] + each["limited"] + each.get("blocked", 0) for each in found)
 
     def steps() -> Iterator[int]:
         count = STEP
-        while (
-            count == STEP
-        ):  # fewer is all that there was: what comes meanwhile is not for this command to cancel for ever
+        while count == STEP:  # fewer is all that there was: somebody may go on enqueueing for ever
             count = invoke("queue.purge", {"queue": queue, "limit": STEP}, data_dir)["purged"]
             yield count
 
@@ -252,7 +250,7 @@ def _act_on_many(
         missing.difference_update(left)
         refused.update(left)
         count = len(answer["job_ids"])
-        return count, count > 0 and count + len(left) == STEP, answer["up_to"]
+        return count, count > 0 and count + len(left) == STEP, answer.get("up_to")
 
     def steps() -> Iterator[int]:
         for begin in range(0, len(ids), STEP):

@@ -57,7 +57,7 @@ def worker(
     """
     if remote:
         if health_check or host is not None or port is not None:
-            hint = "who runs it sees in `devmesh workers list` whether it is there"
+            hint = "`devmesh workers list` shows whether it is there"
             message = "--remote serves nothing that could be asked: leave out --health-check, --host and --port"
             raise Failure(message, Exit.USAGE, hint)
         _run_remote(app, data_dir)

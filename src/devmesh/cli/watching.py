@@ -154,9 +154,9 @@ class Watcher:
 
         if response.is_success and response.headers.get("content-type", "").startswith(MEDIA_TYPE):
             return
-        response.read()
         if response.is_success:
             raise no_mesh(response)
+        response.read()
         failure = refused(response)
         if self._was_connected and (response.is_server_error or response.status_code == codes.TOO_MANY_REQUESTS):
             raise Disconnected(failure.message, retry_after_s(response) or 0.0)

@@ -102,7 +102,7 @@ class Chosen(Mutation, kw_only=True):
 
 
 class ChosenResult(msgspec.Struct):
-    """The jobs that were dead letters and are not any more; fewer than `limit` means that there are no others. `up_to` stands
+    """The jobs that were dead letters and are not any more; as many as `limit` means that there may be others. `up_to` stands
     for the latest dead letter there was, and is null when `job_ids` named them or there was none.
     """
 
