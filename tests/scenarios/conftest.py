@@ -13,6 +13,7 @@ from tests.bearers import SETTINGS
 from tests.breaking import Postgres, own_postgres
 from tests.conftest import QUICK
 from tests.harness import Mesh, running_mesh
+from tests.scenarios.archive import Archive
 from tests.scenarios.jobs import Bench, register
 from tests.wire import Wire
 
@@ -58,3 +59,8 @@ def issuing_mesh(create_database: Callable[[], str], tmp_path_factory: pytest.Te
 async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
     async with await Wire.connect(mesh.ws_url, tenant) as wire:
         yield Bench(wire, await register(wire))
+
+
+@pytest.fixture
+def archive(mesh: Mesh, bench: Bench) -> Archive:
+    return Archive(mesh, bench)

@@ -9,44 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import run_sql
 from tests.harness import Mesh, eventually
+from tests.scenarios.archive import Archive
 from tests.scenarios.jobs import Bench, held
 from tests.wire import Wire, WireError
-
-TABLES = (
-    "jobs", "jobs_ready", "jobs_limited", "jobs_blocked", "jobs_leased", "job_slots", "job_limits", "job_executions",
-    "job_dependencies", "dead_letter_queue", "queues", "workers", "schedules", "job_unique_keys",
-)  # fmt: skip
-
-
-class Archive:
-    """A tenant with one worker, and its snapshots."""
-
-    def __init__(self, mesh: Mesh, bench: Bench) -> None:
-        self.mesh, self.bench = mesh, bench
-
-    async def call(self, name: str, **params: Any) -> dict[str, Any]:
-        return dict(await self.bench.wire.call(f"snapshot.{name}", **params))
-
-    async def take(self, **about: Any) -> dict[str, Any]:
-        snapshot: dict[str, Any] = (await self.call("create", **about))["snapshot"]
-        return snapshot
-
-    async def jobs(self, snapshot: dict[str, Any]) -> dict[str, str]:
-        found = (await self.call("jobs", snapshot_id=snapshot["id"]))["jobs"]
-        return {job["id"]: job["status"] for job in found}
-
-    def lose(self, *tables: str) -> None:
-        """As if this tenant's rows had been deleted by mistake."""
-        tenant_id = self.bench.wire.initialized["tenant_id"]
-        for table in tables or TABLES:
-            run_sql(self.mesh.dsn, f"delete from mcp.{table} where tenant_id = '{tenant_id}'")
-
-
-@pytest.fixture
-def archive(mesh: Mesh, bench: Bench) -> Archive:
-    return Archive(mesh, bench)
 
 
 async def test_j16_a_full_snapshot_has_everything(archive: Archive, bench: Bench) -> None:

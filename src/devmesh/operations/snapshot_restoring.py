@@ -19,7 +19,7 @@ from devmesh.core.jobs import Status, queue_topic
 from devmesh.core.names import Moment
 from devmesh.core.snapshots import CONFLICTS, OnConflict
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
-from devmesh.operations.job_dependencies import mark, unblock
+from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import leave_places, wait_again
 from devmesh.operations.registry import Call, Mutation, operation
@@ -32,6 +32,7 @@ from devmesh.store.statements import load
 
 SQL = load("snapshot_restoring")
 CONFLICTS_TOLD_MAX = 1_000
+TAKES_MAX = 20  # looks for jobs that others move meanwhile
 
 
 class Restore(Mutation, kw_only=True):
@@ -83,6 +84,7 @@ class RestoredResult(msgspec.Struct):
 async def restore(work: Work, call: Call[Restore]) -> RestoredResult:
     """Put back what a snapshot has. What was made since stays; what is otherwise now stays, is overwritten, or refuses it."""
     asked = call.params
+    await work.tx.execute(SQL.lock, work.tenant_id)
     snapshot = await require(work, await _chosen(work, asked))
     whole = await gather(work, snapshot.id)
     for statement in (SQL.decide_jobs, SQL.decide_others):
@@ -121,12 +123,8 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
 
 async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Restored:
     decisions = ["insert", "conflict"] if is_overwriting else ["insert"]
-    taken: Sequence[Record] = []
     if is_overwriting:
-        taken = await work.tx.fetch(SQL.take_away, work.tenant_id, whole)
-        await leave_places(work, [row["job_id"] for row in taken])
-        ended = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in taken if row["queue"] is not None]
-        tell(work, "job.cancelled", ended, Status.CANCELLED)
+        await _take_away(work, whole)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)
     queues = await work.tx.fetch(SQL.put_back_queues, work.tenant_id, whole, decisions)
     schedules = await work.tx.fetch(SQL.put_back_schedules, work.tenant_id, whole, decisions)
@@ -136,8 +134,7 @@ async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Re
     blocked = await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions)
     dead = await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions)
     await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
-    changed = {row["job_id"] for row in taken}
-    failed = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in dead if row["job_id"] in changed]
+    failed = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in dead if row["ends_again"]]
     tell(work, "job.failed", failed, Status.FAILED)
     for rows, status in (([*waiting, *blocked], Status.PENDING), (held, Status.PROCESSING), (dead, Status.FAILED)):
         tell(work, "job.restored", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], status)
@@ -147,6 +144,7 @@ async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Re
     if waiting:
         await wait_again(work, [row["job_id"] for row in waiting])
     await _bind(work, blocked)
+    await settle(work, [row["job_id"] for row in dead if row["is_waited_for"]], End.FAILED)
     _tell_others(work, workers, queues)
     return Restored(
         jobs=len(waiting) + len(held) + len(blocked), processing=len(held), dead_letters=len(dead), workers=len(workers),
@@ -154,8 +152,24 @@ async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Re
     )  # fmt: skip
 
 
+async def _take_away(work: Work, whole: uuid.UUID) -> None:
+    """Takes jobs that are otherwise now from wherever they are. Who moves one meanwhile is waited for; then we look again."""
+    places: set[uuid.UUID] = set()
+    for _ in range(TAKES_MAX):
+        taken = await work.tx.fetch(SQL.take_away, work.tenant_id, whole)
+        places |= {row["job_id"] for row in taken}
+        ended = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in taken if row["queue"] is not None]
+        tell(work, "job.cancelled", ended, Status.CANCELLED)
+        if not await work.tx.fetch_value(SQL.left, work.tenant_id, whole):
+            await leave_places(work, sorted(places))
+            return
+    raise errors.unavailable(
+        "jobs of the snapshot are moved faster than they can be taken; nothing was changed: try again"
+    )
+
+
 async def _bind(work: Work, blocked: Sequence[Record]) -> None:
-    """Has jobs wait for those of their parents that are under way. Those without any come into their queues."""
+    """Has jobs wait for those of their parents that were not completed. When one has failed their policy says what follows."""
     if not blocked:
         return
     wanted = sorted({parent_id for row in blocked for parent_id in row["parent_ids"]})
@@ -168,11 +182,13 @@ async def _bind(work: Work, blocked: Sequence[Record]) -> None:
         (parent_id, row["job_id"])
         for row in blocked
         for parent_id in row["parent_ids"]
-        if parent_id in parents.alive | dead
+        if parent_id in parents.alive | parents.failed
     ]
     await work.tx.execute(
         DEPENDENCIES.add, work.tenant_id, [parent for parent, _ in edges], [child for _, child in edges]
     )
+    await settle(work, dead, End.FAILED)
+    await settle(work, parents.failed - dead, End.GONE)
     await unblock(work, [row["job_id"] for row in blocked])
 
 

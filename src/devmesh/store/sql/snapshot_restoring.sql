@@ -1,3 +1,7 @@
+-- name: lock
+-- One at a time puts snapshots back in a tenant: two would both find the same jobs missing. $1 tenant.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 14));
+
 -- name: decide_jobs
 -- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; `same` where it is as it
 -- was; else `conflict`. $1 tenant, $2 the rows.
@@ -67,7 +71,8 @@ order by r.noun, r.id limit $3;
 
 -- name: take_away
 -- Takes jobs that are otherwise now from where they are, and notes in their history that they go on. Gives the attempts that are ended by
--- that. $1 tenant, $2 the rows.
+-- that. One that somebody is moving meanwhile is waited for, and may then be elsewhere than where this statement sees it: see `left`.
+-- $1 tenant, $2 the rows.
 with wanted as materialized (
     select r.id::uuid as job_id from mcp.state_snapshot_rows r
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict'
@@ -102,6 +107,30 @@ with wanted as materialized (
 )
 select w.job_id, h.queue, h.attempt from wanted w full join held h on h.job_id = w.job_id;
 
+-- name: left
+-- Whether jobs that are otherwise now are somewhere still, or might be put somewhere because their history says that they are over.
+-- $1 tenant, $2 the rows.
+select exists (
+    select from mcp.state_snapshot_rows r
+    cross join lateral (
+        (select 1 from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = r.id::uuid limit 1)
+        union all
+        (select 1 from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = r.id::uuid limit 1)
+        union all
+        (select 1 from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = r.id::uuid limit 1)
+        union all
+        (select 1 from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = r.id::uuid limit 1)
+        union all
+        (select 1 from mcp.job_executions x where x.tenant_id = $1 and x.job_id = r.id::uuid and x.next_run_at is null limit 1)
+        union all
+        (select 1 from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) p
+         cross join generate_series(1, 5) as level (priority)
+         cross join lateral (select q.job_id from mcp.jobs_ready q
+                             where q.tenant_id = $1 and q.queue = p.queue and q.priority = level.priority and q.run_at = p.run_at
+                               and q.job_id = r.id::uuid limit 1) q limit 1)
+        limit 1) there
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict');
+
 -- name: put_back_jobs
 -- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. $1 tenant, $2 the rows, $3 the decisions
 -- by which they are.
@@ -126,13 +155,16 @@ on conflict do nothing;
 
 -- name: put_back_waiting
 -- Puts jobs into their queues that waited there, or for a place; and those that were held, unless nothing has become of them since. Their
--- attempts go on from the latest that there was, and a row of the history says when they go on. $1 tenant, $2 the rows, $3 the decisions.
+-- attempts go on from the latest that there was, and a row of the history says when they go on. Others may have come to wait for them
+-- since: that is noted at them, here and below. $1 tenant, $2 the rows, $3 the decisions.
 with waiting as materialized (
-    select p.*, greatest(p.attempt, x.attempt) as from_attempt, greatest(p.run_at, (select clock_timestamp())) as due_at
+    select p.*, p.is_parent or child.child_id is not null as is_waited_for, greatest(p.attempt, x.attempt) as from_attempt,
+           greatest(p.run_at, (select clock_timestamp())) as due_at
     from mcp.state_snapshot_rows r
     cross join lateral json_populate_record(null::mcp.jobs_ready, r."row") p
     left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
                        order by e.attempt desc, e.finished_at desc limit 1) x on true
+    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = any($3::text[])
       and (r.noun = any(array['jobs_ready', 'jobs_limited']) or r.noun = 'jobs_leased' and r.decision = 'conflict')
 ), kept as (
@@ -141,7 +173,7 @@ with waiting as materialized (
     returning job_id, next_run_at
 )
 insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
-select $1, k.next_run_at, w.job_id, w.created_at, w.from_attempt, w.retries, w.priority, w.is_parent, w.queue
+select $1, k.next_run_at, w.job_id, w.created_at, w.from_attempt, w.retries, w.priority, w.is_waited_for, w.queue
 from waiting w full join kept k on k.job_id = w.job_id
 where w.job_id is not null
 returning job_id, queue, attempt;
@@ -150,7 +182,9 @@ returning job_id, queue, attempt;
 -- Gives jobs back to the workers that held them, under fresh leases. $1 tenant, $2 the rows.
 with held as materialized (
     select l.* from mcp.state_snapshot_rows r
+    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     cross join lateral json_populate_record(null::mcp.jobs_leased, (r."row"::jsonb || jsonb_build_object(
+        'is_parent', (r."row" ->> 'is_parent')::boolean or child.child_id is not null,
         'lease_until', now() + make_interval(secs => (r."row" ->> 'lease_s')::double precision),
         'timeout_at', now() + ((r."row" ->> 'timeout_at')::timestamptz - (r."row" ->> 'started_at')::timestamptz)))::json) l
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
@@ -169,11 +203,12 @@ returning job_id, queue, attempt;
 -- end the next one. $1 tenant, $2 the rows, $3 the decisions.
 with blocked as (
     insert into mcp.jobs_blocked (tenant_id, job_id, created_at, run_at, attempt, retries, priority, is_parent, queue, policy)
-    select b.tenant_id, b.job_id, b.created_at, b.run_at, greatest(b.attempt, x.attempt), b.retries, b.priority, b.is_parent, b.queue,
-           b.policy
+    select b.tenant_id, b.job_id, b.created_at, b.run_at, greatest(b.attempt, x.attempt), b.retries, b.priority,
+           b.is_parent or child.child_id is not null, b.queue, b.policy
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs_blocked, r."row") b
     left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
                        order by e.attempt desc, e.finished_at desc limit 1) x on true
+    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
     returning job_id, queue, attempt
 )
@@ -184,27 +219,32 @@ select b.job_id, b.queue, b.attempt,
 from blocked b;
 
 -- name: put_back_dead
--- Puts dead letters back. One that has gone on since ends once more. $1 tenant, $2 the rows, $3 the decisions.
+-- Puts dead letters back. One that has gone on since ends once more: that is told as its end. $1 tenant, $2 the rows, $3 the decisions.
 with dead as materialized (
-    select d.*, r.decision, x.attempt + 1 as ends_as from mcp.state_snapshot_rows r
+    select d.*, d.is_parent or child.child_id is not null as is_waited_for, r.decision = 'conflict' as ends_again,
+           case when r.decision = 'conflict' then x.attempt + 1 else d.attempt end as ends_as
+    from mcp.state_snapshot_rows r
     cross join lateral json_populate_record(null::mcp.dead_letter_queue, r."row") d
     left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
                        order by e.attempt desc, e.finished_at desc limit 1) x on true
+    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
 ), ended as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
     select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED',
            replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
-    from dead d where d.decision = 'conflict'
+    from dead d where d.ends_again
+), written as (
+    insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
+                                       type, error)
+    select $1, d.job_id, d.dead_letter_id, d.created_at, d.failed_at, d.is_waited_for, d.ends_as, d.retries, d.priority, d.queue, d.type,
+           replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
+    from dead d
+    on conflict do nothing
+    returning job_id
 )
-insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
-                                   type, error)
-select $1, d.job_id, d.dead_letter_id, d.created_at, d.failed_at, d.is_parent,
-       case when d.decision = 'conflict' then d.ends_as else d.attempt end, d.retries, d.priority, d.queue, d.type,
-       replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
-from dead d
-on conflict do nothing
-returning job_id, queue, attempt;
+select d.job_id, d.queue, d.ends_as as attempt, d.ends_again, d.is_waited_for from dead d full join written w on w.job_id = d.job_id
+where w.job_id is not null;
 
 -- name: put_back_keys
 -- Puts unique keys back that nobody has. $1 tenant, $2 the rows.
