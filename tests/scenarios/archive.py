@@ -5,8 +5,10 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import asyncpg
+
 from tests.conftest import run_sql
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 from tests.judging import broken_rules
 from tests.scenarios.jobs import Bench
 
@@ -52,3 +54,27 @@ class Archive:
     async def broken_rules(self) -> list[str]:
         """What `devmesh check history` says."""
         return await broken_rules(self.mesh.dsn, self.run("select name from mcp.tenants where tenant_id = $1"))
+
+
+class Bystander:
+    """A session of somebody else, whose transaction is under way."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self._transaction = connection.transaction()
+
+    async def are_held_up(self, count: int) -> None:
+        """Waits until so many sessions wait for this one, or for one another."""
+        asking = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+
+        async def are() -> bool:
+            return bool(await self.connection.fetchval(asking) >= count)
+
+        await eventually(are, f"{count} wait")
+
+    async def begin(self, sql: str, *args: object) -> None:
+        await self._transaction.start()
+        await self.connection.execute(sql, *args)
+
+    async def commit(self) -> None:
+        await self._transaction.commit()

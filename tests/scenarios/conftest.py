@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -13,7 +14,7 @@ from tests.bearers import SETTINGS
 from tests.breaking import Postgres, own_postgres
 from tests.conftest import QUICK
 from tests.harness import Mesh, running_mesh
-from tests.scenarios.archive import Archive
+from tests.scenarios.archive import Archive, Bystander
 from tests.scenarios.jobs import Bench, register
 from tests.wire import Wire
 
@@ -64,3 +65,12 @@ async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
 @pytest.fixture
 def archive(mesh: Mesh, bench: Bench) -> Archive:
     return Archive(mesh, bench)
+
+
+@pytest_asyncio.fixture
+async def bystander(archive: Archive) -> AsyncIterator[Bystander]:
+    connection = await asyncpg.connect(archive.mesh.dsn)
+    try:
+        yield Bystander(connection)
+    finally:
+        await connection.close()

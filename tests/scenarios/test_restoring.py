@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
-import asyncpg
 import pytest
-import pytest_asyncio
 
 from tests.harness import eventually
-from tests.scenarios.archive import Archive
+from tests.scenarios.archive import Archive, Bystander
 from tests.scenarios.jobs import Bench, held
-
-
-class Bystander:
-    """A session of somebody else, whose transaction is under way."""
-
-    def __init__(self, connection: asyncpg.Connection) -> None:
-        self.connection = connection
-        self._transaction = connection.transaction()
-
-    async def are_held_up(self, count: int) -> None:
-        """Waits until so many sessions wait for this one, or for one another."""
-        asking = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-
-        async def are() -> bool:
-            return bool(await self.connection.fetchval(asking) >= count)
-
-        await eventually(are, f"{count} wait")
-
-    async def begin(self, sql: str, *args: object) -> None:
-        await self._transaction.start()
-        await self.connection.execute(sql, *args)
-
-    async def commit(self) -> None:
-        await self._transaction.commit()
-
-
-@pytest_asyncio.fixture
-async def bystander(archive: Archive) -> AsyncIterator[Bystander]:
-    connection = await asyncpg.connect(archive.mesh.dsn)
-    try:
-        yield Bystander(connection)
-    finally:
-        await connection.close()
 
 
 @pytest.mark.parametrize("place", ["held", "ready", "limited", "blocked"])

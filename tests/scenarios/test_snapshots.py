@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import Mesh, eventually
-from tests.scenarios.archive import Archive
+from tests.scenarios.archive import Archive, Bystander
 from tests.scenarios.jobs import Bench, held
 from tests.wire import Wire, WireError
 
@@ -282,6 +282,93 @@ async def test_what_others_stand_on_is_kept(archive: Archive) -> None:
     for snapshot in (part, base):
         await archive.call("delete", snapshot_id=snapshot["id"])
     assert (await archive.call("list"))["snapshots"] == []
+
+
+STREAM = "select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 7))"  # what a transaction takes last
+
+
+@pytest.mark.parametrize("who", ["caller", "policy"])
+async def test_what_another_is_just_coming_to_stand_on_is_kept(
+    archive: Archive, bench: Bench, bystander: Bystander, who: str
+) -> None:
+    job = await bench.enqueue()
+    base = await archive.take()
+    await bystander.begin(STREAM, archive.tenant_id)
+    taking = asyncio.create_task(archive.take(kind="INCREMENTAL"))
+    await bystander.are_held_up(1)
+    deleting = asyncio.create_task(archive.call("delete", snapshot_id=base["id"])) if who == "caller" else None
+    if deleting is None:
+        archive.run(
+            f"update mcp.state_snapshots set kind = 'AUTO' where snapshot_id = '{base['id']}' and tenant_id = $1"
+        )
+        archive.run("insert into mcp.snapshot_policies values ($1, 3600, 1, now())")
+    await bystander.are_held_up(2)
+    await bystander.commit()
+    part = await taking
+    assert part["base_id"] == base["id"]
+    if deleting is not None:
+        with pytest.raises(WireError) as refused:
+            await deleting
+        assert refused.value.data["reason"] == "snapshot.base"
+    else:
+
+        async def there_are_three() -> bool:
+            return len((await archive.call("list"))["snapshots"]) == 3
+
+        await eventually(there_are_three, "the policy's own was taken, and the base is there")
+    archive.lose()
+    await archive.restore(part)
+    assert await bench.status(job) == "PENDING"
+
+
+async def test_without_its_base_a_snapshot_is_not_put_back_in_part(archive: Archive, bench: Bench) -> None:
+    await bench.enqueue()
+    base = await archive.take()
+    part = await archive.take(kind="INCREMENTAL")
+    archive.run(f"delete from mcp.state_snapshots where tenant_id = $1 and snapshot_id = '{base['id']}'")
+    with pytest.raises(WireError) as refused:
+        await archive.restore(part)
+    assert (refused.value.data["reason"], base["id"] in refused.value.message) == ("snapshot.base", True)
+
+
+async def test_no_longer_chain_is_made_than_can_be_put_back(archive: Archive) -> None:
+    archive.run(
+        "insert into mcp.state_snapshots (tenant_id, snapshot_id, base_id, kind, taken_at)"
+        " select $1, lpad(n::text, 32, '0')::uuid, case when n > 1 then lpad((n - 1)::text, 32, '0')::uuid end,"
+        " case when n > 1 then 'INCREMENTAL' else 'FULL' end, now() - interval '1 h' from generate_series(1, 99) n"
+    )
+    last = await archive.take(kind="INCREMENTAL")
+    await archive.restore(last)
+    with pytest.raises(WireError) as refused:
+        await archive.take(kind="INCREMENTAL")
+    assert refused.value.data["reason"] == "snapshot.chain"
+    assert (await archive.take())["kind"] == "FULL"
+
+
+async def test_the_latest_is_that_by_the_database_s_clock(archive: Archive) -> None:
+    """Ids are made by processes, one of which may be ahead."""
+    latest, other = await archive.take(), await archive.take()
+    archive.run(
+        f"update mcp.state_snapshots set taken_at = '{latest['taken_at']}'::timestamptz - interval '1 h'"
+        f" where tenant_id = $1 and snapshot_id = '{other['id']}'"
+    )
+    assert (await archive.call("restore", at=latest["taken_at"]))["snapshot_id"] == latest["id"]
+    assert (await archive.take(kind="INCREMENTAL"))["base_id"] == latest["id"]
+
+
+async def test_a_snapshot_by_a_policy_that_fails_is_not_tried_again_at_once(archive: Archive) -> None:
+    archive.run(
+        "insert into mcp.state_snapshots (tenant_id, snapshot_id, kind)"
+        " select $1, lpad(n::text, 32, '0')::uuid, 'FULL' from generate_series(1, 1000) n"
+    )
+    await archive.call("auto", interval_s=86_400, keep=1)
+    archive.run("update mcp.snapshot_policies set next_at = now() where tenant_id = $1")
+    in_s = "select extract(epoch from next_at - now())::integer from mcp.snapshot_policies where tenant_id = $1"
+    await eventually(lambda: 250 < int(archive.run(in_s)) <= 300, "it is put off for five minutes")
+    await archive.call("delete", snapshot_id=str(uuid.UUID(int=0x1)))
+    archive.run("update mcp.snapshot_policies set next_at = now() where tenant_id = $1")
+    await eventually(lambda: int(archive.run(in_s)) > 86_000, "and then taken")
+    assert len((await archive.call("list", kind="AUTO"))["snapshots"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ WHOLE_TENANT = {
     "snapshots.policy": "one row a tenant",
     "snapshots.drop_policy": "one row a tenant",
     "snapshots.take_due": "one row a tenant",
+    "snapshots.postpone": "one row a tenant",
     "snapshots.with_due_policies": "one row a tenant",
     "snapshot_restoring.put_back_workers": "all workers of a snapshot",
     "snapshot_restoring.put_back_schedules": "all schedules of a snapshot",

@@ -85,7 +85,7 @@ async def restore(work: Work, call: Call[Restore]) -> RestoredResult:
     """Put back what a snapshot has. What was made since stays; what is otherwise now stays, is overwritten, or refuses it."""
     asked = call.params
     await work.tx.execute(SQL.lock, work.tenant_id)
-    snapshot = await require(work, await _chosen(work, asked))
+    snapshot = await require(work, await _chosen(work, asked), SNAPSHOTS.hold)
     whole = await gather(work, snapshot.id)
     for statement in (SQL.decide_jobs, SQL.decide_others):
         await work.tx.execute(statement, work.tenant_id, whole)
@@ -111,13 +111,12 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
         raise errors.invalid("give either snapshot_id or at", "snapshot_id")
     if asked.snapshot_id is not None:
         return asked.snapshot_id
-    row = await work.tx.fetch_row(SNAPSHOTS.latest_until, work.tenant_id, asked.at)
-    if row is None:
-        assert asked.at is not None
+    assert asked.at is not None
+    found: uuid.UUID | None = await work.tx.fetch_value(SNAPSHOTS.latest_until, work.tenant_id, asked.at)
+    if found is None:
         raise errors.MeshError(
             errors.Kind.NOT_FOUND, f"there is no snapshot of {asked.at.isoformat()} or before", field="at"
         )
-    found: uuid.UUID = row["snapshot_id"]
     return found
 
 

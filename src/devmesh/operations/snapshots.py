@@ -19,7 +19,7 @@ from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
-from devmesh.store.statements import load
+from devmesh.store.statements import Statement, load
 
 SQL = load("snapshots")
 SNAPSHOTS_MAX = 1_000
@@ -77,15 +77,12 @@ async def create(work: Work, call: Call[Create]) -> SnapshotResult:
 
 
 async def _base(work: Work, base_id: uuid.UUID | None) -> uuid.UUID:
-    if base_id is not None:
-        return (await require(work, base_id)).id
-    row = await work.tx.fetch_row(SQL.latest_until, work.tenant_id, work.now)
-    if row is None:
+    base_id = base_id or await work.tx.fetch_value(SQL.latest_until, work.tenant_id, work.now)
+    if base_id is None:
         raise errors.conflict(
             "snapshot.no_base", "there is no snapshot yet that an INCREMENTAL one could stand on", "kind"
         )
-    found: uuid.UUID = row["snapshot_id"]
-    return found
+    return (await require(work, base_id, SQL.hold)).id
 
 
 async def take(
@@ -99,7 +96,7 @@ async def take(
     await work.tx.execute(SQL.insert, work.tenant_id, snapshot_id, kind.value, base_id, reason, key_id)
     await work.tx.execute(SQL.capture, work.tenant_id, snapshot_id)
     if base_id is not None:
-        whole = await gather(work, base_id)
+        whole = await gather(work, base_id, links_max=CHAIN_MAX - 1)
         for statement in (SQL.add_ended, SQL.add_gone, SQL.drop_same):
             await work.tx.execute(statement, work.tenant_id, snapshot_id, whole)
         await work.tx.execute(SQL.delete_rows, work.tenant_id, whole)
@@ -112,13 +109,17 @@ async def take(
     return snapshot
 
 
-async def gather(work: Work, snapshot_id: uuid.UUID) -> uuid.UUID:
-    """Writes down what a snapshot and those that it stands on have together. Whoever asks removes it again."""
-    chain = [row["snapshot_id"] for row in await work.tx.fetch(SQL.chain, work.tenant_id, snapshot_id)]
-    if len(chain) > CHAIN_MAX:
-        raise errors.conflict("snapshot.chain", f"it stands on {CHAIN_MAX} others; take a FULL one")
+async def gather(work: Work, snapshot_id: uuid.UUID, links_max: int | None = None) -> uuid.UUID:
+    """Writes down what a snapshot, which is held, and those that it stands on have together. Whoever asks removes it again."""
+    chain = await work.tx.fetch(SQL.chain, work.tenant_id, snapshot_id)
+    if missing := chain[-1]["base_id"]:
+        message = f"snapshot {snapshot_id} stands on {missing}, which is gone: what it has cannot be told any more"
+        raise errors.conflict("snapshot.base", message)
+    if links_max is not None and len(chain) > links_max:
+        message = f"snapshot {snapshot_id} stands on {len(chain) - 1} others, and none on it any more; take a FULL one"
+        raise errors.conflict("snapshot.chain", message, "kind")
     whole = new_id()
-    await work.tx.execute(SQL.gather, work.tenant_id, whole, chain)
+    await work.tx.execute(SQL.gather, work.tenant_id, whole, [row["snapshot_id"] for row in chain])
     return whole
 
 
@@ -217,13 +218,17 @@ class OneSnapshot(Mutation, kw_only=True):
 @operation("snapshot.delete", scope=Scope.ADMIN, http="DELETE /snapshots/{snapshot_id}", single=True, audited=True)
 async def delete(work: Work, call: Call[OneSnapshot]) -> SnapshotResult:
     """Forget a snapshot. One that others stand on is refused."""
-    snapshot = await require(work, call.params.snapshot_id)
-    others = await work.tx.fetch(SQL.dependents, work.tenant_id, snapshot.id)
-    if others:
-        names = ", ".join(str(row["snapshot_id"]) for row in others)
+    snapshot = await require(work, call.params.snapshot_id, SQL.lock)
+    if others := await dependents(work, snapshot.id):
+        names = ", ".join(str(snapshot_id) for snapshot_id in others)
         raise errors.conflict("snapshot.base", f"others stand on this snapshot: {names}")
     await forget(work, snapshot.id)
     return SnapshotResult(snapshot)
+
+
+async def dependents(work: Work, snapshot_id: uuid.UUID) -> list[uuid.UUID]:
+    """What stands on a snapshot that this transaction has locked: no more will come to."""
+    return [row["snapshot_id"] for row in await work.tx.fetch(SQL.dependents, work.tenant_id, snapshot_id)]
 
 
 async def forget(work: Work, snapshot_id: uuid.UUID) -> None:
@@ -233,7 +238,7 @@ async def forget(work: Work, snapshot_id: uuid.UUID) -> None:
 
 
 class Auto(Mutation, kw_only=True):
-    """`interval_s` null: no more are taken by themselves."""
+    """`interval_s` null: no more are taken by themselves. One that fails is tried again after five minutes, or the interval."""
 
     interval_s: Annotated[float, Meta(ge=1, le=366 * 86_400)] | None
     keep: Annotated[int, Meta(ge=1, le=SNAPSHOTS_MAX // 2)] = 24
@@ -257,8 +262,9 @@ async def auto(work: Work, call: Call[Auto]) -> AutoResult:
     return AutoResult(*row)
 
 
-async def require(work: Work, snapshot_id: uuid.UUID) -> Snapshot:
-    row = await work.tx.fetch_row(SQL.get, work.tenant_id, snapshot_id)
+async def require(work: Work, snapshot_id: uuid.UUID, how: Statement = SQL.get) -> Snapshot:
+    """One that there is, which may be held or locked by this."""
+    row = await work.tx.fetch_row(how, work.tenant_id, snapshot_id)
     if row is None:
         raise errors.not_found("snapshot", snapshot_id)
     return _from_row(row)

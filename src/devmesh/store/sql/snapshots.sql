@@ -36,14 +36,14 @@ union all
 select $1, $2, 'schedules', s.schedule_id::text, row_to_json(s) from mcp.schedules s where s.tenant_id = $1;
 
 -- name: chain
--- A snapshot and what it stands on, itself first. $1 tenant, $2 the snapshot.
+-- A snapshot and what it stands on, itself first, each with what it stands on. $1 tenant, $2 the snapshot.
 with recursive link (snapshot_id, base_id, place) as (
     select s.snapshot_id, s.base_id, 1 from mcp.state_snapshots s where s.tenant_id = $1 and s.snapshot_id = $2
     union all
     select s.snapshot_id, s.base_id, l.place + 1 from link l
     cross join lateral (select * from mcp.state_snapshots b where b.tenant_id = $1 and b.snapshot_id = l.base_id limit 1) s
 )
-select l.snapshot_id from link l order by l.place;
+select l.snapshot_id, l.base_id from link l order by l.place;
 
 -- name: gather
 -- Writes down, as those of one snapshot, the rows that a chain has together: of each the newest. $1 tenant, $2 the snapshot to write,
@@ -99,9 +99,18 @@ update mcp.state_snapshots s set counts = $3::text::json where s.tenant_id = $1 
 -- $1 tenant, $2 id.
 select s.* from mcp.state_snapshots s where s.tenant_id = $1 and s.snapshot_id = $2;
 
+-- name: hold
+-- The same, and nobody forgets it before this transaction is over. $1 tenant, $2 id.
+select s.* from mcp.state_snapshots s where s.tenant_id = $1 and s.snapshot_id = $2 for key share;
+
+-- name: lock
+-- The same, to forget it: who stands on it from now on waits, and then finds it gone. $1 tenant, $2 id.
+select s.* from mcp.state_snapshots s where s.tenant_id = $1 and s.snapshot_id = $2 for update;
+
 -- name: latest_until
--- The latest that was taken at a time or before it. $1 tenant, $2 the time.
-select s.* from mcp.state_snapshots s where s.tenant_id = $1 and s.taken_at <= $2 order by s.snapshot_id desc limit 1;
+-- The latest that was taken at a time or before it, by the database's clock; ids are made by those of processes. $1 tenant, $2 the time.
+select s.snapshot_id from mcp.state_snapshots s where s.tenant_id = $1 and s.taken_at <= $2
+order by s.taken_at desc, s.snapshot_id desc limit 1;
 
 -- name: page
 -- A page of snapshots, the latest first. $1 tenant, $2 ids below this one, $3 a kind or null, $4 how many.
@@ -147,17 +156,29 @@ delete from mcp.snapshot_policies p where p.tenant_id = $1;
 select p.interval_s, p.keep, p.next_at from mcp.snapshot_policies p where p.tenant_id = $1;
 
 -- name: take_due
--- A policy that is due, for whoever is the first to take it; it is due again after its interval. $1 tenant.
-update mcp.snapshot_policies p set next_at = now() + make_interval(secs => p.interval_s)
+-- A policy that is due, for whoever is the first to take it. It is due again after its interval, or sooner, unless a snapshot comes of it.
+-- $1 tenant, $2 after how many seconds at the latest.
+update mcp.snapshot_policies p set next_at = now() + make_interval(secs => least(p.interval_s, $2))
 where p.tenant_id = any(array(select d.tenant_id from mcp.snapshot_policies d
                               where d.tenant_id = $1 and d.next_at <= now() limit 1 for update skip locked))
 returning p.keep;
 
+-- name: postpone
+-- A snapshot comes of a policy: it is due again after its interval. $1 tenant.
+update mcp.snapshot_policies p set next_at = now() + make_interval(secs => p.interval_s) where p.tenant_id = $1 returning p.keep;
+
 -- name: surplus
--- Snapshots by a policy that are more than are kept, but for those that others stand on. $1 tenant, $2 how many are kept.
-select s.snapshot_id from mcp.state_snapshots s
-left join lateral (select d.snapshot_id from mcp.state_snapshots d where d.base_id = s.snapshot_id limit 1) dependent on true
-where s.tenant_id = $1 and s.kind = 'AUTO' and dependent.snapshot_id is null order by s.snapshot_id desc offset $2 limit 100;
+-- Locks snapshots by a policy that are more than are kept, but for those that others stand on, or are about to. $1 tenant, $2 how many
+-- are kept.
+with found as materialized (
+    select s.snapshot_id from mcp.state_snapshots s
+    left join lateral (select d.snapshot_id from mcp.state_snapshots d where d.base_id = s.snapshot_id limit 1) dependent on true
+    where s.tenant_id = $1 and s.kind = 'AUTO' and dependent.snapshot_id is null
+    order by s.taken_at desc, s.snapshot_id desc offset $2 limit 100
+)
+select h.snapshot_id from found f
+cross join lateral (select * from mcp.state_snapshots k where k.tenant_id = $1 and k.snapshot_id = f.snapshot_id limit 1
+                    for update skip locked) h;
 
 -- name: with_due_policies
 -- Tenants of which a snapshot is due. No parameters.
