@@ -125,19 +125,6 @@ async def test_j23_who_had_a_job_that_waits_for_others_again_cannot_end_its_next
     assert refused.value.data["reason"] == "job.stale_attempt"
 
 
-async def test_a_worker_whose_name_another_has_by_now_is_not_put_back_over_it(archive: Archive, bench: Bench) -> None:
-    name = uuid.uuid4().hex
-    first = (await bench.wire.call("worker.register", name=name))["worker"]
-    snapshot = await archive.take()
-    await bench.wire.call("worker.deregister", worker_id=first["id"])
-    second = (await bench.wire.call("worker.register", name=name))["worker"]
-    job = await bench.enqueue()
-    await archive.call("restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
-    found = [(await bench.wire.call("worker.get", worker_id=one["id"]))["worker"]["status"] for one in (first, second)]
-    assert found == ["TERMINATED", "ACTIVE"]
-    assert await bench.status(job) == "PENDING"
-
-
 async def test_j19_what_changed_since_is_told_and_what_is_new_is_kept(archive: Archive, bench: Bench) -> None:
     before = await bench.enqueue()
     snapshot = await archive.take()
@@ -155,31 +142,6 @@ async def test_j19_what_changed_since_is_told_and_what_is_new_is_kept(archive: A
     answer = await archive.call("restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
     assert answer["conflicts"][0]["resolution"] == "RESTORED_SNAPSHOT"
     assert (await bench.wire.call("worker.get", worker_id=bench.worker_id))["worker"]["status"] == "ACTIVE"
-
-
-async def test_a_completed_job_is_run_again_only_when_it_is_overwritten_and_its_old_worker_is_refused(
-    archive: Archive, bench: Bench
-) -> None:
-    await bench.enqueue(type="done")
-    await bench.enqueue(type="dead", max_retries=0)
-    done, dead = await bench.claim()
-    snapshot = await archive.take()
-    await bench.wire.call("job.complete", jobs=[held(done)])
-    await bench.wire.call("job.fail", jobs=[held(dead, error="no")])
-    answer = await archive.call("restore", snapshot_id=snapshot["id"])
-    assert {conflict["kind"] for conflict in answer["conflicts"]} == {"JOB_STATE_CONFLICT"}
-    assert (answer["conflict_count"], answer["restored"]["jobs"]) == (2, 0)
-    assert [await bench.status(job) for job in (done, dead)] == ["COMPLETED", "FAILED"]
-    assert await bench.claim() == []
-    answer = await archive.call("restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
-    assert answer["restored"]["jobs"] == 2
-    assert await bench.dead_letters() == []
-    assert [await bench.status(job) for job in (done, dead)] == ["PENDING", "PENDING"]
-    again = await bench.claim()
-    assert sorted(job["attempt"] for job in again) == [2, 2]
-    with pytest.raises(WireError):
-        await bench.wire.call("job.complete", jobs=[held(done)])
-    await bench.wire.call("job.complete", jobs=[held(job) for job in again])
 
 
 async def test_every_place_of_a_job_comes_back_as_it_was(archive: Archive, bench: Bench) -> None:

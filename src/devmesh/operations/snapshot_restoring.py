@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,12 +17,25 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Status, queue_topic
 from devmesh.core.names import Moment
-from devmesh.core.snapshots import CONFLICTS, OnConflict
+from devmesh.core.snapshots import OnConflict
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places, wait_again
 from devmesh.operations.registry import Call, Mutation, operation
+from devmesh.operations.schedule_firing import timing_of
+from devmesh.operations.snapshot_conflicts import (
+    TAKEN,
+    Conflict,
+    Cursor,
+    Thing,
+    decide,
+    next_cursor,
+    page,
+    refusal,
+    told,
+)
 from devmesh.operations.snapshots import SQL as SNAPSHOTS
 from devmesh.operations.snapshots import gather, require
 from devmesh.operations.work import Work
@@ -31,7 +44,6 @@ from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.statements import load
 
 SQL = load("snapshot_restoring")
-CONFLICTS_TOLD_MAX = 1_000
 TAKES_MAX = 20  # looks for jobs that others move meanwhile
 
 
@@ -46,64 +58,59 @@ class Restore(Mutation, kw_only=True):
     snapshot_id: uuid.UUID | None = None
     at: Moment | None = None
     on_conflict: OnConflict = OnConflict.PRESERVE
-
-
-class Conflict(msgspec.Struct):
-    """Something that is otherwise now: as it is (PRESERVED_CURRENT), or as it was (RESTORED_SNAPSHOT)."""
-
-    kind: str
-    noun: str
-    id: str
-    resolution: str
-    snapshot_value: str | None
-    current_value: str | None
+    dry_run: bool = False
+    """Nothing is put back: it is told what is otherwise now, and what would become of it, however much that is."""
+    cursor: Cursor | None = None
+    """Of a dry run: `next_cursor` of the one before it, to go on with its report."""
 
 
 class Restored(msgspec.Struct):
     """How many of each were put back."""
 
-    jobs: int
-    processing: int
-    dead_letters: int
-    workers: int
-    queues: int
-    schedules: int
+    jobs: int = 0
+    processing: int = 0
+    dead_letters: int = 0
+    workers: int = 0
+    queues: int = 0
+    schedules: int = 0
 
 
 class RestoredResult(msgspec.Struct):
-    """`conflicts` are the first thousand; `conflict_count` counts all."""
+    """`conflicts` are the first thousand, and in a dry run those after `cursor`; `conflict_count` counts all."""
 
     snapshot_id: uuid.UUID
     taken_at: datetime.datetime
     restored: Restored
     conflicts: list[Conflict]
     conflict_count: int
+    next_cursor: str | None = None
 
 
 @operation("snapshot.restore", scope=Scope.ADMIN, http="POST /snapshots/restore", single=True, audited=True)
 async def restore(work: Work, call: Call[Restore]) -> RestoredResult:
     """Put back what a snapshot has. What was made since stays; what is otherwise now stays, is overwritten, or refuses it."""
     asked = call.params
+    if asked.cursor is not None and not asked.dry_run:
+        raise errors.invalid("cursor: only a dry run goes on with the report of another", "cursor")
     await work.tx.execute(SQL.lock, work.tenant_id)
     snapshot = await require(work, await _chosen(work, asked), SNAPSHOTS.hold)
     whole = await gather(work, snapshot.id)
-    for statement in (SQL.decide_jobs, SQL.decide_others):
-        await work.tx.execute(statement, work.tenant_id, whole)
-    rows = await work.tx.fetch(SQL.conflicts, work.tenant_id, whole, CONFLICTS_TOLD_MAX)
-    count = rows[0]["total"] if rows else 0
-    if rows and asked.on_conflict is OnConflict.FAIL:
-        first = ", ".join(f"{CONFLICTS[row['noun']]} of {row['id']}" for row in rows[:10])
-        raise errors.conflict("snapshot.conflicts", f"{count:,} things are otherwise now; nothing was changed: {first}")
-    restored = await _put_back(work, whole, is_overwriting=asked.on_conflict is OnConflict.OVERWRITE)
+    count = await decide(work, whole)
+    rows = await page(work, whole, asked.cursor)
+    is_overwriting = asked.on_conflict is OnConflict.OVERWRITE
+    if asked.dry_run:
+        written = {(row["noun"], row["id"]) for row in rows if is_overwriting and row["decision"] != TAKEN}
+        restored = Restored()
+    else:
+        if rows and asked.on_conflict is OnConflict.FAIL:
+            raise refusal(rows, count)
+        restored, written = await _put_back(work, whole, is_overwriting=is_overwriting)
+        work.emit(
+            "snapshot.restored", (f"snapshot:{snapshot.id}",), {"snapshot": {"id": snapshot.id}, "restored": restored}
+        )
     await work.tx.execute(SNAPSHOTS.delete_rows, work.tenant_id, whole)
-    work.emit(
-        "snapshot.restored", (f"snapshot:{snapshot.id}",), {"snapshot": {"id": snapshot.id}, "restored": restored}
-    )
-    resolution = "RESTORED_SNAPSHOT" if asked.on_conflict is OnConflict.OVERWRITE else "PRESERVED_CURRENT"
-    told = [
-        Conflict(CONFLICTS[row["noun"]], row["noun"], row["id"], resolution, row["was"], row["is_now"]) for row in rows
-    ]
-    return RestoredResult(snapshot.id, snapshot.taken_at, restored, told, count)
+    after = next_cursor(rows) if asked.dry_run else None
+    return RestoredResult(snapshot.id, snapshot.taken_at, restored, told(rows, written), count, after)
 
 
 async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
@@ -120,35 +127,79 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
     return found
 
 
-async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> Restored:
+async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> tuple[Restored, set[Thing]]:
+    """Writes what was decided upon, and gives what was written."""
     decisions = ["insert", "conflict"] if is_overwriting else ["insert"]
     if is_overwriting:
         await _take_away(work, whole)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)
     queues = await work.tx.fetch(SQL.put_back_queues, work.tenant_id, whole, decisions)
-    schedules = await work.tx.fetch(SQL.put_back_schedules, work.tenant_id, whole, decisions)
-    await work.tx.execute(SQL.put_back_jobs, work.tenant_id, whole, decisions)
-    waiting = await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, decisions)
-    held = await work.tx.fetch(SQL.put_back_held, work.tenant_id, whole)
-    blocked = await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions)
-    dead = await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions)
-    await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
-    failed = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in dead if row["ends_again"]]
-    tell(work, "job.failed", failed, Status.FAILED)
-    for rows, status in (([*waiting, *blocked], Status.PENDING), (held, Status.PROCESSING), (dead, Status.FAILED)):
-        tell(work, "job.restored", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], status)
-    tell(
-        work, "job.unblocked", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in waiting], Status.PENDING
+    schedules = await work.tx.fetch(
+        SQL.put_back_schedules, work.tenant_id, whole, decisions, *await _next_times(work, whole)
     )
-    if waiting:
-        await wait_again(work, [row["job_id"] for row in waiting])
-    await _bind(work, blocked)
-    await settle(work, [row["job_id"] for row in dead if row["is_waited_for"]], End.FAILED)
+    jobs = await _put_back_jobs(work, whole, decisions)
     _tell_others(work, workers, queues)
-    return Restored(
-        jobs=len(waiting) + len(held) + len(blocked), processing=len(held), dead_letters=len(dead), workers=len(workers),
-        queues=len(queues), schedules=len(schedules),
+    restored = Restored(
+        jobs=len(jobs.waiting) + len(jobs.held) + len(jobs.blocked), processing=len(jobs.held), dead_letters=len(jobs.dead),
+        workers=len(workers), queues=len(queues), schedules=len(schedules),
     )  # fmt: skip
+    written = {("jobs", str(row["job_id"])) for rows in jobs for row in rows}
+    written |= {("workers", str(row["worker_id"])) for row in workers} | {("queues", row["queue"]) for row in queues}
+    return restored, written | {("schedules", str(row["schedule_id"])) for row in schedules}
+
+
+async def _next_times(work: Work, whole: uuid.UUID) -> tuple[list[uuid.UUID], list[datetime.datetime | None]]:
+    """When schedules fire next that have fired since they were to by the snapshot: after that, or times had jobs twice."""
+    rows = await work.tx.fetch(SQL.lock_schedules, work.tenant_id, whole)
+    return (
+        [row["schedule_id"] for row in rows], [timing_of(row).next_after(row["last_fired_at"]) for row in rows]
+    )  # fmt: skip
+
+
+class _Jobs(NamedTuple):
+    """Jobs that were put back: their ids, queues and attempts, by where they are."""
+
+    waiting: Sequence[Record]
+    held: Sequence[Record]
+    blocked: Sequence[Record]
+    dead: Sequence[Record]
+
+
+async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> _Jobs:
+    await work.tx.execute(SQL.put_back_jobs, work.tenant_id, whole, decisions)
+    crowded = await _crowded_out(work, whole)
+    jobs = _Jobs(
+        await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "crowded"]),
+        await work.tx.fetch(SQL.put_back_held, work.tenant_id, whole),
+        await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions),
+        await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions),
+    )
+    await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
+    tell(work, "job.released", _moved(row for row in jobs.waiting if row["job_id"] in crowded), Status.PENDING)
+    tell(work, "job.failed", _moved(row for row in jobs.dead if row["ends_again"]), Status.FAILED)
+    tell(work, "job.restored", _moved((*jobs.waiting, *jobs.blocked)), Status.PENDING)
+    tell(work, "job.restored", _moved(jobs.held), Status.PROCESSING)
+    tell(work, "job.restored", _moved(jobs.dead), Status.FAILED)
+    tell(work, "job.unblocked", _moved(jobs.waiting), Status.PENDING)
+    if jobs.waiting:
+        await wait_again(work, [row["job_id"] for row in jobs.waiting])
+    await _bind(work, jobs.blocked)
+    await settle(work, [row["job_id"] for row in jobs.dead if row["is_waited_for"]], End.FAILED)
+    return jobs
+
+
+def _moved(rows: Iterable[Record]) -> list[tuple[str, dict[str, Any]]]:
+    return [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
+
+
+async def _crowded_out(work: Work, whole: uuid.UUID) -> set[uuid.UUID]:
+    """Takes the limits of the keys of jobs that were held in hand. Those for which there is no place any more."""
+    keys = await work.tx.fetch(SQL.keys_of_held, work.tenant_id, whole)
+    if not keys:
+        return set()
+    columns = zip(*(tuple(row.values()) for row in keys), strict=True)
+    await work.tx.execute(LIMITS.lock, work.tenant_id, *(list(column) for column in columns))
+    return {row["job_id"] for row in await work.tx.fetch(SQL.crowd, work.tenant_id, whole)}
 
 
 async def _take_away(work: Work, whole: uuid.UUID) -> None:
@@ -157,8 +208,7 @@ async def _take_away(work: Work, whole: uuid.UUID) -> None:
     for _ in range(TAKES_MAX):
         taken = await work.tx.fetch(SQL.take_away, work.tenant_id, whole)
         places |= {row["job_id"] for row in taken}
-        ended = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in taken if row["queue"] is not None]
-        tell(work, "job.cancelled", ended, Status.CANCELLED)
+        tell(work, "job.cancelled", _moved(row for row in taken if row["queue"] is not None), Status.CANCELLED)
         if not await work.tx.fetch_value(SQL.left, work.tenant_id, whole):
             await leave_places(work, sorted(places))
             return

@@ -113,11 +113,11 @@ async def gather(work: Work, snapshot_id: uuid.UUID, links_max: int | None = Non
     """Writes down what a snapshot, which is held, and those that it stands on have together. Whoever asks removes it again."""
     chain = await work.tx.fetch(SQL.chain, work.tenant_id, snapshot_id)
     if missing := chain[-1]["base_id"]:
-        message = f"snapshot {snapshot_id} stands on {missing}, which is gone: what it has cannot be told any more"
-        raise errors.conflict("snapshot.base", message)
+        raise errors.conflict(
+            "snapshot.base", f"snapshot {missing}, on which {snapshot_id} stands, is gone: take a FULL one"
+        )
     if links_max is not None and len(chain) > links_max:
-        message = f"snapshot {snapshot_id} stands on {len(chain) - 1} others, and none on it any more; take a FULL one"
-        raise errors.conflict("snapshot.chain", message, "kind")
+        raise errors.conflict("snapshot.chain", f"it would stand on {len(chain)} others: take a FULL one")
     whole = new_id()
     await work.tx.execute(SQL.gather, work.tenant_id, whole, [row["snapshot_id"] for row in chain])
     return whole

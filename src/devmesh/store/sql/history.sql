@@ -77,9 +77,10 @@ select 'job ' || w.job_id as thing, 'attempt ' || w.attempt || ' ended as ' || w
 from wrong w order by w.job_id, w.attempt limit $3;
 
 -- name: attempts_follow
--- Jobs whose attempts are not numbered from one to the last, each with how it ended, but for the one that runs.
+-- Jobs whose attempts are not numbered from one to the last, each with how it ended, but for the one that runs. Of a job that was lost a
+-- snapshot puts no more back than the latest: its attempts are numbered from there on. Nobody knows that of one older than the events.
 with ended as (
-    select e.job_id, count(*) as count, max(e.attempt) as last from (
+    select e.job_id, count(*) as count, min(e.attempt) as first, max(e.attempt) as last from (
         select distinct x.job_id, x.attempt from mcp.job_executions x
         where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.outcome <> 'UNBLOCKED') e
     group by e.job_id
@@ -88,14 +89,26 @@ with ended as (
     union all select l.job_id, l.attempt - 1 from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
     union all select b.job_id, b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.created_at >= $2
     union all select w.job_id, w.attempt from mcp.jobs_limited w where w.tenant_id = $1 and w.created_at >= $2
+), restored as (
+    select j.id as job_id, max(j.attempt) as attempt from mcp.events e
+    cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid, attempt integer)
+    where e.tenant_id = $1 and e.at >= $2::timestamptz - interval '1 day' and e.type = 'job.restored'
+    group by j.id
+), told as (
+    select case when t.stream_floor = 0 then '-infinity' else coalesce(
+               (select e.at from mcp.events e where e.tenant_id = $1 and e.sequence > t.stream_floor order by e.sequence limit 1), now())
+           end as since
+    from mcp.tenants t where t.tenant_id = $1
 )
 select 'job ' || k.job_id as thing,
        coalesce(e.count, 0) || ' attempts have ended, the last is ' || coalesce(e.last, 0)
        || coalesce(', and it is where ' || n.over || ' would be over', '') as found,
        count(*) over () as total
 from mcp.jobs k left join ended e on e.job_id = k.job_id left join now n on n.job_id = k.job_id
+left join restored g on g.job_id = k.job_id cross join told
 where k.tenant_id = $1 and k.created_at >= $2
-  and (e.count <> e.last or (n.over is not null and n.over <> coalesce(e.last, 0)))
+  and (e.count <> e.last - e.first + 1 or (e.first > greatest(g.attempt, 1) and k.created_at >= told.since)
+       or (n.over is not null and n.over <> coalesce(e.last, 0)))
 order by k.job_id limit $3;
 
 -- name: nothing_after_the_end
@@ -188,7 +201,8 @@ left join alive a on a.job_id = e.parent_id
 where b.tenant_id = $1 and b.created_at >= $2 and a.job_id is null order by b.job_id limit $3;
 
 -- name: pauses_kept
--- Attempts that began in a queue that had been paused by then, and is. A claim that was under way when it was may still end.
+-- Attempts that began in a queue that had been paused by then, and is. A claim that was under way when it was may still end, and a
+-- snapshot gives jobs back to those who held them. Nobody knows that of what began before the events that are kept.
 with begun as (
     select l.job_id, l.attempt, l.started_at, l.queue from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
     union all
@@ -196,12 +210,23 @@ with begun as (
     join mcp.jobs k on k.tenant_id = $1 and k.job_id = x.job_id
     where x.tenant_id = $1 and k.created_at >= $2
       and x.finished_at >= (select min(q.paused_at) from mcp.queues q where q.tenant_id = $1)
+), restored as (
+    select j.id as job_id, j.attempt from mcp.events e
+    cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid, attempt integer)
+    where e.tenant_id = $1 and e.at >= $2::timestamptz - interval '1 day' and e.type = 'job.restored' and e.data ->> 'status' = 'PROCESSING'
+), told as (
+    select case when t.stream_floor = 0 then '-infinity' else coalesce(
+               (select e.at from mcp.events e where e.tenant_id = $1 and e.sequence > t.stream_floor order by e.sequence limit 1), now())
+           end as since
+    from mcp.tenants t where t.tenant_id = $1
 )
 select 'job ' || b.job_id as thing,
        'attempt ' || b.attempt || ' began at ' || b.started_at || ', and ' || b.queue || ' is paused since ' || q.paused_at as found,
        count(*) over () as total
-from mcp.queues q join begun b on b.queue = q.queue
-where q.tenant_id = $1 and b.started_at > q.paused_at + interval '1 minute' order by b.job_id, b.attempt limit $3;
+from mcp.queues q join begun b on b.queue = q.queue left join restored g on g.job_id = b.job_id and g.attempt = b.attempt
+cross join told
+where q.tenant_id = $1 and b.started_at > q.paused_at + interval '1 minute' and g.job_id is null and b.started_at >= told.since
+order by b.job_id, b.attempt limit $3;
 
 -- name: limits_kept
 -- Keys of which more jobs are under way than they may, and jobs that are under way without a place, or have one and are not.
@@ -237,7 +262,8 @@ select 'event ' || n.sequence as thing, 'the one before it is ' || n.before as f
 from numbered n where n.sequence <> n.before + 1 and n.at >= $2 order by n.sequence limit $3;
 
 -- name: events_agree
--- What was told of jobs and is not in their history, or the other way round.
+-- What was told of jobs and is not in their history, or the other way round; of those that a snapshot has put back, since then: it may have
+-- been because one of both was lost.
 with sides as (
     select j.id as job_id, coalesce(j.attempt, 0) as attempt, 1 as told,
            case e.type when 'job.retrying' then 'failed' else substr(e.type, 5) end as what
@@ -258,10 +284,15 @@ with sides as (
     where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day'
 ), wrong as (
     select b.job_id, b.attempt, b.what, sum(b.told) as more from sides b group by b.job_id, b.attempt, b.what having sum(b.told) <> 0
+), restored as (
+    select j.id as job_id, max(j.attempt) as attempt from mcp.events e
+    cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid, attempt integer)
+    where e.tenant_id = $1 and e.at >= $2::timestamptz - interval '1 day' and e.type = 'job.restored'
+    group by j.id
 )
 select 'job ' || w.job_id as thing,
        'attempt ' || w.attempt || ', ' || w.what || ': ' || case when w.more > 0 then 'told, and not done' else 'done, and not told' end
        as found,
        count(*) over () as total
-from wrong w join mcp.jobs k on k.tenant_id = $1 and k.job_id = w.job_id
-where k.created_at >= $2 order by w.job_id, w.attempt, w.what limit $3;
+from wrong w join mcp.jobs k on k.tenant_id = $1 and k.job_id = w.job_id left join restored g on g.job_id = w.job_id
+where k.created_at >= $2 and w.attempt > coalesce(g.attempt, -1) order by w.job_id, w.attempt, w.what limit $3;

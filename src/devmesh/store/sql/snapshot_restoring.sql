@@ -2,73 +2,6 @@
 -- One at a time puts snapshots back in a tenant: two would both find the same jobs missing. $1 tenant.
 select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 14));
 
--- name: decide_jobs
--- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; `same` where it is as it
--- was; else `conflict`. $1 tenant, $2 the rows.
-with place as materialized (
-    select r.id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
-    where r.tenant_id = $1 and r.snapshot_id = $2
-      and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue'])
-), decided as materialized (
-    select p.id, case
-               when j.job_id is null and (x.attempt is null or x.attempt < p.attempt
-                                          or x.attempt = p.attempt and p.noun <> 'jobs_leased') then 'insert'
-               when now.noun is not null and now.attempt = p.attempt
-                    and (now.noun = p.noun or (now.noun || p.noun) in ('jobs_readyjobs_limited', 'jobs_limitedjobs_ready'))
-                    then 'same'
-               else 'conflict' end as decision
-    from place p
-    left join lateral (select k.job_id from mcp.jobs k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) j on true
-    left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = p.id::uuid
-                       order by e.attempt desc, e.finished_at desc limit 1) x on true
-    left join lateral (select * from (
-        (select 'jobs_leased' as noun, l.attempt from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = p.id::uuid limit 1)
-        union all
-        (select 'jobs_blocked', b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = p.id::uuid limit 1)
-        union all
-        (select 'jobs_limited', w.attempt from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = p.id::uuid limit 1)
-        union all
-        (select 'dead_letter_queue', d.attempt from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = p.id::uuid limit 1)
-        union all
-        (select 'jobs_ready', q.attempt from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) at
-         cross join generate_series(1, 5) as level (priority)
-         cross join lateral (select r.attempt from mcp.jobs_ready r
-                             where r.tenant_id = $1 and r.queue = at.queue and r.priority = level.priority and r.run_at = at.run_at
-                               and r.job_id = p.id::uuid limit 1) q limit 1)) there limit 1) now on true
-)
-update mcp.state_snapshot_rows r set decision = d.decision from decided d
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.id = d.id
-  and r.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue']);
-
--- name: decide_others
--- The same of queues, workers and schedules. $1 tenant, $2 the rows.
-update mcp.state_snapshot_rows r set decision = case
-    when r.noun = 'queues' then coalesce(
-        (select case when (q.paused_at is null) = (r."row" ->> 'paused_at' is null)
-                          and q.rate_per_s is not distinct from (r."row" ->> 'rate_per_s')::double precision then 'same' else 'conflict' end
-         from mcp.queues q where q.tenant_id = $1 and q.queue = r.id), 'insert')
-    when r.noun = 'workers' then coalesce(
-        (select case when w.status = r."row" ->> 'status' then 'same' else 'conflict' end
-         from mcp.workers w where w.tenant_id = $1 and w.worker_id = r.id::uuid), 'insert')
-    else coalesce(
-        (select case when s.cron is not distinct from r."row" ->> 'cron' and replace(s.job::text, '\u0000', '\ufdd0') = r."row" ->> 'job'
-                          and (s.paused_at is null) = (r."row" ->> 'paused_at' is null)
-                          and s.interval_s is not distinct from (r."row" ->> 'interval_s')::double precision
-                          then 'same' else 'conflict' end
-         from mcp.schedules s where s.tenant_id = $1 and s.schedule_id = r.id::uuid), 'insert') end
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['queues', 'workers', 'schedules']);
-
--- name: conflicts
--- What is otherwise now. $1 tenant, $2 the rows, $3 how many.
-select r.noun, r.id, count(*) over () as total,
-       case r.noun when 'workers' then r."row" ->> 'status' end as was,
-       case r.noun when 'workers' then (select w.status from mcp.workers w where w.tenant_id = $1 and w.worker_id = r.id::uuid) end
-       as is_now
-from mcp.state_snapshot_rows r
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['jobs', 'queues', 'workers', 'schedules'])
-  and r.decision = 'conflict'
-order by r.noun, r.id limit $3;
-
 -- name: take_away
 -- Takes jobs that are otherwise now from where they are, and notes in their history that they go on. Gives the attempts that are ended by
 -- that. One that somebody is moving meanwhile is waited for, and may then be elsewhere than where this statement sees it: see `left`.
@@ -132,41 +65,76 @@ select exists (
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict');
 
 -- name: put_back_jobs
--- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. $1 tenant, $2 the rows, $3 the decisions
--- by which they are.
+-- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. `nul` is what stands in a row for
+-- what JSON may say and a text may not hold: see snapshots.sql. $1 tenant, $2 the rows, $3 the decisions by which they are.
 with latest as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome, result,
                                     error)
     select x.tenant_id, x.job_id, x.finished_at, x.started_at, x.worker_id, x.next_run_at, x.attempt, x.retries, x.outcome,
-           replace(replace(x.result::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json,
-           replace(replace(x.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
+           coalesce(replace(replace(x.result::text, n.escape, '\u0000'), n.nul, '\u0000')::json, x.result),
+           coalesce(replace(replace(x.error::text, n.escape, '\u0000'), n.nul, '\u0000')::json, x.error)
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_executions, r."row") x
+    cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'latest' and r.decision = any($3::text[])
     on conflict do nothing
 )
 insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type,
                       payload, tags, unique_key, concurrency_key, concurrency_limit)
 select j.tenant_id, j.job_id, j.created_at, j.run_at, j.created_by_key_id, j.timeout_ms, j.backoff_ms, j.max_retries, j.priority, j.queue,
-       j.type, replace(replace(j.payload::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json, j.tags,
+       j.type, coalesce(replace(replace(j.payload::text, n.escape, '\u0000'), n.nul, '\u0000')::json, j.payload), j.tags,
        j.unique_key, j.concurrency_key, j.concurrency_limit
 from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
+cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
 on conflict do nothing;
 
+-- name: keys_of_held
+-- The concurrency keys of jobs that are to be held again, with their limits as the latest of those jobs have asked. $1 tenant, $2 the rows.
+select j.queue, j.concurrency_key, (array_agg(j.concurrency_limit order by j.created_at desc, j.job_id desc))[1] as concurrency_limit
+from mcp.state_snapshot_rows r
+cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) j
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert' and j.concurrency_key is not null
+group by j.queue, j.concurrency_key;
+
+-- name: crowd
+-- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. Their limits are locked.
+-- $1 tenant, $2 the rows.
+with counted as materialized (
+    select r.id, m.concurrency_limit - taken.count as free,
+           row_number() over (partition by j.queue, j.concurrency_key order by (r."row" ->> 'started_at')::timestamptz, r.id) as ordinal
+    from mcp.state_snapshot_rows r
+    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) j
+    cross join lateral (select * from mcp.job_limits l
+                        where l.tenant_id = $1 and l.queue = j.queue and l.concurrency_key = j.concurrency_key limit 1) m
+    cross join lateral (select count(*) from mcp.job_slots s
+                        where s.concurrency_key = m.concurrency_key and s.queue = m.queue and s.tenant_id = $1) taken
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
+)
+update mcp.state_snapshot_rows r set decision = 'crowded' from counted c
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.id = c.id and c.ordinal > c.free
+returning r.id::uuid as job_id;
+
 -- name: put_back_waiting
--- Puts jobs into their queues that waited there, or for a place; and those that were held, unless nothing has become of them since. Their
--- attempts go on from the latest that there was, and a row of the history says when they go on. Others may have come to wait for them
--- since: that is noted at them, here and below. $1 tenant, $2 the rows, $3 the decisions.
+-- Puts jobs into their queues that waited there, or for a place; and those that were held, unless nothing has become of them since and
+-- there is a place for them: for want of one a worker gives its job back. Their attempts go on from the latest that there was, and a row of
+-- the history says when they go on. Others may have come to wait for them since: that is noted at them, here and below. $1 tenant, $2 the
+-- rows, $3 the decisions.
 with waiting as materialized (
     select p.*, p.is_parent or child.child_id is not null as is_waited_for, greatest(p.attempt, x.attempt) as from_attempt,
-           greatest(p.run_at, (select clock_timestamp())) as due_at
+           greatest(p.run_at, (select clock_timestamp())) as due_at, r.decision = 'crowded' as is_crowded,
+           (r."row" ->> 'started_at')::timestamptz as started_at, (r."row" ->> 'worker_id')::uuid as worker_id
     from mcp.state_snapshot_rows r
     cross join lateral json_populate_record(null::mcp.jobs_ready, r."row") p
     left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
                        order by e.attempt desc, e.finished_at desc limit 1) x on true
-    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
+    left join lateral (select d.child_id from mcp.job_dependencies d
+                       where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = any($3::text[])
-      and (r.noun = any(array['jobs_ready', 'jobs_limited']) or r.noun = 'jobs_leased' and r.decision = 'conflict')
+      and (r.noun = any(array['jobs_ready', 'jobs_limited']) or r.noun = 'jobs_leased' and r.decision <> 'insert')
+), given_back as (
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome)
+    select $1, w.job_id, clock_timestamp(), w.started_at, w.worker_id, w.due_at, w.attempt, w.retries, 'RELEASED'
+    from waiting w where w.is_crowded
 ), kept as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, next_run_at, attempt, retries, outcome)
     select $1, w.job_id, clock_timestamp(), w.due_at, w.from_attempt, w.retries, 'UNBLOCKED' from waiting w
@@ -179,14 +147,17 @@ where w.job_id is not null
 returning job_id, queue, attempt;
 
 -- name: put_back_held
--- Gives jobs back to the workers that held them, under fresh leases. $1 tenant, $2 the rows.
+-- Gives jobs back to the workers that held them, under fresh leases that begin now: claims count a worker's leases from its oldest one on.
+-- $1 tenant, $2 the rows.
 with held as materialized (
     select l.* from mcp.state_snapshot_rows r
-    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
+    cross join lateral (select clock_timestamp() as moment limit 1) now
+    left join lateral (select d.child_id from mcp.job_dependencies d
+                       where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     cross join lateral json_populate_record(null::mcp.jobs_leased, (r."row"::jsonb || jsonb_build_object(
-        'is_parent', (r."row" ->> 'is_parent')::boolean or child.child_id is not null,
-        'lease_until', now() + make_interval(secs => (r."row" ->> 'lease_s')::double precision),
-        'timeout_at', now() + ((r."row" ->> 'timeout_at')::timestamptz - (r."row" ->> 'started_at')::timestamptz)))::json) l
+        'is_parent', (r."row" ->> 'is_parent')::boolean or child.child_id is not null, 'started_at', now.moment,
+        'lease_until', now.moment + make_interval(secs => (r."row" ->> 'lease_s')::double precision),
+        'timeout_at', now.moment + ((r."row" ->> 'timeout_at')::timestamptz - (r."row" ->> 'started_at')::timestamptz)))::json) l
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
 ), placed as (
     insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key)
@@ -208,7 +179,8 @@ with blocked as (
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs_blocked, r."row") b
     left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
                        order by e.attempt desc, e.finished_at desc limit 1) x on true
-    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
+    left join lateral (select d.child_id from mcp.job_dependencies d
+                       where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
     returning job_id, queue, attempt
 )
@@ -221,26 +193,29 @@ from blocked b;
 -- name: put_back_dead
 -- Puts dead letters back. One that has gone on since ends once more: that is told as its end. $1 tenant, $2 the rows, $3 the decisions.
 with dead as materialized (
-    select d.*, d.is_parent or child.child_id is not null as is_waited_for, r.decision = 'conflict' as ends_again,
+    select d.*, coalesce(replace(replace(d.error::text, n.escape, '\u0000'), n.nul, '\u0000')::json, d.error) as told_error,
+           d.is_parent or child.child_id is not null as is_waited_for, r.decision = 'conflict' as ends_again,
            case when r.decision = 'conflict' then x.attempt + 1 else d.attempt end as ends_as
     from mcp.state_snapshot_rows r
     cross join lateral json_populate_record(null::mcp.dead_letter_queue, r."row") d
+    cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
     left join lateral (select e.attempt from mcp.job_executions e where e.tenant_id = $1 and e.job_id = r.id::uuid
                        order by e.attempt desc, e.finished_at desc limit 1) x on true
-    left join lateral (select d.child_id from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
+    left join lateral (select d.child_id from mcp.job_dependencies d
+                       where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'dead_letter_queue' and r.decision = any($3::text[])
 ), ended as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
     select $1, d.job_id, clock_timestamp(), d.ends_as, d.retries, 'FAILED',
-           replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
+           d.told_error
     from dead d where d.ends_again
 ), written as (
-    insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority, queue,
-                                       type, error)
+    insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority,
+                                       queue, type, error)
     select $1, d.job_id, d.dead_letter_id, d.created_at, d.failed_at, d.is_waited_for, d.ends_as, d.retries, d.priority, d.queue, d.type,
-           replace(replace(d.error::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
+           d.told_error
     from dead d
-    on conflict do nothing
+    on conflict (tenant_id, job_id) do update set is_parent = excluded.is_parent
     returning job_id
 )
 select d.job_id, d.queue, d.ends_as as attempt, d.ends_again, d.is_waited_for from dead d full join written w on w.job_id = d.job_id
@@ -254,12 +229,16 @@ where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'job_unique_keys'
 on conflict do nothing;
 
 -- name: put_back_queues
--- $1 tenant, $2 the rows, $3 the decisions.
+-- One that was paused is so from now on, unless it is already: what was begun since then was begun rightly. $1 tenant, $2 the rows,
+-- $3 the decisions.
 insert into mcp.queues as n
-select q.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.queues, r."row") q
+select q.* from mcp.state_snapshot_rows r
+cross join lateral json_populate_record(null::mcp.queues, (r."row"::jsonb || jsonb_build_object(
+    'paused_at', case when r."row" ->> 'paused_at' is not null then now() end))::json) q
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'queues' and r.decision = any($3::text[])
 on conflict (tenant_id, queue) do update
-set paused_at = excluded.paused_at, reason = excluded.reason, rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now()
+set paused_at = case when excluded.paused_at is not null then coalesce(n.paused_at, excluded.paused_at) end, reason = excluded.reason,
+    rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now()
 returning queue, paused_at, reason, rate_per_s, burst;
 
 -- name: put_back_workers
@@ -284,26 +263,37 @@ with missing as (
 )
 select m.* from missing m union all select c.* from changed c;
 
+-- name: lock_schedules
+-- Locks schedules that are to become as they were, and gives those that have fired since the time at which they were to fire next.
+-- $1 tenant, $2 the rows.
+select now.schedule_id, now.last_fired_at, now.starts_at, p.cron, p.interval_s, p.time_zone, p.ends_at
+from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
+cross join lateral (select * from mcp.schedules k where k.tenant_id = $1 and k.schedule_id = r.id::uuid limit 1 for update) now
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and p.next_fire_at <= now.last_fired_at;
+
 -- name: put_back_schedules
--- $1 tenant, $2 the rows, $3 the decisions.
+-- $1 tenant, $2 the rows, $3 the decisions; of those that have fired since $4 their ids, $5 when they fire next.
 with missing as (
     insert into mcp.schedules (tenant_id, schedule_id, created_by_key_id, created_at, updated_at, starts_at, ends_at, next_fire_at,
                                last_fired_at, paused_at, interval_s, fired_count, missed_count, last_job_id, cron, time_zone, missed, name,
                                job)
     select s.tenant_id, s.schedule_id, s.created_by_key_id, s.created_at, s.updated_at, s.starts_at, s.ends_at, s.next_fire_at,
            s.last_fired_at, s.paused_at, s.interval_s, s.fired_count, s.missed_count, s.last_job_id, s.cron, s.time_zone, s.missed, s.name,
-           replace(replace(s.job::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json
+           coalesce(replace(replace(s.job::text, n.escape, '\u0000'), n.nul, '\u0000')::json, s.job)
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") s
+    cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'insert'
     on conflict do nothing
     returning schedule_id
 ), changed as (
     update mcp.schedules s
-    set cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone,
-        job = replace(replace(p.job::text, '\ufdd0', '\u0000'), U&'\FDD0', '\u0000')::json,
-        missed = p.missed, paused_at = p.paused_at,
-        ends_at = p.ends_at, next_fire_at = p.next_fire_at, updated_at = now()
+    set name = p.name, cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone,
+        job = coalesce(replace(replace(p.job::text, n.escape, '\u0000'), n.nul, '\u0000')::json, p.job),
+        missed = p.missed, paused_at = p.paused_at, ends_at = p.ends_at, updated_at = now(),
+        next_fire_at = case when s.schedule_id = any($4::uuid[]) then ($5::timestamptz[])[array_position($4::uuid[], s.schedule_id)]
+                            else p.next_fire_at end
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
+    cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and 'conflict' = any($3::text[])
       and s.tenant_id = $1 and s.schedule_id = r.id::uuid
     returning s.schedule_id

@@ -47,13 +47,20 @@ select l.snapshot_id, l.base_id from link l order by l.place;
 
 -- name: gather
 -- Writes down, as those of one snapshot, the rows that a chain has together: of each the newest. $1 tenant, $2 the snapshot to write,
--- $3 the chain, the newest first. JSON may say \u0000, and a row with it cannot be taken apart: until it is put back that is written as
--- the character U+FDD0, which is none and in nobody's text; of JSON that is a string alone the character itself comes back.
+-- $3 the chain, the newest first. JSON may say \u0000, and a row with it cannot be taken apart: until it is put back, one of the characters
+-- from U+FDD0 on, which are nobody's, says it instead; one that is not in the row, and its member `nul` says which.
 insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
-select $1, $2, f.noun, f.id, replace(f."row"::text, '\u0000', '\ufdd0')::json from (
+select $1, $2, f.noun, f.id, case when nul.hex is null then f."row" else (
+           '{"nul":"\u' || nul.hex || '",'
+           || substr(regexp_replace(f."row"::text, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\u' || nul.hex, 'g'), 2))::json end
+from (
     select distinct on (r.noun, r.id) r.noun, r.id, r."row" from unnest($3::uuid[]) with ordinality as c (snapshot_id, place)
     cross join lateral (select * from mcp.state_snapshot_rows s where s.tenant_id = $1 and s.snapshot_id = c.snapshot_id limit 100000000) r
     order by r.noun, r.id, c.place) f
+left join lateral (
+    select to_hex(n) as hex from generate_series(64976, 65007) as n
+    where position('\u0000' in f."row"::text) > 0 and f."row"::text ~ '(?<!\\)(?:\\\\)*\\u0000'
+    order by position(chr(n) in f."row"::text) + position('\u' || to_hex(n) in lower(f."row"::text)) > 0, n limit 1) nul on true
 where f."row" is not null and f.noun <> 'ended';
 
 -- name: add_ended

@@ -1,0 +1,106 @@
+-- name: decide_jobs
+-- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; `same` where it is as
+-- it was; else `conflict`, and rows of the noun `changed jobs` say of these how they were and are. $1 tenant, $2 the rows.
+with place as materialized (
+    select r.id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2
+      and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue'])
+), decided as materialized (
+    select p.id, json_build_object('place', p.noun, 'attempt', p.attempt) as was,
+           json_build_object('place', now.noun, 'attempt', coalesce(now.attempt, x.attempt), 'outcome', x.outcome) as is_now,
+           case
+               when j.job_id is null and (x.attempt is null or x.attempt < p.attempt
+                                          or x.attempt = p.attempt and p.noun <> 'jobs_leased') then 'insert'
+               when now.noun is not null and now.attempt = p.attempt
+                    and (now.noun = p.noun or (now.noun || p.noun) in ('jobs_readyjobs_limited', 'jobs_limitedjobs_ready'))
+                    then 'same'
+               else 'conflict' end as decision
+    from place p
+    left join lateral (select k.job_id from mcp.jobs k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) j on true
+    left join lateral (select e.attempt, e.outcome from mcp.job_executions e where e.tenant_id = $1 and e.job_id = p.id::uuid
+                       order by e.attempt desc, e.finished_at desc limit 1) x on true
+    left join lateral (select * from (
+        (select 'jobs_leased' as noun, l.attempt from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = p.id::uuid limit 1)
+        union all
+        (select 'jobs_blocked', b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = p.id::uuid limit 1)
+        union all
+        (select 'jobs_limited', w.attempt from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = p.id::uuid limit 1)
+        union all
+        (select 'dead_letter_queue', d.attempt from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = p.id::uuid limit 1)
+        union all
+        (select 'jobs_ready', q.attempt from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) at
+         cross join generate_series(1, 5) as level (priority)
+         cross join lateral (select r.attempt from mcp.jobs_ready r
+                             where r.tenant_id = $1 and r.queue = at.queue and r.priority = level.priority and r.run_at = at.run_at
+                               and r.job_id = p.id::uuid limit 1) q limit 1)) there limit 1) now on true
+), noted as (
+    insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
+    select $1, $2, 'changed jobs', d.id, json_build_object('was', d.was, 'is_now', d.is_now) from decided d where d.decision = 'conflict'
+)
+update mcp.state_snapshot_rows r set decision = d.decision from decided d
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.id = d.id
+  and r.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue']);
+
+-- name: decide_others
+-- The same of queues, workers and schedules; `taken` where another has the name by now. What is compared is what is put back.
+-- $1 tenant, $2 the rows.
+with compared as materialized (
+    select r.noun, r.id, q.queue is not null as is_there, null::uuid as name_is_of,
+           jsonb_build_object('is_paused', r."row" ->> 'paused_at' is not null, 'reason', r."row" ->> 'reason',
+                              'rate_per_s', (r."row" ->> 'rate_per_s')::double precision, 'burst', (r."row" ->> 'burst')::integer) as was,
+           jsonb_build_object('is_paused', q.paused_at is not null, 'reason', q.reason, 'rate_per_s', q.rate_per_s, 'burst', q.burst)
+           as is_now
+    from mcp.state_snapshot_rows r
+    left join lateral (select * from mcp.queues k where k.tenant_id = $1 and k.queue = r.id limit 1) q on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'queues'
+    union all
+    select r.noun, r.id, w.worker_id is not null, other.worker_id,
+           jsonb_build_object('status', r."row" ->> 'status', 'reason', r."row" ->> 'reason'),
+           jsonb_build_object('status', w.status, 'reason', w.reason)
+    from mcp.state_snapshot_rows r
+    left join lateral (select * from mcp.workers k where k.tenant_id = $1 and k.worker_id = r.id::uuid limit 1) w on true
+    left join lateral (select k.worker_id from mcp.workers k where k.tenant_id = $1 and k.name = r."row" ->> 'name'
+                         and coalesce(k.status, '') <> 'TERMINATED' and k.worker_id <> r.id::uuid limit 1) other on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'workers'
+    union all
+    select r.noun, r.id, s.schedule_id is not null, other.schedule_id,
+           jsonb_build_object('name', r."row" ->> 'name', 'cron', r."row" ->> 'cron',
+                              'interval_s', (r."row" ->> 'interval_s')::double precision, 'time_zone', r."row" ->> 'time_zone',
+                              'missed', r."row" ->> 'missed', 'ends_at', (r."row" ->> 'ends_at')::timestamptz,
+                              'is_paused', r."row" ->> 'paused_at' is not null, 'job', was.job),
+           jsonb_build_object('name', s.name, 'cron', s.cron, 'interval_s', s.interval_s, 'time_zone', s.time_zone, 'missed', s.missed,
+                              'ends_at', s.ends_at, 'is_paused', s.paused_at is not null, 'job', s.job::text)
+    from mcp.state_snapshot_rows r
+    cross join lateral (select coalesce(replace(replace(r."row" ->> 'job', '\u' || to_hex(ascii(r."row" ->> 'nul')), '\u0000'),
+                                                r."row" ->> 'nul', '\u0000'), r."row" ->> 'job') as job) was
+    left join lateral (select * from mcp.schedules k where k.tenant_id = $1 and k.schedule_id = r.id::uuid limit 1) s on true
+    left join lateral (select k.schedule_id from mcp.schedules k where k.name = r."row" ->> 'name' and k.tenant_id is not distinct from $1
+                         and k.schedule_id <> r.id::uuid limit 1) other on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules'
+), decided as materialized (
+    select c.*, case when c.is_there and c.was = c.is_now then 'same' when c.name_is_of is not null then 'taken'
+                     when c.is_there then 'conflict' else 'insert' end as decision
+    from compared c
+), noted as (
+    insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
+    select $1, $2, 'changed ' || d.noun, d.id, json_build_object('was', d.was, 'is_now', d.is_now || case
+        when d.name_is_of is not null then jsonb_build_object('name_is_of', d.name_is_of) else '{}' end)
+    from decided d where d.decision = any(array['conflict', 'taken'])
+)
+update mcp.state_snapshot_rows r set decision = d.decision from decided d
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = d.noun and r.id = d.id;
+
+-- name: conflicts
+-- A page of what is otherwise now, with how it was and is. $1 tenant, $2 the rows, after this $3 noun and $4 id, $5 how many.
+select r.noun, r.id, r.decision, changed."row" from mcp.state_snapshot_rows r
+cross join lateral (select c."row" from mcp.state_snapshot_rows c
+                    where c.tenant_id = $1 and c.snapshot_id = $2 and c.noun = 'changed ' || r.noun and c.id = r.id limit 1) changed
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['jobs', 'queues', 'workers', 'schedules'])
+  and r.decision = any(array['conflict', 'taken']) and (r.noun, r.id) > ($3, $4)
+order by r.noun, r.id limit $5;
+
+-- name: conflict_count
+-- How much is otherwise now. $1 tenant, $2 the rows.
+select count(*) from mcp.state_snapshot_rows r
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = any(array['jobs', 'queues', 'workers', 'schedules'])
+  and r.decision = any(array['conflict', 'taken']);
