@@ -76,6 +76,25 @@ async def test_two_that_put_the_same_back_at_once_queue_each_job_once(
     assert archive.run("select count(*) from mcp.jobs_ready where tenant_id = $1") == str(len(jobs))
 
 
+async def test_a_job_that_somebody_else_has_just_written_is_not_queued_again(
+    archive: Archive, bench: Bench, bystander: Bystander
+) -> None:
+    job = await bench.enqueue()
+    snapshot = await archive.take()
+    archive.run("create table public.kept_jobs as select * from mcp.jobs where tenant_id = $1")
+    archive.run("create table public.kept_ready as select * from mcp.jobs_ready where tenant_id = $1")
+    archive.lose()
+    await bystander.begin("insert into mcp.jobs select * from public.kept_jobs")
+    await bystander.connection.execute("insert into mcp.jobs_ready select * from public.kept_ready")
+    await bystander.connection.execute("drop table public.kept_jobs, public.kept_ready")
+    restoring = asyncio.create_task(archive.restore(snapshot))
+    await bystander.are_held_up(1)
+    await bystander.commit()
+    assert (await restoring)["restored"]["jobs"] == 0
+    assert archive.run("select count(*) from mcp.jobs_ready where tenant_id = $1") == "1"
+    assert [claimed["id"] for claimed in await bench.claim()] == [job["id"]]
+
+
 CLAIM = """
 with gone as (delete from mcp.jobs_ready where tenant_id = '{tenant}' and job_id = '{job}' returning *)
 insert into mcp.jobs_leased (tenant_id, job_id, worker_id, created_at, started_at, lease_until, timeout_at, attempt, lease_s,

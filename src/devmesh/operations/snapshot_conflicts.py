@@ -24,7 +24,9 @@ CONFLICTS_TOLD_MAX = 1_000
 NAMED_MAX = 10  # in the message of a refusal
 JOB_TEXT_MAX = 1_000  # characters of a schedule's job that are shown
 TAKEN = "taken"  # its name is another's by now, so that it stays as it is
-Cursor = Annotated[str, Meta(max_length=2_000, extra_json_schema={"pattern": "^([0-9a-f]{2})+$"})]
+Cursor = Annotated[
+    str, Meta(max_length=1_000, pattern=r"^([2-7][0-9a-f])+$(?!\n)")
+]  # a noun and an id, which are ASCII
 Thing = tuple[str, str]  # a noun, and an id or name
 
 
@@ -55,7 +57,7 @@ async def page(work: Work, whole: uuid.UUID, cursor: str | None = None) -> list[
 
 
 def next_cursor(rows: list[Record]) -> str | None:
-    return f"{rows[-1]['noun']} {rows[-1]['id']}".encode().hex() if len(rows) == CONFLICTS_TOLD_MAX else None
+    return f"{rows[-1]['noun']} {rows[-1]['id']}".encode("ascii").hex() if len(rows) == CONFLICTS_TOLD_MAX else None
 
 
 def refusal(rows: list[Record], count: int) -> errors.MeshError:
@@ -98,8 +100,5 @@ def _text(side: dict[str, Any], names: list[str]) -> str:
 
 
 def _decoded(cursor: str | None) -> Thing:
-    try:
-        noun, _, thing = bytes.fromhex(cursor or "").decode().partition(" ")
-    except ValueError:
-        raise errors.invalid("this is not a cursor that a dry run has handed out", "cursor") from None
+    noun, _, thing = bytes.fromhex(cursor or "").decode("ascii").partition(" ")
     return noun, thing

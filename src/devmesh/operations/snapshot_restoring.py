@@ -53,7 +53,10 @@ class Restore(Mutation, kw_only=True):
     together = ({"oneOf": [
         {"required": ["snapshot_id"], "properties": {"snapshot_id": {"not": {"type": "null"}}, "at": {"type": "null"}}},
         {"required": ["at"], "properties": {"snapshot_id": {"type": "null"}, "at": {"not": {"type": "null"}}}},
-    ]},)  # fmt: skip
+    ]}, {"anyOf": [
+        {"properties": {"cursor": {"type": "null"}}},
+        {"required": ["dry_run"], "properties": {"dry_run": {"const": True}}},
+    ]})  # fmt: skip
 
     snapshot_id: uuid.UUID | None = None
     at: Moment | None = None

@@ -1,6 +1,7 @@
 -- name: decide_jobs
--- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; `same` where it is as
--- it was; else `conflict`, and rows of the noun `changed jobs` say of these how they were and are. $1 tenant, $2 the rows.
+-- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; nothing where it is as
+-- it was; else `conflict`, and rows of the noun `changed jobs` say of these how they were and are. $1 tenant, $2 the rows. Rows are found
+-- one by one before they are updated: each would be compared with each.
 with place as materialized (
     select r.id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
     where r.tenant_id = $1 and r.snapshot_id = $2
@@ -13,7 +14,7 @@ with place as materialized (
                                           or x.attempt = p.attempt and p.noun <> 'jobs_leased') then 'insert'
                when now.noun is not null and now.attempt = p.attempt
                     and (now.noun = p.noun or (now.noun || p.noun) in ('jobs_readyjobs_limited', 'jobs_limitedjobs_ready'))
-                    then 'same'
+                    then null
                else 'conflict' end as decision
     from place p
     left join lateral (select k.job_id from mcp.jobs k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) j on true
@@ -36,10 +37,19 @@ with place as materialized (
 ), noted as (
     insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
     select $1, $2, 'changed jobs', d.id, json_build_object('was', d.was, 'is_now', d.is_now) from decided d where d.decision = 'conflict'
+), hit as materialized (
+    select h.place, d.decision from decided d
+    cross join lateral (select k.ctid as place from mcp.state_snapshot_rows k
+                        where k.tenant_id = $1 and k.snapshot_id = $2 and k.id = d.id
+                          and k.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased',
+                                                 'dead_letter_queue'])
+                        limit 10) h
+), missing as (
+    update mcp.state_snapshot_rows r set decision = 'insert'
+    where r.ctid = any(array(select hit.place from hit where hit.decision = 'insert'))
 )
-update mcp.state_snapshot_rows r set decision = d.decision from decided d
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.id = d.id
-  and r.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue']);
+update mcp.state_snapshot_rows r set decision = 'conflict'
+where r.ctid = any(array(select hit.place from hit where hit.decision = 'conflict'));
 
 -- name: decide_others
 -- The same of queues, workers and schedules; `taken` where another has the name by now. What is compared is what is put back.
@@ -78,7 +88,7 @@ with compared as materialized (
                          and k.schedule_id <> r.id::uuid limit 1) other on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules'
 ), decided as materialized (
-    select c.*, case when c.is_there and c.was = c.is_now then 'same' when c.name_is_of is not null then 'taken'
+    select c.*, case when c.is_there and c.was = c.is_now then null when c.name_is_of is not null then 'taken'
                      when c.is_there then 'conflict' else 'insert' end as decision
     from compared c
 ), noted as (
@@ -86,9 +96,19 @@ with compared as materialized (
     select $1, $2, 'changed ' || d.noun, d.id, json_build_object('was', d.was, 'is_now', d.is_now || case
         when d.name_is_of is not null then jsonb_build_object('name_is_of', d.name_is_of) else '{}' end)
     from decided d where d.decision = any(array['conflict', 'taken'])
+), hit as materialized (
+    select h.place, d.decision from decided d
+    cross join lateral (select k.ctid as place from mcp.state_snapshot_rows k
+                        where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = d.noun and k.id = d.id limit 1) h
+), missing as (
+    update mcp.state_snapshot_rows r set decision = 'insert'
+    where r.ctid = any(array(select hit.place from hit where hit.decision = 'insert'))
+), taken as (
+    update mcp.state_snapshot_rows r set decision = 'taken'
+    where r.ctid = any(array(select hit.place from hit where hit.decision = 'taken'))
 )
-update mcp.state_snapshot_rows r set decision = d.decision from decided d
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = d.noun and r.id = d.id;
+update mcp.state_snapshot_rows r set decision = 'conflict'
+where r.ctid = any(array(select hit.place from hit where hit.decision = 'conflict'));
 
 -- name: conflicts
 -- A page of what is otherwise now, with how it was and is. $1 tenant, $2 the rows, after this $3 noun and $4 id, $5 how many.

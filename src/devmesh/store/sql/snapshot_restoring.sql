@@ -66,10 +66,11 @@ select exists (
 
 -- name: put_back_jobs
 -- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. `nul` is what stands in a row for
--- what JSON may say and a text may not hold: see snapshots.sql. $1 tenant, $2 the rows, $3 the decisions by which they are.
+-- what JSON may say and a text may not hold: see snapshots.sql. Nothing more is done to a job that somebody
+-- else has written since it was found missing: it lies where it was put with that. $1 tenant, $2 the rows, $3 the decisions by which they are.
 with latest as (
-    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome, result,
-                                    error)
+    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, next_run_at, attempt, retries, outcome,
+                                    result, error)
     select x.tenant_id, x.job_id, x.finished_at, x.started_at, x.worker_id, x.next_run_at, x.attempt, x.retries, x.outcome,
            coalesce(replace(replace(x.result::text, n.escape, '\u0000'), n.nul, '\u0000')::json, x.result),
            coalesce(replace(replace(x.error::text, n.escape, '\u0000'), n.nul, '\u0000')::json, x.error)
@@ -77,16 +78,31 @@ with latest as (
     cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'latest' and r.decision = any($3::text[])
     on conflict do nothing
+), written as (
+    insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority,
+                          queue, type, payload, tags, unique_key, concurrency_key, concurrency_limit)
+    select j.tenant_id, j.job_id, j.created_at, j.run_at, j.created_by_key_id, j.timeout_ms, j.backoff_ms, j.max_retries, j.priority,
+           j.queue, j.type, coalesce(replace(replace(j.payload::text, n.escape, '\u0000'), n.nul, '\u0000')::json, j.payload), j.tags,
+           j.unique_key, j.concurrency_key, j.concurrency_limit
+    from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
+    cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
+    on conflict do nothing
+    returning job_id
+), told as materialized (
+    select r.id, w.job_id from (select r.id, r.id::uuid as job_id from mcp.state_snapshot_rows r
+                                where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'insert') r
+    full join written w on w.job_id = r.job_id
 )
-insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type,
-                      payload, tags, unique_key, concurrency_key, concurrency_limit)
-select j.tenant_id, j.job_id, j.created_at, j.run_at, j.created_by_key_id, j.timeout_ms, j.backoff_ms, j.max_retries, j.priority, j.queue,
-       j.type, coalesce(replace(replace(j.payload::text, n.escape, '\u0000'), n.nul, '\u0000')::json, j.payload), j.tags,
-       j.unique_key, j.concurrency_key, j.concurrency_limit
-from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
-cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
-on conflict do nothing;
+update mcp.state_snapshot_rows r set decision = null
+where r.ctid = any(array(
+    select h.place from told t
+    cross join lateral (select k.ctid as place from mcp.state_snapshot_rows k
+                        where k.tenant_id = $1 and k.snapshot_id = $2 and k.id = t.id
+                          and k.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased',
+                                                 'dead_letter_queue'])
+                        limit 10) h
+    where t.job_id is null));
 
 -- name: keys_of_held
 -- The concurrency keys of jobs that are to be held again, with their limits as the latest of those jobs have asked. $1 tenant, $2 the rows.
@@ -100,7 +116,7 @@ group by j.queue, j.concurrency_key;
 -- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. Their limits are locked.
 -- $1 tenant, $2 the rows.
 with counted as materialized (
-    select r.id, m.concurrency_limit - taken.count as free,
+    select r.ctid as place, m.concurrency_limit - taken.count as free,
            row_number() over (partition by j.queue, j.concurrency_key order by (r."row" ->> 'started_at')::timestamptz, r.id) as ordinal
     from mcp.state_snapshot_rows r
     cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) j
@@ -110,8 +126,8 @@ with counted as materialized (
                         where s.concurrency_key = m.concurrency_key and s.queue = m.queue and s.tenant_id = $1) taken
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
 )
-update mcp.state_snapshot_rows r set decision = 'crowded' from counted c
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.id = c.id and c.ordinal > c.free
+update mcp.state_snapshot_rows r set decision = 'crowded'
+where r.ctid = any(array(select c.place from counted c where c.ordinal > c.free))
 returning r.id::uuid as job_id;
 
 -- name: put_back_waiting
@@ -139,11 +155,12 @@ with waiting as materialized (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, next_run_at, attempt, retries, outcome)
     select $1, w.job_id, clock_timestamp(), w.due_at, w.from_attempt, w.retries, 'UNBLOCKED' from waiting w
     returning job_id, next_run_at
+), dated as materialized (
+    select w.*, k.next_run_at from waiting w full join kept k on k.job_id = w.job_id
 )
 insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
-select $1, k.next_run_at, w.job_id, w.created_at, w.from_attempt, w.retries, w.priority, w.is_waited_for, w.queue
-from waiting w full join kept k on k.job_id = w.job_id
-where w.job_id is not null
+select $1, d.next_run_at, d.job_id, d.created_at, d.from_attempt, d.retries, d.priority, d.is_waited_for, d.queue from dated d
+where d.job_id is not null
 returning job_id, queue, attempt;
 
 -- name: put_back_held
@@ -183,12 +200,13 @@ with blocked as (
                        where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
     returning job_id, queue, attempt
+), edges as materialized (
+    select (e."row" ->> 'child_id')::uuid as child_id, array_agg((e."row" ->> 'parent_id')::uuid) as parent_ids
+    from mcp.state_snapshot_rows e where e.tenant_id = $1 and e.snapshot_id = $2 and e.noun = 'job_dependencies' group by 1
+), told as materialized (
+    select b.*, coalesce(e.parent_ids, '{}') as parent_ids from blocked b full join edges e on e.child_id = b.job_id
 )
-select b.job_id, b.queue, b.attempt,
-       array(select (e."row" ->> 'parent_id')::uuid from mcp.state_snapshot_rows e
-             where e.tenant_id = $1 and e.snapshot_id = $2 and e.noun = 'job_dependencies'
-               and (e."row" ->> 'child_id')::uuid = b.job_id) as parent_ids
-from blocked b;
+select t.job_id, t.queue, t.attempt, t.parent_ids from told t where t.job_id is not null;
 
 -- name: put_back_dead
 -- Puts dead letters back. One that has gone on since ends once more: that is told as its end. $1 tenant, $2 the rows, $3 the decisions.
@@ -217,9 +235,10 @@ with dead as materialized (
     from dead d
     on conflict (tenant_id, job_id) do update set is_parent = excluded.is_parent
     returning job_id
+), told as materialized (
+    select d.*, w.job_id as written_id from dead d full join written w on w.job_id = d.job_id
 )
-select d.job_id, d.queue, d.ends_as as attempt, d.ends_again, d.is_waited_for from dead d full join written w on w.job_id = d.job_id
-where w.job_id is not null;
+select t.job_id, t.queue, t.ends_as as attempt, t.ends_again, t.is_waited_for from told t where t.written_id is not null;
 
 -- name: put_back_keys
 -- Puts unique keys back that nobody has. $1 tenant, $2 the rows.
