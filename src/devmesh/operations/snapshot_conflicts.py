@@ -62,8 +62,10 @@ def next_cursor(rows: list[Record]) -> str | None:
 
 def refusal(rows: list[Record], count: int) -> errors.MeshError:
     first = ", ".join(f"{CONFLICTS[row['noun']]} of {row['id']}" for row in rows[:NAMED_MAX])
-    message = f"{count:,} things are otherwise now; nothing was changed. `dry_run` tells of all of them: {first}"
-    return errors.conflict("snapshot.conflicts", message)
+    return errors.conflict(
+        "snapshot.conflicts",
+        f"{count:,} things are otherwise now, of which a dry run tells; nothing was changed: {first}",
+    )
 
 
 def told(rows: list[Record], written: Collection[Thing]) -> list[Conflict]:
