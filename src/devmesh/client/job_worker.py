@@ -13,14 +13,15 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from devmesh.client.errors import Fail, MeshError, described
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
-from devmesh.client.job_heart import JobHeart, OpenRequests, Refused
+from devmesh.client.job_heart import JobHeart, OpenRequests
+from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, Report, completed, failed, given_back
 from devmesh.client.lease import JobLease
 from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
@@ -31,18 +32,14 @@ CAPACITY_DEFAULT = 10
 LEASE_S_DEFAULT = 30.0
 CLAIMED_MAX = 1_000
 CLAIMED_REMOTE_MAX = 250  # with payloads of a megabyte each they fit into a message
-REPORTS_MAX = 1_000
-REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
 HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
-REPORTERS = 2  # requests under way at once
-CLAIMS = 3  # of them as well: the database looks for the next jobs while the last ones begin
+CLAIMS = 3  # requests under way at once: the database looks for the next jobs while the last ones begin
 WAIT_MS, WAIT_HELD_MS = 20_000, 100
 # Of a lease, for which a claim waits at the longest: here the lease is counted from when it was asked for.
 WAIT_SHARE = 1 / 3
 FEW_AFTER_S = 0.05
 BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
-REPORT_TIMEOUT_S = 10.0
 
 
 class JobHandler(NamedTuple):
@@ -74,21 +71,6 @@ class _Registered(msgspec.Struct):
     worker: _Worker
 
 
-class _Told(msgspec.Struct):
-    """The answer to a report: what was done is counted, and not looked at."""
-
-    jobs: list[msgspec.Raw]
-    refused: list[Refused]
-
-
-class _Report(NamedTuple):
-    """How an attempt ended: the operation that says so, and what it says."""
-
-    verb: str
-    text: bytes
-    lease: JobLease
-
-
 class JobWorker:
     def __init__(
         self,
@@ -110,13 +92,11 @@ class JobWorker:
         self._processes = Processes()
         self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
-        self._telling = 0
         self._is_flowing = self._takes_few = False
-        self._reports: list[_Report] = []
-        self._has_reports, self._has_room = asyncio.Event(), asyncio.Event()
+        self._reports = JobReports(self._let_go)
+        self._has_room = asyncio.Event()
         self._is_draining = False
         self._worker_id: uuid.UUID | None = None
-        self.done = 0
 
     async def run(self) -> None:
         """Works until it is cancelled. Raises MeshError when it cannot go on. Call `drain` first to end in good order."""
@@ -125,12 +105,13 @@ class JobWorker:
             await self._register()
             assert self._worker_id is not None
             self._heart.start(self._worker_id)
-            reporters = [asyncio.create_task(self._report_all()) for _ in range(REPORTERS)]
+            self._reports.start(requests)
             try:
                 await self._claim_all()
                 await self._all_reported()
             finally:
-                for task in [*reporters, *self._running]:
+                self._reports.stop()
+                for task in self._running:
                     task.cancel()
                 self._processes.end()
                 await asyncio.to_thread(self._heart.stop)
@@ -219,7 +200,7 @@ class JobWorker:
             self._held += 1
             self._heart.hold(lease)
             if self._is_draining:  # they were asked for before
-                self._say(_given_back(job, lease))
+                self._reports.say(given_back(job, lease))
                 continue
             self._running.add(loop.create_task(self._work(job, lease)))
 
@@ -228,15 +209,15 @@ class JobWorker:
         task = asyncio.current_task()
         assert task is not None
         try:
-            report = _completed(job, lease, await self._handle(job, lease, task))
+            report = completed(job, lease, await self._handle(job, lease, task))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
-            report = _given_back(job, lease) if task.cancelling() else _failed(job, lease, described(cancelled))
+            report = given_back(job, lease) if task.cancelling() else failed(job, lease, described(cancelled))
         except Fail as failure:
-            report = _failed(job, lease, failure.error, retryable=failure.retryable)
+            report = failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
-            report = _failed(job, lease, described(error))
-        self._say(report)
+            report = failed(job, lease, described(error))
+        self._reports.say(report)
         self._running.discard(task)
 
     async def _handle(self, job: Job, lease: JobLease, task: asyncio.Task[Any]) -> Any:
@@ -254,103 +235,16 @@ class JobWorker:
         lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
         return await handler.function(JobContext(job, lease, self._requests))
 
-    def _say(self, report: _Report) -> None:
-        self._reports.append(report)
-        if not self._telling or len(self._reports) >= REPORTS_MAX:  # a few wait for the request that is under way
-            self._has_reports.set()
-
-    async def _report_all(self) -> None:
-        while True:
-            await self._has_reports.wait()
-            verb = self._reports[0].verb if self._reports else ""
-            some, size = list[_Report](), 0
-            for report in self._reports:
-                if (
-                    report.verb != verb
-                    or len(some) == REPORTS_MAX
-                    or (some and size + len(report.text) > REPORT_BYTES_MAX)
-                ):
-                    break
-                some.append(report)
-                size += len(report.text)
-            del self._reports[: len(some)]
-            if len(self._reports) < REPORTS_MAX:
-                self._has_reports.clear()
-            if some:
-                self._telling += 1
-                try:
-                    await self._tell(verb, some)
-                finally:
-                    self._telling -= 1
-            if self._reports and not self._telling:
-                self._has_reports.set()
-
-    async def _tell(self, verb: str, reports: list[_Report]) -> None:
-        """Says how attempts ended, again and again while nobody hears it; then their slots are free."""
-        jobs = msgspec.Raw(b"[" + b",".join(report.text for report in reports) + b"]")
-        while True:
-            try:
-                answer = await self._requests.request(f"job.{verb}", {"jobs": jobs}, _Told, timeout_s=REPORT_TIMEOUT_S)
-                for refused in answer.refused:
-                    log.warning("job %s: its report was refused: %s", refused.id, refused.message)
-                self.done += len(answer.jobs)
-                break
-            except MeshError as error:
-                if not error.retryable:
-                    if len(reports) > 1:  # one of them cannot be taken, and takes no other with it
-                        for report in reports:
-                            await self._tell(verb, [report])
-                        return
-                    self._refused(verb, reports[0], error)
-                    break
-                log.warning("%d reports could not be made yet: %s", len(reports), error.message)
-            await asyncio.sleep(PAUSE_S)
+    def _let_go(self, reports: Sequence[Report]) -> None:
         self._held -= len(reports)
         for report in reports:
             self._heart.release(report.lease)
         self._has_room.set()
 
-    def _refused(self, verb: str, report: _Report, error: MeshError) -> None:
-        log.warning("job %s: %s was refused: %s", report.lease.job_id, verb, error.message)
-        if verb == "complete" and error.reason != "job.stale_attempt":
-            lease, failure = report.lease, _unusable(error.message)
-            said = {"job_id": lease.job_id, "attempt": lease.attempt, "error": failure, "retryable": False}
-            text = msgspec.json.encode(said)
-            self._held += 1
-            self._say(_Report("fail", text, report.lease))
-
     async def _all_reported(self) -> None:
         while self._held:
             self._has_room.clear()
             await self._has_room.wait()
-
-
-def _given_back(job: Job, lease: JobLease) -> _Report:
-    """Of a handler that was cancelled, because its job was lost or cancelled, or because this worker ends."""
-    return _Report("release", msgspec.json.encode({"job_id": job.id, "attempt": job.attempt}), lease)
-
-
-def _completed(job: Job, lease: JobLease, result: Any) -> _Report:
-    said = {"job_id": job.id, "attempt": job.attempt}
-    if result is not None:  # null is what a job has that was given none
-        said["result"] = result
-    try:
-        return _Report("complete", msgspec.json.encode(said), lease)
-    except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        log.error("the result of job %s, attempt %d, is no JSON: %s", job.id, job.attempt, unusable)
-        return _failed(job, lease, _unusable(unusable), retryable=False)
-
-
-def _unusable(why: object) -> dict[str, str]:
-    return {"type": "UnusableResult", "message": f"the handler's result cannot be sent: {why}"}
-
-
-def _failed(job: Job, lease: JobLease, error: Any, *, retryable: bool = True) -> _Report:
-    said = {"job_id": job.id, "attempt": job.attempt, "error": error, "retryable": retryable}
-    try:
-        return _Report("fail", msgspec.json.encode(said), lease)
-    except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        return _failed(job, lease, described(unusable), retryable=retryable)
 
 
 def handler_of(type_: str, queue: str, function: Callable[[Any], Any], *, in_process: bool = False) -> JobHandler:
