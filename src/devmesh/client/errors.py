@@ -103,6 +103,12 @@ def _optional(data: _Data) -> dict[str, Any]:
     return fields
 
 
+def may_pass(error: MeshError) -> bool:
+    """Whether the same request may be answered otherwise later. An `internal` without an error id is none of a server's."""
+    is_fault_there = error.kind == Kind.INTERNAL and error.error_id is not None
+    return error.retryable or is_fault_there or error.retry_after_ms is not None
+
+
 def described(error: BaseException) -> dict[str, str]:
     """What a handler has raised, as it is reported: its `type` and its `message`, of 2,000 characters at the most."""
     try:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
 from devmesh.client.asking import Requests
-from devmesh.client.errors import MeshError, described
+from devmesh.client.errors import MeshError, described, may_pass
 from devmesh.client.job_context import Job
-from devmesh.client.job_heart import Refused
+from devmesh.client.job_heart import JobHeart, Refused
 from devmesh.client.lease import JobLease
+from devmesh.core.errors import Kind
 
 log = logging.getLogger("devmesh.client")
 
@@ -25,6 +26,7 @@ REPORTS_MAX = 1_000
 REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
 REPORT_TIMEOUT_S = 10.0
 PAUSE_S = 0.2
+UNSENDABLE = frozenset({Kind.INVALID_PARAMS, Kind.TOO_LARGE})  # refusals of what a report says, and not of who says it
 
 
 class Report(NamedTuple):
@@ -33,6 +35,9 @@ class Report(NamedTuple):
     verb: str
     text: bytes
     lease: JobLease
+    is_retryable: bool = True  # of a failure
+    is_instead: bool = False  # of one that was refused
+    is_alone: bool = False  # it goes by itself: in one request with others it was refused with them
 
 
 class _Told(msgspec.Struct):
@@ -43,12 +48,14 @@ class _Told(msgspec.Struct):
 
 
 class JobReports:
-    def __init__(self, let_go: Callable[[Sequence[Report]], None]) -> None:
-        """`let_go` is called with reports that are heard, or that nobody wants to hear."""
-        self._let_go = let_go
+    def __init__(self, heart: JobHeart, freed: Callable[[int], None]) -> None:
+        """`freed` is called with a number of slots: their reports are heard, or nobody wants to hear them. `heart` keeps the
+        leases until then.
+        """
+        self._heart, self._freed = heart, freed
         self._waiting: list[Report] = []
         self._has_some = asyncio.Event()
-        self._telling = 0
+        self._telling = 0  # requests under way that were not made in vain before
         self._reporters: list[asyncio.Task[None]] = []
 
     def start(self, requests: Requests) -> None:
@@ -71,20 +78,23 @@ class JobReports:
             if len(self._waiting) < REPORTS_MAX:
                 self._has_some.clear()
             if some:
-                self._telling += 1
-                try:
-                    await self._tell(some[0].verb, some)
-                finally:
-                    self._telling -= 1
-            if self._waiting and not self._telling:
-                self._has_some.set()
+                await self._tell(some)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting and not self._telling:
+            self._has_some.set()
 
     def _next(self) -> list[Report]:
         """As many as one request takes."""
         some, size = list[Report](), 0
         for report in self._waiting:
             if some and (
-                report.verb != some[0].verb or len(some) == REPORTS_MAX or size + len(report.text) > REPORT_BYTES_MAX
+                report.is_alone
+                or some[0].is_alone
+                or report.verb != some[0].verb
+                or len(some) == REPORTS_MAX
+                or size + len(report.text) > REPORT_BYTES_MAX
             ):
                 break
             some.append(report)
@@ -92,28 +102,51 @@ class JobReports:
         del self._waiting[: len(some)]
         return some
 
-    async def _tell(self, verb: str, reports: list[Report]) -> None:
+    async def _tell(self, reports: list[Report]) -> None:
         """Says how attempts ended, again and again while nobody hears it; then their slots are free."""
-        jobs = msgspec.Raw(b"[" + b",".join(report.text for report in reports) + b"]")
-        while True:
-            try:
-                answer = await self._requests.request(f"job.{verb}", {"jobs": jobs}, _Told, timeout_s=REPORT_TIMEOUT_S)
-                for refused in answer.refused:
-                    log.warning("job %s: its report was refused: %s", refused.id, refused.message)
-                break
-            except MeshError as error:
-                if not error.retryable:
-                    if len(reports) > 1:  # one of them cannot be taken, and takes no other with it
-                        for report in reports:
-                            await self._tell(verb, [report])
-                        return
-                    if (instead := _instead_of(reports[0], error)) is None:
-                        break
-                    self.say(instead)
-                    return
-                log.warning("%d reports could not be made yet: %s", len(reports), error.message)
+        self._telling += 1
+        try:
+            error = await self._ask(reports)
+        finally:
+            self._telling -= 1
+        while error is not None and error.retryable:
+            log.warning("%d reports could not be made yet: %s", len(reports), error.message)
+            self._wake()  # what keeps these from being heard may be theirs alone
             await asyncio.sleep(PAUSE_S)
-        self._let_go(reports)
+            error = await self._ask(reports)
+        if error is None:
+            self._free(reports)
+        elif len(reports) > 1:  # one of them cannot be taken, and takes no other with it
+            self._waiting[:0] = [report._replace(is_alone=True) for report in reports]
+        else:
+            self._refused(reports[0], error)
+
+    async def _ask(self, reports: list[Report]) -> MeshError | None:
+        jobs = msgspec.Raw(b"[" + b",".join(report.text for report in reports) + b"]")
+        try:
+            answer = await self._requests.request(
+                f"job.{reports[0].verb}", {"jobs": jobs}, _Told, timeout_s=REPORT_TIMEOUT_S
+            )
+        except MeshError as error:
+            return error
+        for refused in answer.refused:
+            log.warning("job %s: its report was refused: %s", refused.id, refused.message)
+        return None
+
+    def _refused(self, report: Report, error: MeshError) -> None:
+        log.warning("job %s: %s was refused: %s", report.lease.job_id, report.verb, error.message)
+        if may_pass(error) and not report.lease.is_lost:
+            self._heart.release(report.lease)  # so that it is not asked for ever
+            asyncio.get_running_loop().call_later(PAUSE_S, self.say, report)
+        elif error.kind in UNSENDABLE and (instead := _instead_of(report, error)) is not None:
+            self.say(instead)
+        else:
+            self._free([report])
+
+    def _free(self, reports: list[Report]) -> None:
+        for report in reports:
+            self._heart.release(report.lease)
+        self._freed(len(reports))
 
 
 def given_back(job: Job, lease: JobLease) -> Report:
@@ -133,22 +166,26 @@ def completed(job: Job, lease: JobLease, result: Any) -> Report:
 
 
 def failed(job: Job, lease: JobLease, error: Any, *, retryable: bool = True) -> Report:
-    said = {"job_id": job.id, "attempt": job.attempt, "error": error, "retryable": retryable}
     try:
-        return Report("fail", msgspec.json.encode(said), lease)
+        return _failure(lease, error, is_retryable=retryable)
     except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        return failed(job, lease, described(unusable), retryable=retryable)
+        return _failure(lease, described(unusable), is_retryable=retryable)
 
 
-def _instead_of(report: Report, error: MeshError) -> Report | None:
-    """What to say when that was refused; None when nothing would be better."""
-    log.warning("job %s: %s was refused: %s", report.lease.job_id, report.verb, error.message)
-    if report.verb != "complete" or error.reason == "job.stale_attempt":
+def _failure(lease: JobLease, error: Any, *, is_retryable: bool, is_instead: bool = False) -> Report:
+    said = {"job_id": lease.job_id, "attempt": lease.attempt, "error": error, "retryable": is_retryable}
+    return Report("fail", msgspec.json.encode(said), lease, is_retryable, is_instead)
+
+
+def _instead_of(report: Report, refusal: MeshError) -> Report | None:
+    """What to say when that cannot be said; None when nothing would be better."""
+    if report.is_instead or report.verb == "release":
         return None
-    lease, failure = report.lease, _unusable(error.message)
-    said = {"job_id": lease.job_id, "attempt": lease.attempt, "error": failure, "retryable": False}
-    return Report("fail", msgspec.json.encode(said), lease)
+    if report.verb == "complete":
+        return _failure(report.lease, _unusable(refusal.message), is_retryable=False, is_instead=True)
+    error = _unusable(refusal.message, "error")
+    return _failure(report.lease, error, is_retryable=report.is_retryable, is_instead=True)
 
 
-def _unusable(why: object) -> dict[str, str]:
-    return {"type": "UnusableResult", "message": f"the handler's result cannot be sent: {why}"}
+def _unusable(why: object, what: str = "result") -> dict[str, str]:
+    return {"type": f"Unusable{what.title()}", "message": f"the handler's {what} cannot be sent: {why}"}

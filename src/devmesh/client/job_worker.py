@@ -13,15 +13,15 @@ import inspect
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.client.errors import Fail, MeshError, described
+from devmesh.client.errors import Fail, MeshError, described, may_pass
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_heart import JobHeart, OpenRequests
-from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, Report, completed, failed, given_back
+from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, completed, failed, given_back
 from devmesh.client.lease import JobLease
 from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
@@ -40,6 +40,7 @@ WAIT_SHARE = 1 / 3
 FEW_AFTER_S = 0.05
 BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
+DRAIN_LIMIT_S = 20.0  # of a worker that may not go on
 
 
 class JobHandler(NamedTuple):
@@ -93,23 +94,32 @@ class JobWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
         self._is_flowing = self._takes_few = False
-        self._reports = JobReports(self._let_go)
-        self._has_room = asyncio.Event()
-        self._is_draining = False
+        self._reports = JobReports(self._heart, self._freed)
+        self._has_room, self._draining = asyncio.Event(), asyncio.Event()
         self._worker_id: uuid.UUID | None = None
 
     async def run(self) -> None:
-        """Works until it is cancelled. Raises MeshError when it cannot go on. Call `drain` first to end in good order."""
+        """Works until it is cancelled. Call `drain` first to end in good order.
+
+        Raises MeshError when it cannot go on, after what is in hand has been reported.
+        """
         async with self._open_requests() as requests:
             self._requests = requests
             await self._register()
             assert self._worker_id is not None
             self._heart.start(self._worker_id)
             self._reports.start(requests)
+            claiming = asyncio.create_task(self._claim_all())
+            claiming.add_done_callback(lambda _: self._draining.set())
             try:
-                await self._claim_all()
+                await self._draining.wait()
+                if claiming.done() and claiming.exception() is not None:
+                    await self.drain(DRAIN_LIMIT_S)
+                await self._all_reported()
+                await claiming
                 await self._all_reported()
             finally:
+                claiming.cancel()
                 self._reports.stop()
                 for task in self._running:
                     task.cancel()
@@ -118,7 +128,7 @@ class JobWorker:
 
     async def drain(self, limit_s: float) -> None:
         """Takes no more jobs, lets handlers end within the limit, and gives back what they did not."""
-        self._is_draining = True
+        self._draining.set()
         self._has_room.set()
         if self._running:
             await asyncio.wait(self._running, timeout=limit_s)
@@ -139,7 +149,7 @@ class JobWorker:
         asked = collections.deque[_Asked]()
         pause_s = PAUSE_S
         try:
-            while asked or not self._is_draining:
+            while asked or not self._draining.is_set():
                 self._ask(asked)
                 if not asked:
                     await self._room()
@@ -148,7 +158,8 @@ class JobWorker:
                     await self._begin(asked.popleft())
                     pause_s = PAUSE_S
                 except MeshError as error:
-                    if not error.retryable and error.reason != "worker.state":
+                    if not may_pass(error) and error.reason != "worker.state":
+                        log.warning("no more jobs are taken: %s", error.message)
                         raise
                     log.warning("no jobs can be had for the moment: %s", error.message)
                     self._is_flowing = False
@@ -159,7 +170,7 @@ class JobWorker:
                 each.answer.cancel()
 
     def _ask(self, asked: collections.deque[_Asked]) -> None:
-        while not self._is_draining and len(asked) < (CLAIMS if self._is_flowing else 1):
+        while not self._draining.is_set() and len(asked) < (CLAIMS if self._is_flowing else 1):
             room = self.capacity - self._held - self._asked
             enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
             if room <= 0 or (room < enough and self._held and not self._takes_few):
@@ -199,7 +210,7 @@ class JobWorker:
             lease = JobLease(job.id, job.attempt, self._lease_s, asked.at)
             self._held += 1
             self._heart.hold(lease)
-            if self._is_draining:  # they were asked for before
+            if self._draining.is_set():  # they were asked for before
                 self._reports.say(given_back(job, lease))
                 continue
             self._running.add(loop.create_task(self._work(job, lease)))
@@ -235,10 +246,8 @@ class JobWorker:
         lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
         return await handler.function(JobContext(job, lease, self._requests))
 
-    def _let_go(self, reports: Sequence[Report]) -> None:
-        self._held -= len(reports)
-        for report in reports:
-            self._heart.release(report.lease)
+    def _freed(self, slots: int) -> None:
+        self._held -= slots
         self._has_room.set()
 
     async def _all_reported(self) -> None:

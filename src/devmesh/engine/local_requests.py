@@ -13,8 +13,9 @@ import msgspec
 
 from devmesh.client.errors import MeshError as ClientError
 from devmesh.core.access import Caller
-from devmesh.core.errors import Kind, MeshError
+from devmesh.core.errors import Kind
 from devmesh.operations.corridor import Corridor
+from devmesh.store.faults import translate
 
 T = TypeVar("T")
 TIMEOUT_S_DEFAULT = 30.0
@@ -32,12 +33,14 @@ class LocalRequests:
         raw = msgspec.json.encode(params)
         try:
             async with asyncio.timeout(self.timeout_s if timeout_s is None else timeout_s):
-                return msgspec.json.decode(await self._corridor.serve(method, self._caller, raw), type=shape)
+                answer = await self._corridor.serve(method, self._caller, raw)
         except TimeoutError:
             raise ClientError(Kind.TIMEOUT, f"no answer to {method} in time") from None
-        except MeshError as error:
+        except Exception as problem:
+            error = translate(problem)
             data = error.data
             raise ClientError(
                 error.kind, error.message, retryable=data.retryable, retry_after_ms=data.retry_after_ms, field=data.field,
-                reason=data.reason,
-            ) from error  # fmt: skip
+                reason=data.reason, error_id=data.error_id,
+            ) from problem  # fmt: skip
+        return msgspec.json.decode(answer, type=shape)

@@ -1,0 +1,114 @@
+"""A worker of jobs whose requests go to a real mesh, and are disturbed on the way as a test likes."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from devmesh.client import Client, MeshError
+from devmesh.client.job_worker import JobWorker, handler_of
+from devmesh.core.errors import Kind
+from tests.harness import Mesh
+
+T = TypeVar("T")
+Disturb = Callable[[Mapping[str, Any]], Awaitable[object] | None]
+
+
+def internal() -> MeshError:
+    """A server's answer to what nobody foresaw."""
+    return MeshError(Kind.INTERNAL, "an internal error happened", error_id="f3b1")
+
+
+class Disturbed:
+    """Requests. `disturb[method]` gets the parameters first: what it raises is the answer."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.timeout_s = client.timeout_s
+        self.disturb: dict[str, Disturb] = {}
+        self.asked: collections.Counter[str] = collections.Counter()
+
+    async def request(
+        self, method: str, params: Mapping[str, Any], shape: type[T], *, timeout_s: float | None = None
+    ) -> T:
+        self.asked[method] += 1
+        if method in self.disturb and (waiting := self.disturb[method](params)) is not None:
+            await waiting
+        return await self._client.request(method, params, shape, timeout_s=timeout_s)
+
+    def refuse(self, method: str, *errors: MeshError) -> None:
+        """The next requests for a method are answered so, one after the other."""
+        left = list(errors)
+
+        def answer(_: Mapping[str, Any]) -> None:
+            if left:
+                raise left.pop(0)
+
+        self.disturb[method] = answer
+
+
+class Bench:
+    """A worker of one queue, and an owner of its jobs."""
+
+    def __init__(self, mesh: Mesh, key: str, client: Client, queue: str, **options: Any) -> None:
+        self.client, self.queue = client, queue
+        self.disturbed = Disturbed(client)
+        self._mesh, self._key, self._options = mesh, key, options
+        self._handlers: dict[str, Callable[[Any], Any]] = {}
+        self.heart_disturb: dict[str, Disturb] = {}
+
+    def job(self, function: Callable[[Any], Any]) -> None:
+        """Declares the handler of the type that has its name."""
+        self._handlers[function.__name__] = function
+
+    def worker(self) -> JobWorker:
+        handlers = [handler_of(name, self.queue, function) for name, function in self._handlers.items()]
+        return JobWorker(
+            self.queue, handlers, self._requests, open_heart_requests=self._heart_requests, **self._options
+        )
+
+    @contextlib.asynccontextmanager
+    async def at_work(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Lets a worker work, and ends it in good order unless it has ended by itself."""
+        worker = self.worker()
+        running = asyncio.create_task(worker.run())
+        try:
+            yield running
+        finally:
+            if not running.done():
+                await worker.drain(5.0)
+                await asyncio.wait([running], timeout=5.0)
+            running.cancel()
+            await asyncio.wait([running])
+
+    async def enqueue(self, job_type: str, payload: Any = None, **more: Any) -> str:
+        asked = {"type": job_type, "payload": payload, "queue": self.queue, "backoff_ms": 0, **more}
+        return str((await self.client.call("job.enqueue", **asked))["job"]["id"])
+
+    async def get(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.client.call("job.get", job_id=job_id))["job"]
+        return found
+
+    async def is_over(self, job_id: str) -> bool:
+        return (await self.get(job_id))["status"] in ("COMPLETED", "FAILED", "CANCELLED")
+
+    async def is_held(self, job_id: str) -> bool:
+        return bool((await self.get(job_id))["status"] == "PROCESSING")
+
+    async def outcomes(self, job_id: str) -> list[str]:
+        ends = (await self.client.call("job.executions", job_id=job_id))["executions"]
+        return [each["outcome"] for each in ends]
+
+    @contextlib.asynccontextmanager
+    async def _requests(self) -> AsyncIterator[Disturbed]:
+        yield self.disturbed
+
+    @contextlib.asynccontextmanager
+    async def _heart_requests(self) -> AsyncIterator[Disturbed]:
+        async with Client(self._mesh.ws_url, self._key) as client:
+            requests = Disturbed(client)
+            requests.disturb = self.heart_disturb
+            yield requests

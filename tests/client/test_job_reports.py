@@ -1,0 +1,131 @@
+"""How attempts end when the mesh does not hear of it at once: what was done is not undone, and what is in hand is not lost."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from devmesh.client import Client, Fail, JobContext, MeshError
+from devmesh.core.errors import Kind
+from tests.client.disturbing import Bench, internal
+from tests.harness import Mesh, eventually
+
+LEASE_S = 20.0  # longer than any test waits for: nothing here is mended by the end of a lease
+
+
+@pytest_asyncio.fixture
+async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
+    async with Client(mesh.ws_url, tenant) as client:
+        yield Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=LEASE_S)
+
+
+async def test_a_job_that_is_done_stays_so_though_its_report_meets_a_fault_of_the_server(bench: Bench) -> None:
+    @bench.job
+    async def well(job: JobContext) -> str:
+        return "well"
+
+    bench.disturbed.refuse("job.complete", internal(), internal(), internal())
+    async with bench.at_work():
+        jobs = [await bench.enqueue("well", max_retries=0) for _ in range(3)]
+        for job_id in jobs:
+            await eventually(lambda: bench.is_over(job_id), "it is told", 10)  # noqa: B023
+            assert ((await bench.get(job_id))["status"], await bench.outcomes(job_id)) == ("COMPLETED", ["COMPLETED"])
+
+
+async def test_a_report_that_always_meets_a_fault_keeps_its_slot_no_longer_than_its_lease(
+    mesh: Mesh, tenant: str
+) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        bench = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=1, lease_s=1.0)
+
+        @bench.job
+        async def odd(job: JobContext) -> str:
+            return f"attempt {job.attempt}"
+
+        def refuse(params: Mapping[str, Any]) -> None:
+            if b"attempt 1" in bytes(params["jobs"]):
+                raise internal()
+
+        bench.disturbed.disturb["job.complete"] = refuse
+        async with bench.at_work():
+            job_id = await bench.enqueue("odd")
+            await eventually(lambda: bench.is_over(job_id), "another attempt is made")
+            assert await bench.outcomes(job_id) == ["LEASE_LOST", "COMPLETED"]
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+@pytest.mark.parametrize("error", ["x" * 3_000_000, None], ids=["large", "deep"])
+async def test_an_error_that_cannot_be_sent_is_told_in_other_words(
+    bench: Bench, error: Any, *, retryable: bool
+) -> None:
+    if error is None:
+        for _ in range(400):
+            error = [error]
+
+    @bench.job
+    async def fails(job: JobContext) -> None:
+        raise Fail(error, retryable=retryable)
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("fails", max_retries=1)
+        await eventually(lambda: bench.is_over(job_id), "it is told", 10)
+    job = await bench.get(job_id)
+    assert (job["status"], job["error"]["type"]) == ("FAILED", "UnusableError")
+    assert await bench.outcomes(job_id) == ["FAILED"] * (2 if retryable else 1)
+
+
+async def test_a_claim_that_meets_a_fault_of_the_server_is_asked_again(bench: Bench) -> None:
+    @bench.job
+    async def well(job: JobContext) -> str:
+        return "well"
+
+    bench.disturbed.refuse("job.claim", internal())
+    async with bench.at_work():
+        job_id = await bench.enqueue("well")
+        await eventually(lambda: bench.is_over(job_id), "it is done", 10)
+
+
+async def test_a_worker_that_may_not_go_on_reports_what_it_has_in_hand_first(bench: Bench) -> None:
+    may_end = asyncio.Event()
+
+    @bench.job
+    async def patient(job: JobContext) -> str:
+        await may_end.wait()
+        return "after all"
+
+    async with bench.at_work() as running:
+        job_id = await bench.enqueue("patient", max_retries=0)
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        bench.disturbed.refuse("job.claim", MeshError(Kind.FORBIDDEN, "no more"))
+        await eventually(lambda: bench.disturbed.asked["job.claim"] >= 3, "it may not claim", 30)
+        assert not running.done()
+        may_end.set()
+        with pytest.raises(MeshError, match="no more"):
+            await asyncio.wait_for(running, 10)
+    assert await bench.outcomes(job_id) == ["COMPLETED"]
+
+
+async def test_reports_that_cannot_be_made_yet_hold_up_no_others(bench: Bench) -> None:
+    @bench.job
+    async def named(job: JobContext) -> str:
+        return str(job.payload)
+
+    def refuse(params: Mapping[str, Any]) -> None:
+        if b"stuck" in bytes(params["jobs"]):
+            raise MeshError(Kind.UNAVAILABLE, "not now")
+
+    bench.disturbed.disturb["job.complete"] = refuse
+    async with bench.at_work():
+        stuck = await bench.enqueue("named", "stuck")
+        await eventually(lambda: bench.disturbed.asked["job.complete"] >= 2, "it is told in vain")
+        others = [await bench.enqueue("named", str(number)) for number in range(20)]  # twice what it holds at once
+        for job_id in others:
+            await eventually(lambda: bench.is_over(job_id), "the others are told", 10)  # noqa: B023
+        assert await bench.is_held(stuck)
+        bench.disturbed.disturb.clear()
+        await eventually(lambda: bench.is_over(stuck), "it is told, too", 10)
