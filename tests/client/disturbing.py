@@ -29,6 +29,7 @@ class Disturbed:
         self._client = client
         self.timeout_s = client.timeout_s
         self.disturb: dict[str, Disturb] = {}
+        self.late: dict[str, asyncio.Event] = {}  # answers to a method wait until then
         self.asked: collections.Counter[str] = collections.Counter()
 
     async def request(
@@ -37,7 +38,10 @@ class Disturbed:
         self.asked[method] += 1
         if method in self.disturb and (waiting := self.disturb[method](params)) is not None:
             await waiting
-        return await self._client.request(method, params, shape, timeout_s=timeout_s)
+        answer = await self._client.request(method, params, shape, timeout_s=timeout_s)
+        if method in self.late:
+            await self.late[method].wait()
+        return answer
 
     def refuse(self, method: str, *errors: MeshError) -> None:
         """The next requests for a method are answered so, one after the other."""
@@ -91,6 +95,11 @@ class Bench:
     async def get(self, job_id: str) -> dict[str, Any]:
         found: dict[str, Any] = (await self.client.call("job.get", job_id=job_id))["job"]
         return found
+
+    async def worker_of(self, job_id: str) -> dict[str, Any]:
+        """The worker that has had a job last."""
+        worker_id = (await self.client.call("job.executions", job_id=job_id))["executions"][-1]["worker_id"]
+        return dict((await self.client.call("worker.get", worker_id=worker_id))["worker"])
 
     async def is_over(self, job_id: str) -> bool:
         return (await self.get(job_id))["status"] in ("COMPLETED", "FAILED", "CANCELLED")

@@ -347,3 +347,22 @@ async def test_an_alert_of_a_worker_that_claims_before_it_beats_is_cleared_by_it
     await ward.beat()
     assert not await is_missed()
     assert (await ward.health())["log"][0]["kind"] == "recovered"
+
+
+async def test_of_a_worker_that_has_left_nothing_is_missed_any_more(ward: Ward) -> None:
+    await eventually(lambda: ward.alerts(only_open=True), "a heartbeat was missed")
+    await ward.wire.call("worker.deregister", worker_id=ward.worker_id)
+    assert await ward.alerts(only_open=True) == []
+
+
+async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    name = f"w{uuid.uuid4().hex}"
+    await ward.wire.call("worker.register", name=name, instance_id=first)
+    worker = (await ward.wire.call("worker.register", name=name, instance_id=second))["worker"]
+    with pytest.raises(WireError) as refused:
+        await ward.wire.call("worker.deregister", worker_id=worker["id"], instance_id=first)
+    assert refused.value.reason == "worker.instance"
+    assert (await ward.wire.call("worker.get", worker_id=worker["id"]))["worker"]["status"] == "ACTIVE"
+    left = await ward.wire.call("worker.deregister", worker_id=worker["id"], instance_id=second)
+    assert left["worker"]["status"] == "TERMINATED"

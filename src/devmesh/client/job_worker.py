@@ -41,6 +41,7 @@ FEW_AFTER_S = 0.05
 BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 DRAIN_LIMIT_S = 20.0  # of a worker that may not go on
+LEAVE_LIMIT_S = 3.0
 
 
 class JobHandler(NamedTuple):
@@ -96,6 +97,7 @@ class JobWorker:
         self._is_flowing = self._takes_few = False
         self._reports = JobReports(self._heart, self._freed)
         self._has_room, self._draining = asyncio.Event(), asyncio.Event()
+        self._instance_id = uuid.uuid4()
         self._worker_id: uuid.UUID | None = None
 
     async def run(self) -> None:
@@ -116,8 +118,10 @@ class JobWorker:
                 if claiming.done() and claiming.exception() is not None:
                     await self.drain(DRAIN_LIMIT_S)
                 await self._all_reported()
-                await claiming
-                await self._all_reported()
+                has_left = await self._deregister()
+                if claiming.done() or not has_left:
+                    await claiming
+                    await self._all_reported()
             finally:
                 claiming.cancel()
                 self._reports.stop()
@@ -139,10 +143,23 @@ class JobWorker:
         interval_s = min(max(self._heart.interval_s, HEARTBEAT_INTERVAL_S_MIN), HEARTBEAT_INTERVAL_S_MAX)
         asked = {
             "name": self.name, "queues": self._queues, "capacity": self.capacity, "heartbeat_interval_s": interval_s,
-            "instance_id": uuid.uuid4(),
+            "instance_id": self._instance_id,
         }  # fmt: skip
         self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
         log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))
+
+    async def _deregister(self) -> bool:
+        """Leaves, so that nobody waits for a heartbeat: what a claim that is under way was or would be given is for others.
+
+        Whether it could. It cannot while another process goes by this name, or when nobody answers.
+        """
+        asked = {"worker_id": self._worker_id, "instance_id": self._instance_id}
+        try:
+            await self._requests.request("worker.deregister", asked, dict[str, Any], timeout_s=LEAVE_LIMIT_S)
+        except MeshError as error:
+            log.info("worker %s could not be deregistered: %s", self.name, error.message)
+            return False
+        return True
 
     async def _claim_all(self) -> None:
         """Asks for jobs while there is room for enough, and before the last ones have come while more are waiting."""

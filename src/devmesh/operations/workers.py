@@ -128,6 +128,11 @@ class OneWorker(Mutation, kw_only=True):
     worker_id: uuid.UUID
 
 
+class Deregister(OneWorker, kw_only=True):
+    instance_id: uuid.UUID | None = None
+    """The process that leaves, as it registered: when another one goes by its name by now, that one stays."""
+
+
 class Evacuate(OneWorker, kw_only=True):
     reason: Text = ""
 
@@ -146,13 +151,20 @@ async def evacuate(work: Work, call: Call[Evacuate]) -> EvacuatedResult:
 
 
 @operation("worker.deregister", scope=Scope.WORKER, http="DELETE /workers/{worker_id}", single=True)
-async def deregister(work: Work, call: Call[OneWorker]) -> EvacuatedResult:
-    """End a worker for good. What it holds is given to others."""
-    return await _leave(work, call, WorkerStatus.TERMINATED, "it left")
+async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
+    """End a worker for good. What it holds is given to others, and its name is free."""
+    asked = call.params
+    left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
+    # Looked at after its row was written: from then on nobody else registers until this is committed.
+    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [asked.worker_id])
+    if asked.instance_id is not None and (row is None or row["instance_id"] != asked.instance_id):
+        raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
+    await work.tx.execute(SQL.clear_alerts, work.tenant_id, [asked.worker_id])
+    return left
 
 
 async def _leave(
-    work: Work, call: Call[Evacuate] | Call[OneWorker], status: WorkerStatus, reason: str
+    work: Work, call: Call[Evacuate] | Call[Deregister], status: WorkerStatus, reason: str
 ) -> EvacuatedResult:
     worker_id = call.params.worker_id
     if (refused := refusal(call.caller, worker_id, await owners_of(work, [worker_id]))) is not None:

@@ -1,0 +1,87 @@
+"""Workers of jobs that stop: at once when they hold nothing, heard of by everybody, and with nothing left in their hands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from devmesh.client import Client, JobContext
+from devmesh.client import Mesh as Agents
+from tests.client.agents import at_work
+from tests.client.disturbing import Bench
+from tests.harness import Mesh, eventually
+
+AT_ONCE_S = 3.0  # no claim waits for so short a time
+
+
+@pytest_asyncio.fixture
+async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
+    async with Client(mesh.ws_url, tenant) as client:
+        made = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=60.0)
+
+        @made.job
+        async def well(job: JobContext) -> str:
+            return "well"
+
+        yield made
+
+
+async def test_a_worker_that_holds_nothing_stops_at_once_and_has_left(mesh: Mesh, tenant: str) -> None:
+    queue = f"q{uuid.uuid4().hex}"
+    agents = Agents(mesh.ws_url, tenant, worker=queue)
+
+    @agents.job("well", queue=queue)
+    async def well(job: JobContext) -> str:
+        return "well"
+
+    async with Client(mesh.ws_url, tenant) as client:
+
+        async def statuses() -> list[str]:
+            return [each["status"] for each in (await client.call("worker.list"))["workers"]]
+
+        async with at_work(agents):
+            await eventually(statuses, "it has registered, and waits for jobs")
+            assert await statuses() == ["ACTIVE"]
+            began_s = time.monotonic()
+        assert time.monotonic() - began_s < AT_ONCE_S
+        assert await statuses() == ["TERMINATED"]
+
+
+async def test_a_worker_that_has_left_comes_back_under_its_name(bench: Bench) -> None:
+    jobs = []
+    for _ in range(2):
+        async with bench.at_work():
+            job_id = await bench.enqueue("well")
+            await eventually(lambda: bench.is_over(job_id), "it is done")  # noqa: B023
+            worker = await bench.worker_of(job_id)
+            assert (worker["name"], worker["status"]) == (bench.queue, "ACTIVE")
+            jobs.append(job_id)
+    assert [(await bench.worker_of(job_id))["status"] for job_id in jobs] == ["TERMINATED"] * 2
+
+
+async def test_jobs_that_come_while_a_worker_stops_are_for_others_at_once(bench: Bench) -> None:
+    bench.disturbed.late["job.claim"] = asyncio.Event()
+    async with bench.at_work():
+        job_id = await bench.enqueue("well", max_retries=0)
+        await eventually(lambda: bench.is_held(job_id), "it is given out, though its worker has not heard so")
+    assert [(await bench.get(job_id))[name] for name in ("status", "retry_count")] == ["PENDING", 0]
+    assert await bench.outcomes(job_id) == ["RELEASED"]
+
+
+async def test_who_stops_does_not_end_another_process_that_goes_by_its_name(bench: Bench) -> None:
+    first = bench.worker()
+    running = asyncio.create_task(first.run())
+    await eventually(lambda: bench.disturbed.asked["job.claim"], "it waits for jobs")
+    async with bench.at_work():
+        await eventually(lambda: bench.disturbed.asked["job.claim"] >= 2, "the other does, too")
+        await first.drain(1.0)
+        await eventually(lambda: bench.disturbed.asked["worker.deregister"], "the first one wants to leave")
+        job_id = await bench.enqueue("well")
+        await eventually(lambda: bench.is_over(job_id), "the other goes on")
+        assert (await bench.worker_of(job_id))["status"] == "ACTIVE"
+        running.cancel()
+        await asyncio.wait([running])
