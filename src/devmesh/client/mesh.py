@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import multiprocessing
 import os
 import signal
 import socket
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +42,13 @@ from devmesh.core.errors import Kind
 log = logging.getLogger("devmesh.client")
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DRAIN_LIMIT_S_DEFAULT = 20.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@functools.cache
+def _name_of_process(pid: int) -> str:
+    """For as long as it runs. Containers may share the name of their machine, and have the same process ids."""
+    return f"{socket.gethostname()}:{pid}:{uuid.uuid4().hex[:8]}"
 
 
 class Mesh:
@@ -58,10 +68,11 @@ class Mesh:
         """Without `url` and `api_key`, those of the environment, of `.env`, or of the `devmesh up` that runs here.
 
         `drain_limit_s` is how long handlers may go on when the process is told to stop; what is not done by then is handed
-        back. `worker` is the name under which this process takes jobs, by default that of the machine and the process;
-        `capacity` how many it holds at once, and `lease_s` after how long without a heartbeat they are given to others.
+        back. `worker` is the name under which this process takes jobs, by default one that no other process has: what runs
+        under it later is the same worker, and takes over what the former process still holds. `capacity` is how many jobs
+        it holds at once, and `lease_s` after how long without a heartbeat they are given to others.
         """
-        self.worker_name = worker or f"{socket.gethostname()}:{os.getpid()}"
+        self._worker_name = worker
         self.capacity, self.lease_s = capacity, lease_s
         self.job_handlers: dict[str, JobHandler] = {}
         self._given = (url, api_key)
@@ -119,8 +130,9 @@ class Mesh:
 
     def job_worker(self, open_requests: OpenRequests, open_heart_requests: OpenRequests | None = None) -> JobWorker:
         """The worker that runs these handlers, wherever its requests go: both where they go to the database itself."""
+        name = self._worker_name or _name_of_process(os.getpid())
         return JobWorker(
-            self.worker_name, self.job_handlers.values(), open_requests, open_heart_requests=open_heart_requests,
+            name, self.job_handlers.values(), open_requests, open_heart_requests=open_heart_requests,
             capacity=self.capacity, lease_s=self.lease_s,
         )  # fmt: skip
 
@@ -129,6 +141,8 @@ class Mesh:
 
         What cannot be mended by waiting, such as a wrong key, ends it with one line and exit code 1.
         """
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            return  # a process for jobs imports the script that has declared them, and must not become a worker itself
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         try:
             asyncio.run(self._serve_until_signalled())
@@ -178,12 +192,19 @@ class Mesh:
     async def _serve_until_signalled(self) -> None:
         loop = asyncio.get_running_loop()
 
-        def stop(number: int) -> None:
+        def stop() -> None:
+            for number in STOP_SIGNALS:
+                loop.remove_signal_handler(number)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would raise KeyboardInterrupt, wherever we are
             log.info("stopping; a second signal ends the process at once")
-            loop.remove_signal_handler(number)
             self.stop()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not here, or not in this thread
-                loop.add_signal_handler(number, stop, number)
-        await self.serve()
+                loop.add_signal_handler(number, stop)
+        try:
+            await self.serve()
+        finally:
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+                with contextlib.suppress(ValueError):
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
