@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from devmesh.client import Client, MeshError
@@ -14,7 +14,7 @@ from devmesh.core.errors import Kind
 from tests.harness import Mesh
 
 T = TypeVar("T")
-Disturb = Callable[[Mapping[str, Any]], Awaitable[object] | None]
+Disturb = Callable[[Mapping[str, Any]], Coroutine[Any, Any, object] | None]
 
 
 def internal() -> MeshError:
@@ -37,7 +37,10 @@ class Disturbed:
     ) -> T:
         self.asked[method] += 1
         if method in self.disturb and (waiting := self.disturb[method](params)) is not None:
-            await waiting
+            try:
+                await asyncio.wait_for(waiting, self.timeout_s if timeout_s is None else timeout_s)
+            except TimeoutError:
+                raise MeshError(Kind.TIMEOUT, f"no answer to {method}") from None
         answer = await self._client.request(method, params, shape, timeout_s=timeout_s)
         if method in self.late:
             await self.late[method].wait()

@@ -6,7 +6,7 @@ not know stays readable, because `kind` is text.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -51,10 +51,13 @@ class EventsMissed(MeshError):
 
 
 class LeaseLost(MeshError):
-    """The task is not this handler's any more: its lease ended, or it was cancelled. Stop, and leave nothing behind."""
+    """The task or the job is not this handler's any more: its lease ended, or it was cancelled. Stop, and leave nothing behind.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(Kind.CONFLICT, message, reason="task.lease_lost")
+    The `reason` is `task.lease_lost` or `job.lease_lost`.
+    """
+
+    def __init__(self, message: str, noun: Literal["task", "job"] = "task") -> None:
+        super().__init__(Kind.CONFLICT, message, reason=f"{noun}.lease_lost")
 
 
 class Reject(Exception):
@@ -110,9 +113,13 @@ def may_pass(error: MeshError) -> bool:
 
 
 def described(error: BaseException) -> dict[str, str]:
-    """What a handler has raised, as it is reported: its `type` and its `message`, of 2,000 characters at the most."""
+    """What a handler has raised, as it is reported: its `type` and its `message`, of 2,000 characters at the most.
+
+    Halves of characters, as names of files may hold them, cannot be sent: a question mark stands for each.
+    """
     try:
         message = str(error)[:ERROR_CHARACTERS_MAX]
     except BaseException as worse:  # it is the handler's own: whatever it does must not cost the report
         message = f"(its words cannot be had: {type(worse).__name__})"
-    return {"type": type(error).__name__, "message": message}
+    told = {"type": type(error).__name__, "message": message}
+    return {name: text.encode(errors="replace").decode() for name, text in told.items()}

@@ -88,7 +88,7 @@ class HeldJob:
 
     async def _progress(self, fraction: float, message: str | None) -> None:
         if (reason := self.lost_reason) is not None:
-            raise LeaseLost(reason)
+            raise LeaseLost(reason, "job")
         report = {"job_id": self.id, "attempt": self.attempt, "progress": fraction, "message": message}
         asked_at = time.monotonic()
         try:
@@ -98,7 +98,7 @@ class HeldJob:
             if error.kind not in (Kind.CONFLICT, Kind.NOT_FOUND):
                 raise
             self._lease.lose(error.message)
-            raise LeaseLost(error.message) from error
+            raise LeaseLost(error.message, "job") from error
 
 
 class JobContext(HeldJob):

@@ -25,6 +25,7 @@ from devmesh.client.vitals import Vitals
 log = logging.getLogger("devmesh.client")
 
 RENEWALS_PER_LEASE = 3
+LOOKS_PER_INTERVAL = 10  # for leases that have run out
 JOBS_PER_REQUEST = 1_000
 STOP_LIMIT_S = 10.0
 OpenRequests = Callable[[], AbstractAsyncContextManager[Requests]]
@@ -78,6 +79,7 @@ class JobHeart:
 
     async def _beat(self) -> None:
         """The thread's whole life, whatever becomes of its connection."""
+        watching = asyncio.create_task(self._watch())
         while not self._stop.is_set():
             try:
                 async with self._open_requests() as requests:
@@ -85,15 +87,23 @@ class JobHeart:
             except Exception as error:
                 log.warning("the heart of worker %s begins again: %s", self._worker_id, error)
                 await asyncio.to_thread(self._stop.wait, self.interval_s)
+        watching.cancel()
 
     async def _beat_by(self, requests: Requests) -> None:
         while not await asyncio.to_thread(self._stop.wait, self.interval_s):
-            with contextlib.suppress(MeshError):  # the leases say how that stands
-                beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
-                await requests.request("worker.heartbeat", beat, dict[str, Any])
-            held = list(self._held.values())
+            held = list(self._held.copy().values())
             for begin in range(0, len(held), JOBS_PER_REQUEST):
                 await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
+            with contextlib.suppress(MeshError):  # the leases say how that stands, and must not wait for it
+                beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
+                await requests.request("worker.heartbeat", beat, dict[str, Any], timeout_s=self.interval_s / 2)
+
+    async def _watch(self) -> None:
+        """Tells handlers that their leases have run out, also while nobody answers."""
+        while True:
+            await asyncio.sleep(self.interval_s / LOOKS_PER_INTERVAL)
+            for lease in self._held.copy().values():
+                lease.look()
 
     async def _renew(self, requests: Requests, held: list[JobLease]) -> None:
         asked_at = time.monotonic()

@@ -32,13 +32,17 @@ class Lease:
     @property
     def lost_reason(self) -> str | None:
         """Why the lease is lost; None while it is held."""
-        if self._lost_reason is None and not self.is_over and self.remaining_s <= 0:
-            self.lose(f"it was not renewed within its {self.lease_s:g} s")
+        self.look()
         return self._lost_reason
 
     @property
     def is_lost(self) -> bool:
         return self.lost_reason is not None
+
+    def look(self) -> None:
+        """Has it lost when its time is over."""
+        if self._lost_reason is None and not self.is_over and self.remaining_s <= 0:
+            self.lose(f"it was not renewed within its {self.lease_s:g} s")
 
     def renewed(self, asked_at: float) -> None:
         """The server renewed it, after this process asked at that time."""

@@ -1,0 +1,78 @@
+"""The leases of jobs: what is renewed whatever else is slow, and what a handler hears of one that has run out."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from devmesh.client import Client, JobContext, LeaseLost, MeshError
+from devmesh.core.errors import Kind
+from tests.client.disturbing import Bench
+from tests.harness import Mesh, eventually
+
+
+@pytest_asyncio.fixture
+async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
+    async with Client(mesh.ws_url, tenant) as client:
+        yield Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", lease_s=1.0)
+
+
+async def test_a_handler_is_cancelled_when_its_lease_runs_out_while_nobody_answers(bench: Bench) -> None:
+    told, is_cut_off = [], asyncio.Event()
+
+    def answer(_: Mapping[str, Any]) -> None:
+        if is_cut_off.is_set():
+            raise MeshError(Kind.UNAVAILABLE, "the wire is cut")
+
+    @bench.job
+    async def endless(job: JobContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append(job.lost_reason)
+
+    bench.heart_disturb["job.heartbeat"] = answer
+    async with bench.at_work():
+        job_id = await bench.enqueue("endless", max_retries=0)
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        is_cut_off.set()
+        await eventually(lambda: told, "the handler is told", 5)
+    assert told[0] == "it was not renewed within its 1 s"
+
+
+async def test_leases_are_renewed_though_the_worker_s_own_heartbeat_has_no_answer(bench: Bench) -> None:
+    @bench.job
+    async def slow(job: JobContext) -> int:
+        await asyncio.sleep(3.0)  # three leases
+        return job.attempt
+
+    bench.heart_disturb["worker.heartbeat"] = lambda _: asyncio.Event().wait()
+    async with bench.at_work():
+        job_id = await bench.enqueue("slow", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        job = await bench.get(job_id)
+    assert (job["status"], job["result"]) == ("COMPLETED", 1)
+
+
+async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> None:
+    told: list[LeaseLost] = []
+
+    @bench.job
+    async def stubborn(job: JobContext) -> None:
+        await bench.client.call("job.cancel", job_id=job.id)
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        try:
+            await job.progress(0.5)
+        except LeaseLost as lost:
+            told.append(lost)
+
+    async with bench.at_work():
+        await bench.enqueue("stubborn")
+        await eventually(lambda: told, "the handler is told")
+    assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
