@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -77,6 +78,21 @@ async def test_an_error_that_cannot_be_sent_is_told_in_other_words(
     job = await bench.get(job_id)
     assert (job["status"], job["error"]["type"]) == ("FAILED", "UnusableError")
     assert await bench.outcomes(job_id) == ["FAILED"] * (2 if retryable else 1)
+
+
+async def test_words_that_no_message_can_carry_are_told_as_far_as_they_can_be(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "devmesh.client")  # nor can pytest
+
+    @bench.job
+    async def odd(job: JobContext) -> None:
+        raise OSError("no file \udc80")
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("odd", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it is told")
+    assert (await bench.get(job_id))["error"] == {"type": "OSError", "message": "no file ?"}
 
 
 async def test_a_claim_that_meets_a_fault_of_the_server_is_asked_again(bench: Bench) -> None:

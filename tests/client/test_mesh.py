@@ -164,16 +164,63 @@ async def test_a_result_that_cannot_be_sent_fails_the_task_for_good_and_says_why
         assert why in task.error["message"]
 
 
-async def test_an_error_that_cannot_be_sent_fails_the_task_for_good_too(mesh: Mesh, tenant: str) -> None:
+@pytest.mark.parametrize(("retryable", "attempts"), [(True, 2), (False, 1)])
+async def test_an_error_that_cannot_be_sent_is_told_in_other_words(
+    mesh: Mesh, tenant: str, *, retryable: bool, attempts: int
+) -> None:
     agents = Agents(mesh.ws_url, tenant)
 
     @agents.agent("odd")
     async def work(task: TaskContext) -> None:
-        raise Fail(object())
+        raise Fail(object(), retryable=retryable)
 
     async with at_work(agents), Client(mesh.ws_url, tenant) as client:
-        task = await ended(client)
-        assert (task.status, task.error["type"]) == ("failed", "UnusableError")
+        task = await ended(client, max_retries=1)
+        assert (task.status, task.attempt, task.error["type"]) == ("failed", attempts, "UnusableError")
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (Wordless(), {"type": "Wordless", "message": "(its words cannot be had: KeyError)"}),
+        (ValueError("no file \udc80"), {"type": "ValueError", "message": "no file ?"}),
+        (SystemExit(2), {"type": "SystemExit", "message": "2"}),
+        (KeyboardInterrupt(), {"type": "KeyboardInterrupt", "message": ""}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("is_blocking", [True, False])
+async def test_whatever_a_handler_raises_is_a_failed_attempt_and_no_more(
+    mesh: Mesh,
+    tenant: str,
+    caplog: pytest.LogCaptureFixture,
+    raised: BaseException,
+    told: dict[str, str],
+    *,
+    is_blocking: bool,
+) -> None:
+    caplog.set_level(logging.CRITICAL, "devmesh.client")  # pytest cannot carry such words to where it shows them
+    agents = Agents(mesh.ws_url, tenant)
+
+    def work(task: BlockingTaskContext | TaskContext) -> int:
+        if task.attempt == 1:
+            raise raised
+        return task.attempt
+
+    async def work_in_the_loop(task: TaskContext) -> int:
+        return work(task)
+
+    agents.agent("odd")(work if is_blocking else work_in_the_loop)
+    async with at_work(agents), Client(mesh.ws_url, tenant) as client:
+        task = await ended(client, max_retries=1)
+        assert (task.status, task.result) == ("completed", 2)
+        [first, _] = (await client.tasks.history(task.id)).attempts
+        assert first.error == told
 
 
 async def test_a_cancelled_task_stops_its_handler_at_once(mesh: Mesh, tenant: str) -> None:

@@ -23,7 +23,7 @@ from devmesh.client.client import Client
 from devmesh.client.codecs import CodecName
 from devmesh.client.connection import Connection, Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
-from devmesh.client.errors import ERROR_CHARACTERS_MAX, Fail, MeshError, Reject
+from devmesh.client.errors import Fail, MeshError, Reject, described
 from devmesh.client.heart import Heart
 from devmesh.client.lease import TaskLease
 from devmesh.client.tasks import Page, Task
@@ -162,7 +162,7 @@ class Worker:
                     if not self._is_blocking:
                         lease.watch(_canceller(handling))
                     await asyncio.wait([handling])
-                    await self._report(task, lease, handling)
+                    await self._report(task, lease, handling.result())
                 finally:
                     lease.end()
                     self._heart.release(lease)
@@ -180,13 +180,27 @@ class Worker:
             return None
         return TaskLease(task.id, task.attempt, task.assigned_to, task.lease_s, asked_at)
 
-    async def _handle(self, task: Task, lease: TaskLease) -> Any:
+    async def _handle(self, task: Task, lease: TaskLease) -> Said:
+        """Runs the handler, and tells how it ended. Nothing that it raises ends more than its attempt."""
+        try:
+            return Said("task.complete", {"result": await self._result(task, lease)})
+        except asyncio.CancelledError:
+            return _failed({"type": "CancelledError", "message": "the handler was cancelled"})
+        except Reject as reject:
+            return Said("task.reject", {"reason": reject.reason})
+        except Fail as failure:
+            return _failed(failure.error, retryable=failure.retryable)
+        except BaseException as error:
+            log.exception("the handler of task %s, attempt %d, failed", task.id, task.attempt)
+            return _failed(described(error))
+
+    async def _result(self, task: Task, lease: TaskLease) -> Any:
         if self._is_blocking:
             context = BlockingTaskContext(task, lease, self.client, asyncio.get_running_loop())
             return await in_thread(self.declared.handler, context)
         return await self.declared.handler(TaskContext(task, lease, self.client))
 
-    async def _report(self, task: Task, lease: TaskLease, handling: asyncio.Task[Any]) -> None:
+    async def _report(self, task: Task, lease: TaskLease, said: Said) -> None:
         """Tells how the attempt ended, unless it is not this worker's any more."""
         if lease.is_over:
             return  # the handler has handed it on
@@ -196,7 +210,6 @@ class Worker:
             else:
                 log.warning("task %s, attempt %d, was lost: %s", task.id, task.attempt, reason)
             return
-        said = _outcome(task, handling)
         refusal = await self._tell(lease, said)
         if refusal is not None and (instead := _instead_of(said, refusal)) is not None:
             refusal = await self._tell(lease, instead)
@@ -245,35 +258,21 @@ class Worker:
             log.warning("the mesh could not be told that %s drains: %s", self.declared.name, error.message)
 
 
-def _outcome(task: Task, handling: asyncio.Task[Any]) -> Said:
-    """How a handler ended, in the words of the wire."""
-    if handling.cancelled():
-        return _failed("CancelledError", "the handler was cancelled")
-    error = handling.exception()
-    if error is None:
-        return Said("task.complete", {"result": handling.result()})
-    if isinstance(error, Reject):
-        return Said("task.reject", {"reason": error.reason})
-    if isinstance(error, Fail):
-        return Said("task.fail", {"error": error.error, "retryable": error.retryable})
-    log.error("the handler of task %s, attempt %d, failed", task.id, task.attempt, exc_info=error)
-    return _failed(type(error).__name__, str(error))
-
-
 def _instead_of(said: Said, refusal: MeshError) -> Said | None:
     """What to say when that was refused; None when nothing would be better."""
     if said.method == "task.reject" and refusal.reason == "task.state":  # it has begun: too late to reject
-        return _failed("Reject", said.params["reason"])
+        return _failed({"type": "Reject", "message": said.params["reason"]})
     if refusal.kind in (Kind.INVALID_PARAMS, Kind.TOO_LARGE):
         what = "result" if said.method == "task.complete" else "error"
-        return _failed(
-            f"Unusable{what.title()}", f"the handler's {what} cannot be sent: {refusal.message}", retryable=False
-        )
+        error = {
+            "type": f"Unusable{what.title()}",
+            "message": f"the handler's {what} cannot be sent: {refusal.message}",
+        }
+        return _failed(error, retryable=what == "error" and said.params.get("retryable", True))
     return None
 
 
-def _failed(kind: str, message: str, *, retryable: bool = True) -> Said:
-    error = {"type": kind, "message": message[:ERROR_CHARACTERS_MAX]}
+def _failed(error: Any, *, retryable: bool = True) -> Said:
     return Said("task.fail", {"error": error, "retryable": retryable})
 
 
