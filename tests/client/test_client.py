@@ -12,10 +12,12 @@ from devmesh import operations
 from devmesh.client import Client, MeshError
 from devmesh.client.codecs import CodecName
 from devmesh.client.session import REPEATABLE, takes_key
+from devmesh.client.tasks import Tasks
 from devmesh.core.errors import Kind
 from devmesh.edges.session import METHODS
 from devmesh.operations.registry import REGISTRY
-from tests.harness import Mesh, free_port
+from tests.client.disturbing import Disturbed
+from tests.harness import Mesh, eventually, free_port
 
 UNKNOWN_KEY = "dm_" + "A" * 43
 
@@ -206,3 +208,19 @@ async def test_waiting_for_very_many_tasks_leaves_room_for_other_requests(mesh: 
         assert (await client.tasks.get(made.task.id)).status == "running"
         await client.tasks.cancel(made.task.id)
         assert {task.status for task in await asyncio.wait_for(waiting, 30)} == {"cancelled"}
+
+
+async def test_a_task_is_waited_for_through_an_outage(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        disturbed = Disturbed(client)
+        disturbed.refuse(
+            "task.wait", MeshError(Kind.TIMEOUT, "no answer"), MeshError(Kind.UNAVAILABLE, "the database is away")
+        )
+        task = await client.tasks.create("patience")
+        waiting = asyncio.create_task(Tasks(disturbed).wait(task.id, timeout_s=20))
+        await eventually(lambda: disturbed.asked["task.wait"] >= 3, "it goes on waiting")
+        await client.tasks.cancel(task.id)
+        assert (await waiting).status == "cancelled"
+        disturbed.refuse("task.wait", *[MeshError(Kind.UNAVAILABLE, "the database is away")] * 100)
+        with pytest.raises(MeshError, match=r"has not ended within 0\.5 s"):
+            await Tasks(disturbed).wait(task.id, timeout_s=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets import Request, Response, ServerConnection, Subprotocol, serve
 
 from devmesh.client import Client, Event, EventsMissed, EventStream, MeshError, TaskContext
 from devmesh.client import Mesh as Agents
@@ -19,7 +21,7 @@ from devmesh.client.session import BACKOFF_BASE_S, BACKOFF_MAX_S, Backoff
 from devmesh.core.errors import Kind
 from devmesh.core.events import Cursor, decode_cursor
 from tests.client.agents import at_work
-from tests.harness import Child, Mesh, eventually
+from tests.harness import Child, Mesh, eventually, free_port
 
 OwnMesh = Callable[..., Mesh]
 
@@ -194,6 +196,55 @@ async def test_a_server_that_goes_away_in_good_order_is_not_noticed(own_mesh: Ow
 def metrics_of(mesh: Mesh) -> str:
     [gateway] = mesh.of("mcp-server")
     return httpx.get(f"http://127.0.0.1:{gateway.port}/metrics", trust_env=False).text
+
+
+class Fronted:
+    """What a proxy shows of a server: itself, or for as long as `status` is set that there is nothing."""
+
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.refusals = 0
+        self._connections: set[ServerConnection] = set()
+
+    def look(self, connection: ServerConnection, _: Request) -> Response | None:
+        if self.status is None:
+            return None
+        self.refusals += 1
+        return connection.respond(self.status, "no such service\n")
+
+    async def serve(self, connection: ServerConnection) -> None:
+        self._connections.add(connection)
+        async for message in connection:
+            asked = json.loads(message)
+            result: dict[str, Any] = {"cursor": "x"} if asked["method"] == "initialize" else {"tasks": []}
+            await connection.send(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}))
+
+    async def cut(self) -> None:
+        for connection in self._connections:
+            await connection.close(1012)
+
+
+@pytest.mark.parametrize(("status", "is_final"), [(404, False), (405, False), (503, False), (401, True)])
+async def test_a_proxy_without_its_server_is_waited_for_by_who_was_connected(status: int, *, is_final: bool) -> None:
+    front = Fronted()
+    port = free_port()
+    async with serve(
+        front.serve, "127.0.0.1", port, process_request=front.look, subprotocols=[Subprotocol("devmesh.v1.json")]
+    ):
+        async with Client(f"ws://127.0.0.1:{port}/ws", "dm_x") as client:
+            front.status = status
+            await front.cut()
+            await eventually(lambda: front.refusals >= (1 if is_final else 2), "it tries to connect again")
+            if is_final:
+                assert f"HTTP {status}" in (await asyncio.wait_for(client.ended(), 10)).message
+                return
+            front.status = None
+            assert (await client.tasks.list()).tasks == []
+        if status != 503:
+            front.status = status
+            with pytest.raises(MeshError, match=f"HTTP {status}") as raised:
+                await Client(f"ws://127.0.0.1:{port}/ws", "dm_x").connect()
+            assert raised.value.kind == Kind.NOT_FOUND
 
 
 @pytest.mark.soak

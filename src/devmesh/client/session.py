@@ -30,7 +30,9 @@ BACKOFF_BASE_S, BACKOFF_MAX_S = 0.1, 10.0
 LAST_TRY_S = 1.0  # before a request's time is up
 STABLE_S = 1.0  # a connection that lasted so long was a good one: the next back-off begins anew
 CLOSE_UNAUTHENTICATED, CLOSE_RESUME = 4001, 4008
-HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 404, 405, 410, 426})  # there is no DevMesh here, and waiting does not help
+# There is no DevMesh here, and waiting does not help. A proxy answers some of these, too, while what is behind it starts again.
+HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 404, 405, 410, 426})
+HTTP_UNAUTHORIZED = 401
 READS = frozenset({
     "get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions", "predict", "anomalies",
     "optimal", "alerts", "jobs", "search",
@@ -70,6 +72,7 @@ class Session:
         self.connection: Connection | None = None  # the one in use
         self.ended: MeshError | None = None  # why there will never be another one
         self._trouble: MeshError | None = None  # why there is none at the moment
+        self._was_connected = False
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -178,7 +181,8 @@ class Session:
             raise MeshError(Kind.INVALID_PARAMS, f"{self.address.url} is no address: {error}") from None
         except websockets.InvalidStatus as error:
             status = error.response.status_code
-            kind = Kind.NOT_FOUND if status in HTTP_MEANS_ELSEWHERE else Kind.UNAVAILABLE
+            is_known = self._was_connected and status != HTTP_UNAUTHORIZED  # to be a DevMesh, which will be back
+            kind = Kind.NOT_FOUND if status in HTTP_MEANS_ELSEWHERE and not is_known else Kind.UNAVAILABLE
             hint = "; the address ends in /ws" if status == 404 else ""
             raise MeshError(kind, f"no WebSocket at {self.address.url} (HTTP {status}){hint}") from None
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
@@ -206,7 +210,7 @@ class Session:
     def _use(self, connection: Connection | None) -> None:
         self.connection = connection
         if connection is not None:
-            self._trouble = None
+            self._trouble, self._was_connected = None, True
         self._changed.set()
 
     def _end(self, error: MeshError) -> None:

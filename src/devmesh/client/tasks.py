@@ -15,6 +15,7 @@ import msgspec
 
 from devmesh.client.asking import Id, Requests, given
 from devmesh.client.errors import MeshError
+from devmesh.client.session import Backoff
 from devmesh.core import tasks
 from devmesh.core.errors import Kind
 from devmesh.core.tasks import FINISHED, Outcome, Status
@@ -194,12 +195,24 @@ class Tasks:
             filters["cursor"] = page.next_cursor
 
     async def wait(self, task_id: Id, *, timeout_s: float | None = None) -> Task:
-        """The task once it has ended, however long that takes; after `timeout_s`, MeshError of the kind `timeout`."""
+        """The task once it has ended, however long that takes; after `timeout_s`, MeshError of the kind `timeout`.
+
+        A mesh that does not answer for a while is waited for as well.
+        """
+        backoff = Backoff()
         try:
             async with asyncio.timeout(timeout_s):
-                while not (task := await self._wait_a_while(task_id)).is_finished:
-                    pass
-                return task
+                while True:
+                    try:
+                        task = await self._wait_a_while(task_id)
+                        backoff.reset()
+                    except MeshError as error:
+                        if not error.retryable:
+                            raise
+                        await asyncio.sleep(backoff.next_s(error.retry_after_ms))
+                        continue
+                    if task.is_finished:
+                        return task
         except TimeoutError:
             raise MeshError(Kind.TIMEOUT, f"task {task_id} has not ended within {timeout_s:g} s") from None
 
