@@ -76,3 +76,19 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
         await bench.enqueue("stubborn")
         await eventually(lambda: told, "the handler is told")
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
+
+
+async def test_heartbeats_tell_how_long_handlers_took(bench: Bench) -> None:
+    beats = []
+
+    @bench.job
+    async def quick(job: JobContext) -> None:
+        await asyncio.sleep(0.05)
+
+    bench.heart_disturb["worker.heartbeat"] = lambda beat: beats.append(dict(beat["metrics"]))
+    async with bench.at_work():
+        await bench.enqueue("quick")
+        await eventually(lambda: any("latency_ms" in beat for beat in beats), "it is told")
+        told = len(beats)
+        await eventually(lambda: len(beats) > told, "another heartbeat follows")
+    assert [50 <= beat["latency_ms"] < 5_000 for beat in beats if "latency_ms" in beat] == [True]

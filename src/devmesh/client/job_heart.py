@@ -55,7 +55,7 @@ class JobHeart:
         self._worker_id: uuid.UUID | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="devmesh job heart", daemon=True)
         self._stop = threading.Event()
-        self._vitals = Vitals()
+        self.vitals = Vitals()
 
     @property
     def interval_s(self) -> float:
@@ -95,7 +95,7 @@ class JobHeart:
             for begin in range(0, len(held), JOBS_PER_REQUEST):
                 await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
             with contextlib.suppress(MeshError):  # the leases say how that stands, and must not wait for it
-                beat = {"worker_id": self._worker_id, "metrics": self._vitals.measure()}
+                beat = {"worker_id": self._worker_id, "metrics": self.vitals.measure()}
                 await requests.request("worker.heartbeat", beat, dict[str, Any], timeout_s=self.interval_s / 2)
 
     async def _watch(self) -> None:

@@ -236,6 +236,7 @@ class JobWorker:
         """One attempt, until its report waits to be sent."""
         task = asyncio.current_task()
         assert task is not None
+        began_s = time.monotonic()
         try:
             report = completed(job, lease, await self._handle(job, lease, task))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
@@ -245,6 +246,7 @@ class JobWorker:
         except BaseException as error:
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
             report = failed(job, lease, described(error))
+        self._heart.vitals.handled(time.monotonic() - began_s)
         self._reports.say(report)
         self._running.discard(task)
 
