@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from devmesh.client import Client, MeshError
 from devmesh.client.job_worker import JobWorker, handler_of
-from devmesh.core.errors import Kind
+from devmesh.core.errors import OUTCOME_UNKNOWN, Kind
 from tests.harness import Mesh
 
 T = TypeVar("T")
@@ -30,6 +30,7 @@ class Disturbed:
         self.timeout_s = client.timeout_s
         self.disturb: dict[str, Disturb] = {}
         self.late: dict[str, asyncio.Event] = {}  # answers to a method wait until then
+        self.loses: dict[str, Callable[[Any], bool]] = {}  # the first answer to a method of which that holds
         self.asked: collections.Counter[str] = collections.Counter()
 
     async def request(
@@ -42,6 +43,9 @@ class Disturbed:
             except TimeoutError:
                 raise MeshError(Kind.TIMEOUT, f"no answer to {method}") from None
         answer = await self._client.request(method, params, shape, timeout_s=timeout_s)
+        if method in self.loses and self.loses[method](answer):
+            del self.loses[method]
+            raise MeshError(Kind.UNAVAILABLE, "the database went away", reason=OUTCOME_UNKNOWN)
         if method in self.late:
             await self.late[method].wait()
         return answer

@@ -145,3 +145,30 @@ async def test_reports_that_cannot_be_made_yet_hold_up_no_others(bench: Bench) -
         assert await bench.is_held(stuck)
         bench.disturbed.disturb.clear()
         await eventually(lambda: bench.is_over(stuck), "it is told, too", 10)
+
+
+async def test_jobs_of_a_claim_whose_outcome_is_unknown_are_given_out_again_at_once(bench: Bench) -> None:
+    may_end = asyncio.Event()
+
+    @bench.job
+    async def well(job: JobContext) -> str:
+        return "well"
+
+    @bench.job
+    async def patient(job: JobContext) -> str:
+        await may_end.wait()
+        return "well"
+
+    async with bench.at_work():
+        in_hand = await bench.enqueue("patient", max_retries=0)
+        await eventually(lambda: bench.is_held(in_hand), "it runs")
+        bench.disturbed.loses["job.claim"] = lambda answer: bool(answer.jobs)
+        unheard = [await bench.enqueue("well", max_retries=0) for _ in range(3)]
+        for job_id in unheard:
+            await eventually(lambda: bench.is_over(job_id), "it is done", 10)  # noqa: B023
+        may_end.set()
+        await eventually(lambda: bench.is_over(in_hand), "what was in hand goes on")
+    assert await bench.outcomes(in_hand) == ["COMPLETED"]
+    outcomes = [await bench.outcomes(job_id) for job_id in unheard]
+    assert outcomes[0] == ["RELEASED", "COMPLETED"]
+    assert {each[-1] for each in outcomes} == {"COMPLETED"}

@@ -317,7 +317,9 @@ async def test_a_worker_that_is_stopped_gives_back_what_it_has_not_done(
         await eventually(lambda: jobs.is_held(job_id), "it runs")  # noqa: B023
     worker.signal(signal.SIGTERM)
     assert await asyncio.to_thread(worker.wait, 30.0) == 0
-    assert (await jobs.get(short))["status"] == "COMPLETED"
+    done = await jobs.get(short)
+    assert done["status"] == "COMPLETED"
+    assert (await jobs.client.call("worker.get", worker_id=done["worker_id"]))["worker"]["status"] == "TERMINATED"
     given_back = await jobs.get(long)
     assert (given_back["status"], given_back["retry_count"]) == ("PENDING", 0)
 

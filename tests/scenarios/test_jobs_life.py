@@ -422,12 +422,41 @@ async def test_whoever_listens_to_a_job_or_a_queue_is_told_of_every_step(mesh: M
         assert of_queue.events[2]["data"]["status"] == "COMPLETED"
 
 
+async def test_what_a_worker_does_not_know_that_it_holds_goes_back(bench: Bench) -> None:
+    jobs = [await bench.enqueue(max_retries=0) for _ in range(4)]
+    heard, unheard = await bench.claim(limit=2), await bench.claim(limit=2)
+    await bench.wire.call("job.cancel", job_id=unheard[1]["id"])
+    told = await bench.wire.call(
+        "worker.reconcile", worker_id=bench.worker_id, jobs=[held(job) for job in heard] + [{**held(unheard[0]), "attempt": 7}]
+    )  # fmt: skip
+    assert (told["released"], told["worker"]["status"], told["worker"]["current_load"]) == (1, "ACTIVE", 2)
+    assert [await bench.status(job) for job in (*heard, *unheard)] == ["PROCESSING"] * 2 + ["PENDING", "CANCELLED"]
+    [again] = await bench.claim(limit=4)
+    assert (again["id"], again["retry_count"], again["attempt"]) == (unheard[0]["id"], 0, 2)
+    await bench.wire.call("job.complete", jobs=[held(job) for job in (*heard, again)])
+    assert {job["id"] for job in jobs} == {job["id"] for job in (*heard, *unheard)}
+
+
+async def test_a_process_knows_nothing_of_what_another_of_its_name_holds(bench: Bench) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    name = f"w{uuid.uuid4().hex}"
+    for instance in (first, second):
+        await bench.wire.call("worker.register", name=name, queues=[bench.queue], instance_id=instance)
+    answer = await bench.wire.call("worker.register", name=name, queues=[bench.queue], instance_id=second)
+    job, worker_id = await bench.enqueue(), answer["worker"]["id"]
+    await bench.claim(worker_id=worker_id)
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("worker.reconcile", worker_id=worker_id, jobs=[], instance_id=first)
+    assert (refused.value.reason, await bench.status(job)) == ("worker.instance", "PROCESSING")
+
+
 async def test_another_owner_s_worker_is_not_there(mesh: Mesh, tenant: str, bench: Bench) -> None:
     other = await bench.wire.call("key.create", kind="worker")
     async with await Wire.connect(mesh.ws_url, other["secret"]) as stranger:
-        for method in ("job.claim", "worker.heartbeat", "worker.evacuate", "worker.deregister"):
+        for method in ("job.claim", "worker.heartbeat", "worker.reconcile", "worker.evacuate", "worker.deregister"):
+            more: dict[str, Any] = {"jobs": []} if method == "worker.reconcile" else {}
             with pytest.raises(WireError) as refused:
-                await stranger.call(method, worker_id=bench.worker_id)
+                await stranger.call(method, worker_id=bench.worker_id, **more)
             assert refused.value.kind == "not_found", method
 
 

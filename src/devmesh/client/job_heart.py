@@ -70,6 +70,10 @@ class JobHeart:
         if self._thread.is_alive():
             self._thread.join(STOP_LIMIT_S)
 
+    @property
+    def held(self) -> list[JobLease]:
+        return list(self._held.copy().values())
+
     def hold(self, lease: JobLease) -> None:
         self._held[lease.job_id.int] = lease
 
@@ -91,7 +95,7 @@ class JobHeart:
 
     async def _beat_by(self, requests: Requests) -> None:
         while not await asyncio.to_thread(self._stop.wait, self.interval_s):
-            held = list(self._held.copy().values())
+            held = [lease for lease in self.held if not lease.is_over]
             for begin in range(0, len(held), JOBS_PER_REQUEST):
                 await self._renew(requests, held[begin : begin + JOBS_PER_REQUEST])
             with contextlib.suppress(MeshError):  # the leases say how that stands, and must not wait for it
@@ -102,7 +106,7 @@ class JobHeart:
         """Tells handlers that their leases have run out, also while nobody answers."""
         while True:
             await asyncio.sleep(self.interval_s / LOOKS_PER_INTERVAL)
-            for lease in self._held.copy().values():
+            for lease in self.held:
                 lease.look()
 
     async def _renew(self, requests: Requests, held: list[JobLease]) -> None:

@@ -135,8 +135,8 @@ class JobReports:
 
     def _refused(self, report: Report, error: MeshError) -> None:
         log.warning("job %s: %s was refused: %s", report.lease.job_id, report.verb, error.message)
-        if may_pass(error) and not report.lease.is_lost:
-            self._heart.release(report.lease)  # so that it is not asked for ever
+        if may_pass(error) and report.lease.remaining_s > 0:
+            report.lease.end()  # so that it is not renewed, and this not asked for ever
             asyncio.get_running_loop().call_later(PAUSE_S, self.say, report)
         elif error.kind in UNSENDABLE and (instead := _instead_of(report, error)) is not None:
             self.say(instead)

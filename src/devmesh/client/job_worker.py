@@ -25,6 +25,7 @@ from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, completed, 
 from devmesh.client.lease import JobLease
 from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
+from devmesh.core.errors import OUTCOME_UNKNOWN, Kind
 
 log = logging.getLogger("devmesh.client")
 
@@ -95,6 +96,7 @@ class JobWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
         self._is_flowing = self._takes_few = False
+        self._is_in_doubt = False  # a claim may have been given jobs of which its answer did not come to tell
         self._reports = JobReports(self._heart, self._freed)
         self._has_room, self._draining = asyncio.Event(), asyncio.Event()
         self._instance_id = uuid.uuid4()
@@ -168,17 +170,18 @@ class JobWorker:
         try:
             while asked or not self._draining.is_set():
                 self._ask(asked)
-                if not asked:
+                if not asked and not self._is_in_doubt:
                     await self._room()
                     continue
                 try:
-                    await self._begin(asked.popleft())
+                    await (self._begin(asked.popleft()) if asked else self._reconcile())
                     pause_s = PAUSE_S
                 except MeshError as error:
                     if not may_pass(error) and error.reason != "worker.state":
                         log.warning("no more jobs are taken: %s", error.message)
                         raise
                     log.warning("no jobs can be had for the moment: %s", error.message)
+                    self._is_in_doubt |= error.reason == OUTCOME_UNKNOWN or error.kind == Kind.TIMEOUT
                     self._is_flowing = False
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
@@ -187,7 +190,9 @@ class JobWorker:
                 each.answer.cancel()
 
     def _ask(self, asked: collections.deque[_Asked]) -> None:
-        while not self._draining.is_set() and len(asked) < (CLAIMS if self._is_flowing else 1):
+        while (
+            not self._is_in_doubt and not self._draining.is_set() and len(asked) < (CLAIMS if self._is_flowing else 1)
+        ):
             room = self.capacity - self._held - self._asked
             enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
             if room <= 0 or (room < enough and self._held and not self._takes_few):
@@ -196,6 +201,21 @@ class JobWorker:
             limit = min(room, self._claimed_max)
             self._asked += limit
             asked.append(_Asked(limit, time.monotonic(), asyncio.create_task(self._claim(limit))))
+
+    async def _reconcile(self) -> None:
+        """Gives back what came of claims whose outcome is not known. None is under way.
+
+        A key for each claim would tell as well, and cost the database a record with all payloads for each.
+        """
+        known = [{"job_id": lease.job_id, "attempt": lease.attempt} for lease in self._heart.held]
+        asked = {"worker_id": self._worker_id, "instance_id": self._instance_id, "jobs": known}
+        try:
+            await self._requests.request("worker.reconcile", asked, dict[str, Any], timeout_s=REPORT_TIMEOUT_S)
+        except MeshError as error:
+            if may_pass(error):
+                raise
+            log.warning("jobs that were given out unheard wait for the end of their leases: %s", error.message)
+        self._is_in_doubt = False
 
     async def _room(self) -> None:
         """Until there is room for enough jobs to ask for, or has been room for a few for a while."""

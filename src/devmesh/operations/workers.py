@@ -16,14 +16,17 @@ from devmesh.core.health import WorkerStatus, stale_after_s
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
-from devmesh.operations.job_ending import HeldRow, end_held, jitter
+from devmesh.core.tasks import AttemptNumber
+from devmesh.operations.job_ending import HeldRow, end_held, jitter, lock_held, write_endings
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
+from devmesh.store.jobs import SQL as JOBS
+from devmesh.store.jobs import json_text
 from devmesh.store.statements import load
 
 SQL = load("workers")
-CAPACITY_DEFAULT = 5
+CAPACITY_DEFAULT, CAPACITY_MAX = 5, 10_000
 HEARTBEAT_INTERVAL_S_DEFAULT = 30.0
 
 
@@ -58,7 +61,7 @@ class Register(Mutation, kw_only=True):
     queues: Annotated[list[QueueName], Meta(min_length=1, max_length=100)] = msgspec.field(
         default_factory=lambda: ["default"]
     )
-    capacity: Annotated[int, Meta(ge=1, le=10_000)] = CAPACITY_DEFAULT
+    capacity: Annotated[int, Meta(ge=1, le=CAPACITY_MAX)] = CAPACITY_DEFAULT
     heartbeat_interval_s: Annotated[float, Meta(ge=0.1, le=3_600)] = HEARTBEAT_INTERVAL_S_DEFAULT
     stale_after_s: Annotated[float, Meta(ge=0.5, le=86_400)] | None = None
     """After how long without a heartbeat it is given up: six of its intervals, a minute at the most and never less than two
@@ -133,6 +136,19 @@ class Deregister(OneWorker, kw_only=True):
     """The process that leaves, as it registered: when another one goes by its name by now, that one stays."""
 
 
+class HeldJob(msgspec.Struct, forbid_unknown_fields=True):
+    job_id: uuid.UUID
+    attempt: AttemptNumber
+
+
+class Reconcile(OneWorker, kw_only=True):
+    """`jobs` are all that the worker knows to hold."""
+
+    jobs: Annotated[list[HeldJob], Meta(max_length=CAPACITY_MAX)]
+    instance_id: uuid.UUID | None = None
+    """The process that says so, as it registered: of what another one of this name holds it knows nothing."""
+
+
 class Evacuate(OneWorker, kw_only=True):
     reason: Text = ""
 
@@ -142,6 +158,37 @@ class EvacuatedResult(msgspec.Struct):
 
     worker: Worker
     released: int
+
+
+@operation("worker.reconcile", scope=Scope.WORKER, http="POST /workers/{worker_id}/reconcile", single=True)
+async def reconcile(work: Work, call: Call[Reconcile]) -> EvacuatedResult:
+    """Give back what a worker was given and has not heard of, such as by a claim whose answer was lost. It costs no retry.
+
+    Not while another claim is under way, whose jobs it does not know of yet.
+    """
+    asked = call.params
+    if (refused := refusal(call.caller, asked.worker_id, await owners_of(work, [asked.worker_id]))) is not None:
+        raise refused
+    # From here on a claim whose outcome was not known is over, and nobody who registers under this name gets a job.
+    await work.tx.execute_spelled_out(SQL.lock_claims, str(work.tenant_id), str(asked.worker_id))
+    await _require_instance(work, asked.worker_id, asked.instance_id)
+    known = {(job.job_id, job.attempt) for job in asked.jobs}
+    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, asked.worker_id)]
+    rows = await work.tx.fetch(JOBS.leases, work.tenant_id, held)
+    unknown = [row["job_id"] for row in rows if (row["job_id"], row["attempt"]) not in known]
+    locked = {
+        job_id: each
+        for job_id, each in (await lock_held(work, unknown)).items()
+        if each.row["worker_id"] == asked.worker_id
+    }
+    endings = {
+        job_id: each.unless_cancelled(jobs.handed_back(each.held, Outcome.RELEASED, work.now))
+        for job_id, each in locked.items()
+    }
+    error = json_text({"message": "its worker has not heard that it was given it"})
+    ended = await write_endings(work, locked, endings, dict.fromkeys(endings, error))
+    released = [each for each in ended if each.status is Status.PENDING]
+    return EvacuatedResult(await require_worker(work, asked.worker_id), len(released))
 
 
 @operation("worker.evacuate", scope=Scope.WORKER, http="POST /workers/{worker_id}/evacuate", single=True)
@@ -156,9 +203,7 @@ async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
     asked = call.params
     left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
     # Looked at after its row was written: from then on nobody else registers until this is committed.
-    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [asked.worker_id])
-    if asked.instance_id is not None and (row is None or row["instance_id"] != asked.instance_id):
-        raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
+    await _require_instance(work, asked.worker_id, asked.instance_id)
     await work.tx.execute(SQL.clear_alerts, work.tenant_id, [asked.worker_id])
     return left
 
@@ -186,6 +231,13 @@ async def _leave(
         "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
     )
     return EvacuatedResult(worker, len(released))
+
+
+async def _require_instance(work: Work, worker_id: uuid.UUID, instance_id: uuid.UUID | None) -> None:
+    """Raises conflict when a process speaks for a worker that is another's by now."""
+    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [worker_id])
+    if instance_id is not None and (row is None or row["instance_id"] != instance_id):
+        raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
 
 
 async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str) -> None:
