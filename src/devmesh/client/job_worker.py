@@ -159,7 +159,7 @@ class JobWorker:
         try:
             await self._requests.request("worker.deregister", asked, dict[str, Any], timeout_s=LEAVE_LIMIT_S)
         except MeshError as error:
-            log.info("worker %s could not be deregistered: %s", self.name, error.message)
+            log.warning("worker %s could not be deregistered: %s", self.name, error.message)
             return False
         return True
 

@@ -1,0 +1,46 @@
+"""What a worker beside the database is answered: what a client would be, whatever happened."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from devmesh.client.errors import MeshError as ClientError
+from devmesh.client.errors import may_pass
+from devmesh.core.access import Caller, Scope
+from devmesh.core.errors import Kind, MeshError, conflict, unavailable
+from devmesh.engine.local_requests import LocalRequests
+from devmesh.operations.corridor import Corridor
+
+
+class Broken:
+    """A corridor in which everything fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def serve(self, _name: str, _caller: Caller, _raw: bytes) -> msgspec.Raw:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "passes"),
+    [
+        (ZeroDivisionError("nobody foresaw that"), Kind.INTERNAL, True),
+        (MeshError(Kind.INTERNAL, "a mistake", error_id="f3b1"), Kind.INTERNAL, True),
+        (unavailable("not now"), Kind.UNAVAILABLE, True),
+        (conflict("worker.terminated", "it has left"), Kind.CONFLICT, False),
+    ],
+    ids=["unforeseen", "internal", "unavailable", "conflict"],
+)
+async def test_errors_are_those_of_the_wire(error: Exception, kind: Kind, *, passes: bool) -> None:
+    someone = uuid.uuid4()
+    caller = Caller(tenant_id=someone, key_id=someone, owner_id=someone, scopes=frozenset({Scope.WORKER}))
+    requests = LocalRequests(cast("Corridor", Broken(error)), caller)
+    with pytest.raises(ClientError) as raised:
+        await requests.request("job.claim", {}, dict[str, Any])
+    assert (raised.value.kind, may_pass(raised.value)) == (kind, passes)
+    assert (raised.value.error_id is not None) == (kind is Kind.INTERNAL)
