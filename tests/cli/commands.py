@@ -15,6 +15,7 @@ from devmesh.environment import read_variables
 from tests import forking
 from tests.harness import free_port, wait_until
 
+LOG_CHARACTERS_SHOWN = 4_000
 READY_LIMIT_S = 40.0
 END_LIMIT_S = 20.0
 COMMAND_LIMIT_S = 30.0
@@ -65,7 +66,11 @@ class Up:
     def start(self, settings: dict[str, str] | None = None) -> None:
         """Returns when the mesh is ready."""
         self.launch(settings)
-        wait_until(self._is_ready, "the mesh is ready", READY_LIMIT_S)
+        try:
+            wait_until(self._is_ready, "the mesh is ready", READY_LIMIT_S)
+        except AssertionError as late:
+            late.add_note((self.directory / "log").read_text()[-LOG_CHARACTERS_SHOWN:])
+            raise
 
     def launch(self, settings: dict[str, str] | None = None) -> None:
         with (self.directory / "out").open("wb") as out, (self.directory / "log").open("ab") as log:
