@@ -186,7 +186,8 @@ async def reconcile(work: Work, call: Call[Reconcile]) -> EvacuatedResult:
         for job_id, each in locked.items()
     }
     error = json_text({"message": "its worker has not heard that it was given it"})
-    ended = await write_endings(work, locked, endings, dict.fromkeys(endings, error))
+    texts = {job_id: each.error_text(error) for job_id, each in locked.items()}
+    ended = await write_endings(work, locked, endings, texts)
     released = [each for each in ended if each.status is Status.PENDING]
     return EvacuatedResult(await require_worker(work, asked.worker_id), len(released))
 
@@ -224,8 +225,6 @@ async def _leave(
     ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
     released = [each for each in ended if each.status is Status.PENDING]
     await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
-    if status is WorkerStatus.TERMINATED:
-        await work.tx.execute(SQL.clear_alerts, work.tenant_id, [worker_id])
     worker = await require_worker(work, worker_id)
     work.emit(
         "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
