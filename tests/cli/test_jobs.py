@@ -262,6 +262,9 @@ def test_snapshots_are_taken_shown_and_put_back(command: Command) -> None:
     assert job_id in command("snapshots", "show", snapshot["id"]).stdout
     assert command("snapshots", "restore", snapshot["id"]).stdout.startswith("put back nothing from snapshot")
     assert command("snapshots", "restore").returncode == 2
+    tried = command("snapshots", "restore", snapshot["id"], "--on-conflict", "overwrite", "--dry-run")
+    assert tried.stdout.startswith("nothing was put back yet from snapshot")
+    assert command("snapshots", "restore", snapshot["id"], "--cursor", "6a").returncode == 2
     assert "every 60 s" in command("snapshots", "auto", "60").stdout
     assert "no snapshots" in command("snapshots", "auto").stdout
     assert command("snapshots", "delete", snapshot["id"]).returncode == 0

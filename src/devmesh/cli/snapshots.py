@@ -72,19 +72,28 @@ def restore(
     on_conflict: Annotated[
         OnConflict, typer.Option(help="What becomes of what is otherwise now.")
     ] = OnConflict.PRESERVE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what is otherwise now, and what would become of it.")
+    ] = False,
+    cursor: Cursor = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Put back what a snapshot has. What was made since stays."""
     if (snapshot_id is None) == (at is None):
         raise typer.BadParameter("name a snapshot, or give a time with --at")
-    asked = {"snapshot_id": snapshot_id, "at": at, "on_conflict": on_conflict}
+    if cursor is not None and not dry_run:
+        raise typer.BadParameter("--cursor goes on with the report of a --dry-run")
+    asked = {"snapshot_id": snapshot_id, "at": at, "on_conflict": on_conflict, "dry_run": dry_run, "cursor": cursor}
     answer = invoke("snapshot.restore", asked, data_dir)
     if as_json:
         print_json(answer)
         return
     counts = ", ".join(f"{count:,} {noun.replace('_', ' ')}" for noun, count in answer["restored"].items() if count)
-    say(f"put back {counts or 'nothing'} from snapshot {answer['snapshot_id']} of {answer['taken_at']}")
+    done = "nothing was put back yet" if dry_run else f"put back {counts or 'nothing'}"
+    say(f"{done} from snapshot {answer['snapshot_id']} of {answer['taken_at']}")
+    if dry_run and not answer["conflict_count"]:
+        say("nothing is otherwise now")
     if answer["conflicts"]:
         say(f"{answer['conflict_count']:,} things are otherwise now:")
         print_page(answer, "conflicts", CONFLICT_COLUMNS, as_json)
