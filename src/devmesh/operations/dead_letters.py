@@ -16,7 +16,8 @@ from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
-from devmesh.operations.job_replaying import SQL, put_back
+from devmesh.operations.job_replaying import SQL
+from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
@@ -123,7 +124,7 @@ async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
     One that failed because another did waits for that one again, unless that is over.
     """
     job_ids, up_to = await _chosen(work, call.params)
-    replayed = await put_back(work, job_ids, SQL.replay)
+    replayed = await put_back(work, job_ids)
     refused = [
         Refused(job_id, Kind.CONFLICT, UNDER_WAY, f"job {other} of its unique key is under way")
         for job_id, other in replayed.refused.items()

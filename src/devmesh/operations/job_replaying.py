@@ -7,12 +7,12 @@ named, they run in the order that was asked for.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.core.jobs import Status
+from devmesh.core.jobs import Job, Status
 from devmesh.operations.job_dependencies import PARENT_FAILED, Parents, Policy, mark
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_events import patch, tell
@@ -32,9 +32,23 @@ class Replayed(NamedTuple):
     refused: dict[uuid.UUID, uuid.UUID]
 
 
-async def put_back(work: Work, job_ids: Sequence[uuid.UUID], statement: Statement) -> Replayed:
-    """`statement` puts those of the jobs into their queues that it is made for: dead letters, or others that are over."""
+async def replay(work: Work, job_ids: Sequence[uuid.UUID]) -> Replayed:
+    """Those of the jobs that are dead letters."""
     keys = {row["job_id"]: row["unique_key"] for row in await work.tx.fetch(SQL.unique_keys, work.tenant_id, job_ids)}
+    return await _put_back(work, job_ids, keys, SQL.replay)
+
+
+async def retry(work: Work, job: Job) -> Replayed:
+    """One that has failed or was cancelled, unless it has come back meanwhile."""
+    keys = {job.id: job.unique_key} if job.unique_key is not None else {}
+    replayed = await _put_back(work, [job.id], keys, SQL.replay)
+    return replayed if any(replayed) else await _put_back(work, [job.id], keys, SQL.revive)
+
+
+async def _put_back(
+    work: Work, job_ids: Sequence[uuid.UUID], keys: Mapping[uuid.UUID, str], statement: Statement
+) -> Replayed:
+    """`statement` puts those of the jobs into their queues that it is made for."""
     refused = await under_way(work, keys) if keys else {}
     await work.tx.execute(
         DEPENDENCIES.lock, work.tenant_id

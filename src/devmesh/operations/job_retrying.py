@@ -9,7 +9,7 @@ from devmesh.core.access import Scope
 from devmesh.core.jobs import Status
 from devmesh.operations.dead_letters import UNDER_WAY
 from devmesh.operations.job_enqueuing import JobResult
-from devmesh.operations.job_replaying import SQL, put_back
+from devmesh.operations.job_replaying import retry as put_back
 from devmesh.operations.job_views import require_job
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
@@ -25,11 +25,10 @@ async def retry(work: Work, call: Call[Retry]) -> JobResult:
     job_id = call.params.job_id
     before = await require_job(work, job_id)
     if before.status in (Status.FAILED, Status.CANCELLED):
-        for statement in (SQL.replay, SQL.revive):
-            replayed = await put_back(work, [job_id], statement)
-            if other := replayed.refused.get(job_id):
-                raise errors.conflict(UNDER_WAY, f"job {other} of its unique key is under way: cancel that one first")
-            if replayed.job_ids:
-                return JobResult(await require_job(work, job_id))
+        retried = await put_back(work, before)
+        if other := retried.refused.get(job_id):
+            raise errors.conflict(UNDER_WAY, f"job {other} of its unique key is under way: cancel that one first")
+        if retried.job_ids:
+            return JobResult(await require_job(work, job_id))
     status = (await require_job(work, job_id)).status
     raise errors.conflict("job.state", f"the job is {status}: only one that is FAILED or CANCELLED is retried")

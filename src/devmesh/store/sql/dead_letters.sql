@@ -39,12 +39,12 @@ with gone as (
 select g.job_id, g.queue, g.is_parent, g.error from gone g order by g.job_id;
 
 -- name: unique_keys
--- The unique keys of those of these jobs that have one and are over, but not completed. $1 tenant, $2 jobs.
-select a.job_id, j.unique_key from unnest($2::uuid[]) as a (job_id)
-cross join lateral (select k.unique_key from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
-cross join lateral (select x.outcome, x.next_run_at from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
-                    order by x.attempt desc, x.finished_at desc limit 1) latest
-where j.unique_key is not null and latest.next_run_at is null and latest.outcome <> 'COMPLETED';
+-- The unique keys of those of these dead letters that have one. $1 tenant, $2 jobs.
+select d.job_id, j.unique_key from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select e.job_id, e.created_at from mcp.dead_letter_queue e where e.tenant_id = $1 and e.job_id = a.job_id limit 1) d
+cross join lateral (select k.unique_key from mcp.jobs k where k.tenant_id = $1 and k.job_id = d.job_id and k.created_at = d.created_at
+                    limit 1) j
+where j.unique_key is not null;
 
 -- name: revive
 -- Puts jobs that are over, but neither completed nor dead letters, back into their queues, to run at once with all their retries.
