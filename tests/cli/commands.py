@@ -16,7 +16,7 @@ from tests import forking
 from tests.harness import free_port, wait_until
 
 LOG_CHARACTERS_SHOWN = 4_000
-READY_LIMIT_S = 40.0
+READY_LIMIT_S = 80.0
 END_LIMIT_S = 20.0
 COMMAND_LIMIT_S = 30.0
 SERVICES = ("rest-api", "mcp-server", "worker")

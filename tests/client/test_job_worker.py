@@ -303,7 +303,8 @@ async def test_j39_a_killed_worker_s_jobs_are_done_by_another_and_none_is_lost(
     for job in made:
         ends = (await jobs.client.call("job.executions", job_id=job["id"]))["executions"]
         assert [each["outcome"] for each in ends].count("COMPLETED") == 1
-        assert {each["outcome"] for each in ends[:-1]} <= {"LEASE_LOST"}
+        # One that lives gives back what it could not renew within a second, on a machine that stands still for as long.
+        assert {each["outcome"] for each in ends[:-1]} <= {"LEASE_LOST", "RELEASED"}
         assert [each["attempt"] for each in ends] == list(range(1, len(ends) + 1))
 
 

@@ -42,7 +42,7 @@ def wait_for_reason(child: Child, *parts: str) -> None:
     wait_until(
         lambda: all(part in reasons(child) for part in parts),
         f"{child.service} says {parts}, not {reasons(child)!r}; its log: {child.tail()}",
-        20.0,
+        60.0,
     )
 
 
