@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import tempfile
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from textwrap import indent
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNDER_WAY = "somebody is migrating at this moment"
+MOMENT_S, LOOK_INTERVAL_S = 2.0, 0.1
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 migrate = typer.Typer(no_args_is_help=False, invoke_without_command=True, rich_markup_mode="rich")
@@ -73,6 +75,16 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
         raise Failure("; ".join(found))
 
 
+async def _goes_on_migrating(migrator: Migrator) -> bool:
+    """Whether somebody is, and not only for the moment in which a service that waits sees whether it can go on."""
+    ends_at = time.monotonic() + MOMENT_S
+    while (await migrator.look())[1]:
+        if time.monotonic() >= ends_at:
+            return True
+        await asyncio.sleep(LOOK_INTERVAL_S)
+    return False
+
+
 @migrate.command()
 def repair(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
@@ -81,8 +93,7 @@ def repair(
 ) -> None:
     """Take back what a failed migration left, so that it can be applied again. Shows what it will do, then asks."""
     migrator = _migrator(data_dir)
-    _, is_migrating = _run(migrator.look())
-    if is_migrating:
+    if _run(_goes_on_migrating(migrator)):
         raise Failure(UNDER_WAY, hint="wait for that; a migration that is under way is dirty until its end")
     plan = _run(migrator.repair_plan())
     if not as_json:
