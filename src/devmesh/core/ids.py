@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 
+FIRST_ID = uuid.UUID(int=0)  # no other is below it
 _lock = threading.Lock()
 _last = 0
 

@@ -33,6 +33,10 @@ class Status(enum.StrEnum):
     CANCELLED = "CANCELLED"
 
 
+UNDER_WAY = (Status.PENDING, Status.PROCESSING)
+ENDED_BADLY = (Status.FAILED, Status.CANCELLED)
+
+
 class Outcome(enum.StrEnum):
     """How an attempt ended."""
 

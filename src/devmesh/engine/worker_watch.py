@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from collections.abc import Sequence
 
 from devmesh import telemetry
 from devmesh.core import health
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.health import WorkerStatus
-from devmesh.core.ids import new_ids
+from devmesh.core.ids import FIRST_ID, new_ids
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.operations.workers import SQL, give_up_jobs
@@ -25,7 +24,6 @@ TENANTS = load("tenants")
 COUNT_INTERVAL_S = 5.0
 GAP_S = 5.0  # beyond the interval between passes, after which it begins to watch anew
 ALERTS_KEPT_DAYS = 90
-FIRST_ID = uuid.UUID(int=0)
 
 
 class WorkerWatch(OverdueLoop):

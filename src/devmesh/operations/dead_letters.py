@@ -16,7 +16,7 @@ from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
-from devmesh.operations.job_replaying import SQL
+from devmesh.operations.job_replaying import KEY_TAKEN, SQL
 from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
 from devmesh.operations.registry import Call, Mutation, Params, operation
@@ -26,7 +26,6 @@ from devmesh.store.database import Record
 from devmesh.store.jobs import raw
 
 REPLAYED_MAX = 10_000
-UNDER_WAY = "job.unique_key"
 
 
 class DeadLetter(msgspec.Struct):
@@ -126,7 +125,7 @@ async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
     job_ids, up_to = await _chosen(work, call.params)
     replayed = await put_back(work, job_ids)
     refused = [
-        Refused(job_id, Kind.CONFLICT, UNDER_WAY, f"job {other} of its unique key is under way")
+        Refused(job_id, Kind.CONFLICT, KEY_TAKEN, f"job {other} of its unique key is under way")
         for job_id, other in replayed.refused.items()
     ]
     return ReplayedResult(replayed.job_ids, up_to, refused)

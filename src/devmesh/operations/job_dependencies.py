@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from devmesh.core import errors
-from devmesh.core.ids import new_ids
-from devmesh.core.jobs import Outcome, Status
+from devmesh.core.ids import FIRST_ID, new_ids
+from devmesh.core.jobs import ENDED_BADLY, UNDER_WAY, Outcome, Status
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
 from devmesh.operations.work import Work
@@ -24,7 +24,6 @@ from devmesh.store.jobs import from_row, json_text
 from devmesh.store.statements import load
 
 SQL = load("job_dependencies")
-FIRST_ID = uuid.UUID(int=0)
 MARK_TRIES_MAX = 5  # a job that is moved each time that we come to mark it
 PARENT_FAILED = "ParentFailed"  # the type of the error of those that fail because another did
 EDGES_MAX = 20_000  # looked at in one go, from one parent
@@ -68,8 +67,8 @@ async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
                 left = [job_id for job_id in left if job_id not in marked]
         rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, left) if left else []
         now = {row["job_id"]: from_row(row).status for row in rows}
-        failed |= {job_id for job_id, status in now.items() if status in (Status.FAILED, Status.CANCELLED)}
-        left = [job_id for job_id in left if now[job_id] in (Status.PENDING, Status.PROCESSING)]
+        failed |= {job_id for job_id, status in now.items() if status in ENDED_BADLY}
+        left = [job_id for job_id in left if now[job_id] in UNDER_WAY]
         if not left:
             return Parents(alive, failed, priorities)
     raise errors.unavailable("a job that is to be waited for is being moved all the time; try again")
@@ -101,6 +100,15 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
             message = "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed"
             raise errors.conflict("job.parent_failed", message, "depends_on")
     return [*(job_id for job_id in parent_ids if job_id in parents.alive), *kept]
+
+
+async def block(work: Work, rows: Sequence[Record], policies: Mapping[uuid.UUID, Policy]) -> None:
+    """Has jobs wait for others that this transaction has taken from where they waited, as those rows were."""
+    columns = ("job_id", "created_at", "run_at", "attempt", "retries", "priority", "is_parent", "queue")
+    await work.tx.execute(
+        SQL.block, work.tenant_id, *([row[name] for row in rows] for name in columns),
+        [policies[row["job_id"]].value for row in rows],
+    )  # fmt: skip
 
 
 async def settle(work: Work, ids: Iterable[uuid.UUID], end: End) -> None:

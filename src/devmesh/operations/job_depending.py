@@ -9,9 +9,9 @@ from msgspec import Meta
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
-from devmesh.core.jobs import Status
+from devmesh.core.jobs import ENDED_BADLY, Status
 from devmesh.operations.job_adding import PARENTS_MAX
-from devmesh.operations.job_dependencies import SQL, End, Policy, Wish, mark, settle, waits_for
+from devmesh.operations.job_dependencies import SQL, End, Policy, Wish, block, mark, settle, waits_for
 from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
@@ -71,7 +71,7 @@ async def _change_policy(work: Work, job_id: uuid.UUID, policy: Policy) -> None:
     await work.tx.execute(SQL.set_policy, work.tenant_id, job_id, policy.value)
     parent_ids = [row["parent_id"] for row in await work.tx.fetch(SQL.parents, work.tenant_id, job_id)]
     rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, parent_ids)
-    failed = [row["job_id"] for row in rows if from_row(row).status in (Status.FAILED, Status.CANCELLED)]
+    failed = [row["job_id"] for row in rows if from_row(row).status in ENDED_BADLY]
     if failed and policy is Policy.FAIL:
         raise errors.conflict(
             "job.parent_failed", f"job {failed[0]}, which it waits for, has failed", "on_parent_failure"
@@ -90,7 +90,4 @@ async def _block(work: Work, job_id: uuid.UUID, policy: Policy) -> None:
             break
     if row is None:
         raise errors.conflict("job.state", "the job runs or is over, and waits for nothing any more")
-    await work.tx.execute(
-        SQL.block, work.tenant_id, [job_id], [row["created_at"]], [row["run_at"]], [row["attempt"]], [row["retries"]],
-        [row["priority"]], [row["is_parent"]], [row["queue"]], [policy.value],
-    )  # fmt: skip
+    await block(work, [row], {job_id: policy})

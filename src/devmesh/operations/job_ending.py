@@ -78,12 +78,17 @@ async def lock_held(work: Work, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Hel
 async def end_held(
     work: Work,
     ids: Iterable[uuid.UUID],
-    decide: Callable[[HeldRow], Ending],
+    decide: Callable[[HeldRow], Ending | None],
     error: dict[str, Any] | None = None,
 ) -> list[Ended]:
-    """Ends the attempts of those of these jobs that are still held, as `decide` says or as cancelled, all with one error."""
+    """Ends the attempts of those of these jobs that are still held, as `decide` says or as cancelled, all with one error.
+
+    Those of which it says nothing go on.
+    """
     locked = await lock_held(work, ids)
-    endings = {job_id: held.unless_cancelled(decide(held)) for job_id, held in locked.items()}
+    endings = {
+        job_id: held.unless_cancelled(ending) for job_id, held in locked.items() if (ending := decide(held)) is not None
+    }
     text = json_text(error) if error is not None else None
     errors = {job_id: held.error_text(text) for job_id, held in locked.items()}
     return await write_endings(work, locked, endings, errors)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from devmesh.core.jobs import Job, Status
-from devmesh.operations.job_dependencies import PARENT_FAILED, Parents, Policy, mark
+from devmesh.operations.job_dependencies import PARENT_FAILED, Parents, Policy, block, mark
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
@@ -23,6 +23,7 @@ from devmesh.store.database import Record
 from devmesh.store.statements import Statement, load
 
 SQL = load("dead_letters")
+KEY_TAKEN = "job.unique_key"  # the reason of a refusal
 
 
 class Replayed(NamedTuple):
@@ -50,9 +51,8 @@ async def _put_back(
 ) -> Replayed:
     """`statement` puts those of the jobs into their queues that it is made for."""
     refused = await under_way(work, keys) if keys else {}
-    await work.tx.execute(
-        DEPENDENCIES.lock, work.tenant_id
-    )  # before any job is locked, as who says what waits for what
+    # Before any job is locked, as those take it who say what waits for what.
+    await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
     tell(
         work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
@@ -99,11 +99,7 @@ async def _block(work: Work, policies: dict[uuid.UUID, Policy]) -> None:
     if not policies:
         return
     rows = await work.tx.fetch(DEPENDENCIES.take_ready, work.tenant_id, list(policies))
-    columns = ("job_id", "created_at", "run_at", "attempt", "retries", "priority", "is_parent", "queue")
-    await work.tx.execute(
-        DEPENDENCIES.block, work.tenant_id, *([row[name] for row in rows] for name in columns),
-        [policies[row["job_id"]].value for row in rows],
-    )  # fmt: skip
+    await block(work, rows, policies)
     tell(work, "job.blocked", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.PENDING)
 
 

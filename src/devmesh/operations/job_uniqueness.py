@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from devmesh.core.jobs import Job, Status
+from devmesh.core.jobs import UNDER_WAY, Job, Status
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.jobs import from_row
@@ -67,7 +67,7 @@ async def under_way(work: Work, keys: Mapping[uuid.UUID, str]) -> dict[uuid.UUID
     rows = await work.tx.fetch(SQL.claim, work.tenant_id, list(first), list(first.values()))
     holders = {row["unique_key"]: row["job_id"] for row in rows}
     latest = await _known(work, {key: holder for key, holder in holders.items() if holder != first[key]})
-    alive = {key: job.id for key, job in latest.items() if job.status in (Status.PENDING, Status.PROCESSING)}
+    alive = {key: job.id for key, job in latest.items() if job.status in UNDER_WAY}
     if new := {key: job_id for key, job_id in first.items() if key not in alive and holders[key] != job_id}:
         await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
     takers = {**first, **alive}

@@ -17,12 +17,11 @@ from devmesh.core.ids import new_id
 from devmesh.core.jobs import Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
 from devmesh.core.tasks import AttemptNumber
-from devmesh.operations.job_ending import HeldRow, end_held, jitter, lock_held, write_endings
+from devmesh.operations.job_ending import HeldRow, end_held, jitter
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
-from devmesh.store.jobs import json_text
 from devmesh.store.statements import load
 
 SQL = load("workers")
@@ -176,18 +175,12 @@ async def reconcile(work: Work, call: Call[Reconcile]) -> EvacuatedResult:
     held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, asked.worker_id)]
     rows = await work.tx.fetch(JOBS.leases, work.tenant_id, held)
     unknown = [row["job_id"] for row in rows if (row["job_id"], row["attempt"]) not in known]
-    locked = {
-        job_id: each
-        for job_id, each in (await lock_held(work, unknown)).items()
-        if each.row["worker_id"] == asked.worker_id
-    }
-    endings = {
-        job_id: each.unless_cancelled(jobs.handed_back(each.held, Outcome.RELEASED, work.now))
-        for job_id, each in locked.items()
-    }
-    error = json_text({"message": "its worker has not heard that it was given it"})
-    texts = {job_id: each.error_text(error) for job_id, each in locked.items()}
-    ended = await write_endings(work, locked, endings, texts)
+
+    def decide(row: HeldRow) -> Ending | None:
+        is_ours = row.row["worker_id"] == asked.worker_id
+        return jobs.handed_back(row.held, Outcome.RELEASED, work.now) if is_ours else None
+
+    ended = await end_held(work, unknown, decide, {"message": "its worker has not heard that it was given it"})
     released = [each for each in ended if each.status is Status.PENDING]
     return EvacuatedResult(await require_worker(work, asked.worker_id), len(released))
 
@@ -234,8 +227,8 @@ async def _leave(
 
 async def _require_instance(work: Work, worker_id: uuid.UUID, instance_id: uuid.UUID | None) -> None:
     """Raises conflict when a process speaks for a worker that is another's by now."""
-    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [worker_id])
-    if instance_id is not None and (row is None or row["instance_id"] != instance_id):
+    known = (await owners_of(work, [worker_id])).get(worker_id)
+    if instance_id is not None and (known is None or known["instance_id"] != instance_id):
         raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
 
 

@@ -36,8 +36,8 @@ order by w.worker_id desc limit $3;
 select pg_advisory_xact_lock(hashtextextended($1::uuid::text || w.id, 12)) from unnest(string_to_array($2, e'\x1e')) as w (id);
 
 -- name: owners
--- Who registered workers. $1 tenant, $2 ids.
-select w.worker_id, w.owner_id, w.status from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
+-- Who registered workers, and which process last. $1 tenant, $2 ids.
+select w.worker_id, w.owner_id, w.status, w.instance_id from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
 
 -- name: heartbeat
 -- Workers are there, each with what is known of its health. $1 tenant, then one entry a worker: $2 ids, $3 scores, $4 statuses,
