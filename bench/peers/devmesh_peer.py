@@ -36,15 +36,15 @@ async def measure(dsn: str, directory: Path, seconds: float) -> dict[str, float]
         try:
             while await _waiting(connection) < BACKLOG:
                 await _enqueue(queue, noop)
-            async with _mesh(dsn, directory, PREFETCHED):
+            async with _mesh(dsn, directory, "noop", PREFETCHED):
                 found["no-op"] = await _processed(connection, seconds)
             await connection.execute("delete from mcp.jobs_ready")
             for _ in range(60):
                 await _enqueue(queue, _batch("sleep"))
-            async with _mesh(dsn, directory, CAPACITY):
+            async with _mesh(dsn, directory, "sleep", CAPACITY):
                 found["10 ms handlers"] = await _processed(connection, seconds / 2)
             await connection.execute("delete from mcp.jobs_ready")
-            async with _mesh(dsn, directory, CAPACITY, "mcp-server") as mesh:
+            async with _mesh(dsn, directory, "timed", CAPACITY, "mcp-server") as mesh:
                 found |= await _latencies(mesh.ws_url, await create_admin_key(dsn, "default"), connection, seconds)
                 found["idle worker"] = await _idle(mesh)
         finally:
@@ -67,9 +67,10 @@ async def _enqueue_one(queue: Queue, spec: dict[str, object]) -> int:
 
 
 @asynccontextmanager
-async def _mesh(dsn: str, directory: Path, capacity: int, *services: str) -> AsyncIterator[Mesh]:
+async def _mesh(dsn: str, directory: Path, handler: str, capacity: int, *services: str) -> AsyncIterator[Mesh]:
     """`devmesh worker --app` as a process of its own, and perhaps other services."""
-    mesh = Mesh(dsn, directory, {"DEVMESH_WORKER_APP": "devmesh_app:mesh", "PEER_CAPACITY": str(capacity)})
+    app = {"DEVMESH_WORKER_APP": "devmesh_app:mesh", "PEER_CAPACITY": str(capacity), "PEER_HANDLER": handler}
+    mesh = Mesh(dsn, directory, app)
     try:
         await asyncio.to_thread(mesh.start, "worker", *services)
         yield mesh

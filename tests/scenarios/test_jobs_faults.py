@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import signal
 import time
@@ -20,7 +19,7 @@ from devmesh.core.ids import new_ids
 from devmesh.store.claim_horizons import BEGINNING
 from devmesh.store.connections import session_settings
 from devmesh.store.jobs import JOB_COLUMNS, READY_COLUMNS, SQL
-from tests.harness import Child, Mesh, eventually
+from tests.harness import Child, Mesh, create_admin_key, eventually
 from tests.judging import broken_rules
 
 APP = """
@@ -174,11 +173,19 @@ async def test_a_handler_that_does_not_listen_holds_up_neither_its_worker_s_end_
     assert await broken_rules(broken_mesh.mesh.dsn) == []
 
 
+WORKER_MADE = """
+insert into mcp.workers (tenant_id, worker_id, owner_id, name, queues, capacity, heartbeat_interval_s)
+values ($1, $2::uuid, $2, $2::text, '{q}', 100, 60)
+"""
+
+
 async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
-    """Pages that a claim of 50 jobs touches when so many wait, claimed or not; it is undone."""
+    """Pages that a claim of 50 jobs touches when so many wait, claimed or not."""
     connection = await asyncpg.connect(dsn, server_settings=session_settings("tests", 60.0))
     try:
-        tenant, worker = new_ids(2)
+        tenant = await connection.fetchval("select tenant_id from mcp.tenants")
+        [worker] = new_ids(1)
+        await connection.execute(WORKER_MADE, tenant, worker)
         made = new_ids(waiting)
         jobs = [
             (tenant, job_id, worker, 1_000, 0, 3, 1 + place % 5, "q", "t", "{}", None, None, None, None)
@@ -190,12 +197,12 @@ async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
             await connection.copy_records_to_table(
                 "jobs_ready", schema_name="mcp", columns=READY_COLUMNS, records=ready
             )
-        now = await connection.fetchval("select now()")
         explained = f"explain (analyze, buffers, format json) {SQL.claim.text}"
-        until = now + datetime.timedelta(seconds=60)
-        claimed = await connection.fetchval(explained, tenant, worker, "q", 50, 60.0, [BEGINNING] * 5, now, until)
+        claimed = await connection.fetchval(
+            explained, tenant, worker, None, ["q"], 50, 60.0, [BEGINNING] * 5, BEGINNING
+        )
         plan = json.loads(claimed)[0]["Plan"]
-        assert plan["Actual Rows"] == 50
+        assert plan["Actual Rows"] == 1 + 50, "what was found, and the jobs"
         return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
     finally:
         await connection.close()
@@ -204,5 +211,6 @@ async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
 async def test_j46_with_100000_waiting_a_claim_touches_no_more_than_twice_the_pages_that_it_does_with_100(
     fresh_database: str,
 ) -> None:
+    await create_admin_key(fresh_database, "default")
     few, many = [await buffers_of_a_claim(fresh_database, waiting) for waiting in (100, 100_000)]
     assert many <= 2 * few, f"{few} pages at 100 waiting, {many} at 100,000"

@@ -22,7 +22,6 @@ from devmesh.store.claim_horizons import (
     LATE_LOOK_INTERVAL_MAX,
     MARGIN,
     ClaimHorizons,
-    ClaimsUnderWay,
 )
 
 TENANT, QUEUE = uuid.uuid4(), "q"
@@ -114,21 +113,6 @@ def test_a_look_for_what_is_late_that_may_take_nothing_is_repeated_by_the_next_c
         assert look.margin == LATE
         claims.horizons.looked(TENANT, QUEUE, look, 0.001, None, in_vain=in_vain)
     assert claims.horizons.look(TENANT, QUEUE, claims.now).margin == MARGIN
-
-
-def test_what_a_transaction_takes_moves_the_others_when_it_is_committed() -> None:
-    claims = Claims()
-    claims.claim(0)
-    undone, done = (ClaimsUnderWay(claims.horizons, TENANT) for _ in range(2))
-    taken = START + seconds(0.5)
-    for under_way in (undone, done):
-        under_way.found(QUEUE, {3: START})
-        under_way.took(QUEUE, {3: taken, 1: START - seconds(60)})
-        assert under_way.look(QUEUE, taken).since[2] == taken, "it does not walk over what it has taken itself"
-        under_way.found(QUEUE, {3: START + seconds(0.9)})  # the first that it has not taken: others may get the rest
-        assert claims.horizons.look(TENANT, QUEUE, taken).since[2] == START - MARGIN
-    done.committed()
-    assert claims.horizons.look(TENANT, QUEUE, taken).since[2] == taken - MARGIN
 
 
 def test_a_clock_that_is_set_back_is_noticed_by_the_next_claim() -> None:

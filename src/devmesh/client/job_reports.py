@@ -41,9 +41,8 @@ class Report(NamedTuple):
 
 
 class _Told(msgspec.Struct):
-    """The answer to a report: what was done is counted, and not looked at."""
+    """The answer to a report. What was done is not looked at."""
 
-    jobs: list[msgspec.Raw]
     refused: list[Refused]
 
 

@@ -17,7 +17,7 @@ from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Moment
 from devmesh.core.tasks import JsonValue
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import Parents, Policy, Wish, mark, waits_for
-from devmesh.operations.job_events import tell
+from devmesh.operations.job_events import Enqueued, tell
 from devmesh.operations.job_limits import LimitedJob, wait_for_places
 from devmesh.operations.job_uniqueness import UniqueWish, twins
 from devmesh.operations.registry import Params
@@ -241,7 +241,7 @@ def _tell(work: Work, made: Sequence[NewJob]) -> None:
     for new in made:
         groups.setdefault((new.spec.type, new.spec.priority), []).append(new)
     for (job_type, priority), members in groups.items():
-        moved = [(new.spec.queue, {"id": new.id}) for new in members]
+        moved = [(new.spec.queue, Enqueued(new.id)) for new in members]
         tell(work, "job.enqueued", moved, Status.PENDING, type=job_type, priority=priority)
 
 

@@ -22,7 +22,7 @@ from devmesh.core.tasks import AttemptNumber, JsonValue
 from devmesh.operations.job_adding import DELAY_MS_MAX
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
-from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import leave_places
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
@@ -170,7 +170,7 @@ async def _renew(
     return await _answers(work, calls, renewed)
 
 
-def _progress(report: HeartbeatJob | ProgressJob) -> dict[str, Any]:
+def _progress(report: HeartbeatJob | ProgressJob) -> Patch:
     """What is left out of a report stays as it was."""
     told = {"progress": report.progress, "progress_message": report.message}
     return patch(report.job_id, report.attempt, **{name: value for name, value in told.items() if value is not None})

@@ -185,12 +185,15 @@ def _is_same(given: Any, taken: Any) -> bool:
 def _may_hold_huge_number(text: bytes) -> bool:
     """Whether there is what may not fit into 64 bits, or be mistaken for such. Most texts are not searched digit by digit."""
     plain = text.translate(_DIGITS)
-    return any(sign in plain for sign in _SIGNS_OF_HUGE_NUMBERS) and _HUGE_NUMBER.search(text) is not None
+    if _HUGE_INTEGER in plain:
+        return True
+    return any(sign in plain for sign in _SIGNS_OF_HUGE_EXPONENTS) and _HUGE_EXPONENT.search(text) is not None
 
 
-_HUGE_NUMBER = re.compile(rb"[0-9]{19}|[0-9.][eE]\+?[0-9]{3}")
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
-_SIGNS_OF_HUGE_NUMBERS = (b"0" * 19, b"e000", b"E000", b"e+000", b"E+000")
+_HUGE_INTEGER = b"0" * 19
+_SIGNS_OF_HUGE_EXPONENTS = (b"e000", b"E000", b"e+000", b"E+000")  # in every other UUID, too, where no number begins
+_HUGE_EXPONENT = re.compile(rb"[:\[,\s]-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]{3}")
 _EDGES_OF_TIME = (b'"0000-', b'"0001-', b'"9999-')  # in another zone these years would be out of the calendar
 REGISTRY: dict[str, Operation] = {}
 

@@ -20,7 +20,7 @@ from devmesh.core.names import Moment
 from devmesh.core.snapshots import OnConflict
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, mark, settle, unblock
-from devmesh.operations.job_events import patch, tell
+from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places, wait_again
 from devmesh.operations.registry import Call, Mutation, operation
@@ -191,7 +191,7 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
     return jobs
 
 
-def _moved(rows: Iterable[Record]) -> list[tuple[str, dict[str, Any]]]:
+def _moved(rows: Iterable[Record]) -> list[tuple[str, Patch]]:
     return [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
 
 

@@ -51,6 +51,7 @@ class Work:
         self.horizons = horizons or ClaimHorizons()
         self._bell = bell
         self.events: list[events.NewEvent] = []
+        self.has_news = False
         self.concerns: set[Concern] = set()
         """What may have come about for those who wait. Events add their own."""
 
@@ -79,6 +80,11 @@ class Work:
         assert event_type in events.TYPES, f"event type {event_type} is not declared in core/events.py"
         encoded = data if isinstance(data, bytes) else msgspec.json.encode(data)
         self.events.append(events.NewEvent(event_type, topics, encoded))
+        self.has_told(event_type)
+
+    def has_told(self, event_type: str) -> None:
+        """There is an event of this type: one that is to be appended, or that a statement has appended."""
+        self.has_news = True
         self.concerns |= events.concerns_of(event_type)
 
     def append_events(self) -> None:
@@ -109,7 +115,7 @@ class WorkRunner:
                 await work.clock()
             result = await body(work)
             work.append_events()
-            if work.events or work.concerns:
+            if work.has_news or work.concerns:
                 tx.after_commit(lambda: self.bell.ring(tenant_id, work.concerns))
             return result
 

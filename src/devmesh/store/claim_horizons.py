@@ -11,10 +11,9 @@ And a claim that took all there was need not be followed by one that finds nothi
 from __future__ import annotations
 
 import datetime
-import functools
 import time
 import uuid
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -156,44 +155,3 @@ class ClaimHorizons:
                 self._places.clear()
             found = self._places[tenant_id, what] = _Place()
         return found
-
-
-class ClaimsUnderWay:
-    """The horizons as one transaction sees them: what it takes moves them for others when it is committed, and not before."""
-
-    def __init__(self, horizons: ClaimHorizons, tenant_id: uuid.UUID) -> None:
-        self._horizons, self._tenant_id = horizons, tenant_id
-        self._taken: dict[str, list[datetime.datetime]] = {}
-        self._looked: list[Callable[[], None]] = []
-
-    def look(self, queue: str, now: datetime.datetime) -> Look:
-        """Where a claim of a queue begins: not before what this transaction has taken already."""
-        look = self._horizons.look(self._tenant_id, queue, now)
-        taken = self._taken.get(queue)
-        return (
-            look if taken is None else look._replace(since=[max(pair) for pair in zip(look.since, taken, strict=True)])
-        )
-
-    def found(self, queue: str, first: Mapping[int, datetime.datetime]) -> None:
-        """The first due jobs of some priorities were to run then: what was before them is gone."""
-        if queue not in self._taken:  # or it may have been taken here
-            self._horizons.claimed(self._tenant_id, queue, first)
-
-    def took(self, queue: str, until: Mapping[int, datetime.datetime]) -> None:
-        """Jobs of some priorities were taken, up to these times."""
-        taken = self._taken.setdefault(queue, [BEGINNING] * PRIORITIES)
-        for priority, run_at in until.items():
-            taken[priority - 1] = max(taken[priority - 1], run_at)
-
-    def looked(
-        self, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None, *, in_vain: bool
-    ) -> None:
-        """See there."""
-        about = (self._tenant_id, queue, look, took_s, empty_until)
-        self._looked.append(functools.partial(self._horizons.looked, *about, in_vain=in_vain))
-
-    def committed(self) -> None:
-        for queue, taken in self._taken.items():
-            self._horizons.claimed(self._tenant_id, queue, dict(enumerate(taken, 1)))
-        for looked in self._looked:
-            looked()

@@ -62,6 +62,7 @@ def session_settings(service: str, deadline_s: float, search_path: str = DEFAULT
         "application_name": service[:63],
         "search_path": search_path,
         "timezone": "UTC",
+        "default_transaction_isolation": "read committed",  # of a statement that is a transaction of its own
         "standard_conforming_strings": "on",  # whatever the server's default: see Statement.spelled_out
         "jit": "off",
         # Every statement is written for an index. A generic plan that was cached while a table was small would

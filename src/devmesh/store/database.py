@@ -65,10 +65,10 @@ class Transaction:
     one message with BEGIN, the last ones in one with COMMIT.
     """
 
-    __slots__ = ("_after_commit", "_begin", "_connection", "_last")
+    __slots__ = ("_after_commit", "_begin", "_connection", "_deadline", "_last")
 
-    def __init__(self, connection: PooledConnection, begin: str) -> None:
-        self._connection, self._begin = connection, begin
+    def __init__(self, connection: PooledConnection, begin: str, deadline: asyncio.Timeout) -> None:
+        self._connection, self._begin, self._deadline = connection, begin, deadline
         self._last: list[str] = []
         self._after_commit: list[Callable[[], None]] = []
 
@@ -76,6 +76,16 @@ class Transaction:
         """Every row."""
         await self._begun()
         return await self._connection.fetch(statement.text, *args)
+
+    async def fetch_whole(self, statement: Statement, *args: Any) -> list[Record]:
+        """Every row of a statement that is all there is to do: if nothing was done before, it is a transaction of its own.
+
+        It is committed with its answer then, in one round trip. What is raised afterwards does not undo it.
+        """
+        if not self._begin:
+            return await self.fetch(statement, *args)
+        async with _outcome_known(self._connection, self._deadline):
+            return await self._connection.fetch(statement.text, *args)
 
     async def fetch_row(self, statement: Statement, *args: Any) -> Record | None:
         """The first row, if there is one."""
@@ -271,7 +281,7 @@ class Database:
 
     async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], begin: str, deadline: asyncio.Timeout) -> T:
         async with self._connection() as connection:
-            transaction = Transaction(connection, begin)
+            transaction = Transaction(connection, begin, deadline)
             result = await work(transaction)
             if message := transaction.end():
                 await _commit(connection, message, deadline)
@@ -323,10 +333,11 @@ def _rows(tag: str) -> int:
     return int(count) if count.isdigit() else 0
 
 
-async def _commit(connection: PooledConnection, message: str, deadline: asyncio.Timeout) -> None:
-    """Commits. From the moment that the message is sent, only the server's answer tells what became of the work."""
+@asynccontextmanager
+async def _outcome_known(connection: PooledConnection, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+    """From the moment that a message is sent that commits, only the server's answer tells what became of the work."""
     try:
-        tag = await connection.execute(message)
+        yield
     except asyncio.CancelledError as error:
         # The driver has the server break the message off, and the connection waits for that: cut off it would be waited for by
         # nobody, and would keep its place among those who wait for the stream, and commit what was given up.
@@ -340,6 +351,11 @@ async def _commit(connection: PooledConnection, message: str, deadline: asyncio.
         raise outcome_unknown() from error
     if not deadline.expired():
         deadline.reschedule(None)  # done: nothing after this may turn it into a timeout
+
+
+async def _commit(connection: PooledConnection, message: str, deadline: asyncio.Timeout) -> None:
+    async with _outcome_known(connection, deadline):
+        tag = await connection.execute(message)
     if tag != "COMMIT":
         # PostgreSQL answers ROLLBACK, without an error, when a statement had failed and work went on regardless.
         raise RuntimeError("work hid the failure of a statement, so its transaction was rolled back")

@@ -102,7 +102,7 @@ def from_row(row: Record) -> Job:
 
 def claimed_from_row(row: Record, lease_until: datetime.datetime) -> ClaimedJob:
     """A row of `jobs.claim`, read by its order: by names it takes twice as long."""
-    id_, queue, type_, payload, priority, attempt, retry_count, max_retries, timeout_ms, tags, created_at, _ = row
+    _, id_, queue, type_, payload, priority, attempt, retry_count, max_retries, timeout_ms, tags, created_at, _ = row
     return ClaimedJob(
         id=id_, queue=queue, type=type_, payload=Raw(payload), priority=priority, attempt=attempt, retry_count=retry_count,
         max_retries=max_retries, timeout_ms=timeout_ms, tags=tags or [], created_at=created_at, lease_until=lease_until,

@@ -21,85 +21,11 @@ select now();
 select q.queue, q.paused_at is not null as is_paused, q.rate_per_s, q.burst from mcp.queues q
 where q.tenant_id = $1 and q.queue = any($2::text[]) and (q.paused_at is not null or q.rate_per_s is not null);
 
--- name: claimable
--- What a claim needs to know, all of one moment, and when its transaction began: of its worker, or nulls if there is none; and of some
--- queues whether they are paused or have a rate, when the first due job of each priority from 1 to 5 was to run, or null, and if none is
--- due in how many seconds the next one is. $1 tenant, $2 worker, $3 no lease of it began before, $4 queues, $5 where the scan of each
--- begins: for each queue five times, as below. No index serves the tenant's comparison of leases: until the table was analysed, that with
--- jobs would be read whole, and with it what is gone, to be combined with the other.
-with present as materialized (select clock_timestamp() as moment), worker as materialized (
-    select w.status, w.capacity, w.owner_id, w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s / 2) as is_silent,
-           held.count as current_load, held.oldest from mcp.workers w
-    cross join lateral (select count(*)::integer as count, min(l.started_at) as oldest from mcp.jobs_leased l
-                        where l.worker_id = $2 and l.started_at >= $3 and l.tenant_id is not distinct from $1) held
-    where w.tenant_id = $1 and w.worker_id = $2
-)
-select q.queue, k.paused_at is not null as is_paused, k.rate_per_s, k.burst, first.due, present.moment, now(),
-       case when array_remove(first.due, null) = '{}' then (
-           select extract(epoch from min(h.run_at) - present.moment)::float8 from generate_series(1, 5) as level (priority)
-           cross join lateral (
-               select r.run_at from mcp.jobs_ready r
-               where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority and r.run_at > present.moment
-               order by r.run_at limit 1) h) end as due_in_s,
-       worker.status, worker.capacity, worker.owner_id, worker.is_silent, worker.current_load, worker.oldest
-from present cross join unnest($4::text[]) with ordinality as q (queue, place)
-left join worker on true
-left join lateral (select * from mcp.queues k where k.tenant_id = $1 and k.queue = q.queue limit 1) k on true
-cross join lateral (
-    select array_agg(h.run_at order by level.priority) as due from generate_series(1, 5) as level (priority)
-    left join lateral (
-        select r.run_at from mcp.jobs_ready r
-        where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
-          and r.run_at >= ($5::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= present.moment
-        order by r.run_at limit 1) h on true) first;
-
 -- name: claim
--- Gives a worker the first jobs of a queue, highest priority first, then oldest, under leases. A row that somebody else is taking
--- is passed over. `run_at` is null where it is `created_at`, as it mostly is: a time costs the driver as much as all the rest of a row.
--- $1 tenant, $2 worker, $3 queue, $4 how many, $5 the lease in seconds, $6 for each priority from 1 to 5 where the scan begins: what
--- lies before has been taken, and what is left of it in the index would be walked through each time; $7 when the leases begin: what was
--- to run up to then is due, $8 when they end.
-with head as materialized (
-    select h.place from generate_series(5, 1, -1) as level (priority)
-    cross join lateral (
-        select r.ctid as place from mcp.jobs_ready r
-        where r.tenant_id = $1 and r.queue = $3 and r.priority = level.priority
-          and r.run_at >= ($6::timestamptz[])[level.priority] and r.run_at <= $7
-        order by r.run_at, r.job_id limit $4 for update skip locked) h
-    limit $4
-), taken as (
-    delete from mcp.jobs_ready r where r.ctid = any(array(select head.place from head)) returning r.*
-), asked as materialized (
-    select j.job_id, j.type, j.payload, j.timeout_ms, j.max_retries, j.tags from mcp.jobs j
-    where j.tenant_id = $1 and j.job_id = any(array(select t.job_id from taken t))
-      and j.created_at >= (select min(t.created_at) from taken t) and j.created_at <= (select max(t.created_at) from taken t)
-), given as materialized (
-    select t.*, a.type, a.payload, a.timeout_ms, a.max_retries, a.tags from taken t full join asked a on a.job_id = t.job_id
-), leased as (
-    insert into mcp.jobs_leased (tenant_id, job_id, worker_id, created_at, started_at, lease_until, timeout_at, attempt, retries,
-                                 lease_s, priority, is_parent, queue)
-    select $1, g.job_id, $2, g.created_at, $7, $8, $7::timestamptz + make_interval(secs => g.timeout_ms / 1000.0),
-           g.attempt + 1, g.retries, $5, g.priority, g.is_parent, g.queue
-    from given g where g.type is not null
-)
-select g.job_id as id, g.queue, g.type, g.payload, g.priority, g.attempt + 1 as attempt, g.retries as retry_count, g.max_retries,
-       g.timeout_ms, g.tags, g.created_at, nullif(g.run_at, g.created_at) as run_at
-from given g where g.type is not null order by g.priority desc, g.run_at, g.job_id;
-
--- name: heads
--- How many each of several queues would give of each priority, highest priority first, then oldest, without taking any.
--- $1 tenant, $2 queues, $3 how many, $4 where the scan of each begins: for each queue five times, as above; $5 how many of each
--- at the most, $6 the moment.
-select first.queue, first.priority, count(*)::integer as count from (
-    select q.queue, level.priority, h.run_at from unnest($2::text[]) with ordinality as q (queue, place)
-    cross join generate_series(5, 1, -1) as level (priority)
-    cross join lateral (
-        select r.run_at, r.job_id from mcp.jobs_ready r
-        where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
-          and r.run_at >= ($4::timestamptz[])[(q.place - 1) * 5 + level.priority] and r.run_at <= $6
-        order by r.run_at, r.job_id limit ($5::integer[])[q.place]) h
-    order by level.priority desc, h.run_at, h.job_id limit $3) first
-group by first.queue, first.priority order by first.priority desc, min(first.run_at);
+-- Gives a worker jobs of some queues under leases: first a row with what was found, then the jobs (migration 000016 says more).
+-- $1 tenant, $2 worker, $3 who must have registered it, or null for anybody, $4 queues, $5 how many, $6 the lease in seconds, $7 for
+-- each queue five times, where the scan of each priority begins, $8 no lease of the worker began before.
+select * from mcp.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: complete
 -- Ends attempts well: those of these that are held in just this attempt. $1 tenant, $2 jobs, $3 attempts, $4 results as JSON, or

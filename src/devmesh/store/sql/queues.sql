@@ -14,25 +14,6 @@ on conflict (tenant_id, queue) do update set paused_at = null, reason = '', upda
 insert into mcp.queues (tenant_id, queue, rate_per_s, burst) values ($1, $2, $3, $4)
 on conflict (tenant_id, queue) do update set rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now();
 
--- name: fill
--- Takes the tokens of queues in hand, in one order for everybody, and adds what has come since. A new one is full. Who had to wait for
--- them has read the clock before whoever had them, and must not have the time between added twice; only a clock that was set back goes
--- back for long. $1 tenant, then one entry a queue, sorted: $2 queues, $3 tokens a second, $4 how many there can be.
-insert into mcp.queue_tokens as t (tenant_id, queue, tokens, filled_at)
-select $1, a.queue, a.burst, clock_timestamp() from unnest($2::text[], $3::double precision[], $4::integer[])
-       as a (queue, rate_per_s, burst) order by a.queue
-on conflict (tenant_id, queue) do update
-set tokens = least(excluded.tokens, t.tokens + ($3::double precision[])[array_position($2::text[], t.queue)]
-                                    * greatest(extract(epoch from excluded.filled_at - t.filled_at), 0)),
-    filled_at = case when excluded.filled_at < t.filled_at - interval '15 seconds' then excluded.filled_at
-                     else greatest(excluded.filled_at, t.filled_at) end
-returning queue, tokens, clock_timestamp() as moment;
-
--- name: spend
--- $1 tenant, $2 queues, $3 how many tokens of each.
-update mcp.queue_tokens t set tokens = t.tokens - ($3::integer[])[array_position($2::text[], t.queue)]
-where t.tenant_id = $1 and t.queue = any($2::text[]);
-
 -- name: stats
 -- What is in queues and what was said about them: of all that have jobs or a row, or of one. One statement, since a job that is claimed
 -- between two would be in neither or in both. What waits is counted up to a limit, and so are what waits for a place and what waits for
