@@ -7,9 +7,10 @@ import random
 import uuid
 from typing import Any
 
+import asyncpg
 import pytest
 
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench, held
 from tests.wire import Wire, WireError
 
@@ -371,3 +372,34 @@ async def test_j37_fan_out_and_fan_in_are_exact_while_everything_happens_at_once
     place = {job_id: ordinal for ordinal, job_id in enumerate(order)}
     for child, mine in children.items():
         assert place[child] > max(place[parent] for parent in mine)
+
+
+COMES_TO_BE_WAITED_FOR = """
+with edge as (insert into mcp.job_dependencies (tenant_id, parent_id, child_id)
+              select l.tenant_id, l.job_id, $2::uuid from mcp.jobs_leased l where l.job_id = $1)
+update mcp.jobs_leased l set is_parent = true where l.job_id = $1::uuid
+"""
+SOMEBODY_WAITS_FOR_A_ROW = """
+select exists (select from pg_stat_activity a where a.datname = current_database() and a.wait_event = 'transactionid')
+"""
+
+
+async def test_a_job_that_is_waited_for_from_the_moment_in_which_it_ends_lets_the_others_go(
+    mesh: Mesh, bench: Bench
+) -> None:
+    ending, other = await bench.enqueue(priority=5), await bench.enqueue()
+    child = await bench.enqueue(depends_on=[other["id"]])
+    claimed = {job["id"]: job for job in await bench.claim()}
+    depending, looking = [await asyncpg.connect(mesh.dsn) for _ in range(2)]
+    try:
+        async with depending.transaction():
+            await depending.execute(COMES_TO_BE_WAITED_FOR, ending["id"], child["id"])
+            call = bench.wire.call("job.complete", jobs=[held(claimed[ending["id"]])])
+            completing = asyncio.create_task(call)
+            await eventually(lambda: looking.fetchval(SOMEBODY_WAITS_FOR_A_ROW), "the completion waits for it")
+        assert [job["status"] for job in (await completing)["jobs"]] == ["COMPLETED"]
+    finally:
+        await depending.close()
+        await looking.close()
+    await bench.wire.call("job.complete", jobs=[held(claimed[other["id"]])])
+    assert [job["id"] for job in await bench.claim()] == [child["id"]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import run_sql
+from tests.store.functions import statements_in_functions
 
 from devmesh.store.connections import session_settings
 from devmesh.store.statements import Statement, all_statements
@@ -113,7 +114,7 @@ def found_wide(dsn: str) -> dict[str, list[str]]:
         pytest.skip("PostgreSQL 16 filters by an array while a table is empty; its first ANALYZE mends such a plan")
     return {
         statement.name: whole_scans(dsn, statement)
-        for statement in all_statements()
+        for statement in [*all_statements(), *statements_in_functions(dsn)]
         if not statement.name.startswith(OVER_HISTORY)
     }
 

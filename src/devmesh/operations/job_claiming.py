@@ -74,7 +74,14 @@ class _Found(msgspec.Struct):
     queues: list[_Queue]
 
 
-_found_decoder = msgspec.json.Decoder(_Found)
+class _Told(msgspec.Struct):
+    """The events of a claim that has not appended them."""
+
+    topics: list[str]
+    data: list[str]
+
+
+_found_decoder, _told_decoder = msgspec.json.Decoder(_Found), msgspec.json.Decoder(_Told)
 
 
 class _Looks(NamedTuple):
@@ -103,9 +110,11 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
         {queue: horizons.look(work.tenant_id, queue, about_now) for queue in sorted(set(asked.queues))},
         horizons.look_at_leases(work.tenant_id, asked.worker_id, about_now),
     )
+    is_alone = not work.tx.is_begun
     first, *rows = await work.tx.fetch_whole(
         SQL.claim, work.tenant_id, asked.worker_id, None if call.caller.is_admin else call.caller.owner_id, list(looks.queues),
         asked.limit, asked.lease_s, [moment for look in looks.queues.values() for moment in look.since], looks.leases.since[0],
+        is_alone,
     )  # fmt: skip
     found = _found_decoder.decode(first["about"])
     _require_active(call, found)
@@ -114,11 +123,21 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
         return NotYet(ClaimedResult([]), asked.wait_ms, _again_s(found))
     if len(rows) < found.room and not any(queue.is_paused or queue.is_rated for queue in found.queues if queue.is_due):
         work.tx.after_commit(lambda: horizons.emptied(whose, rings))
-    work.has_told("job.claimed")
+    _tell(work, None if is_alone else rows.pop())
     if len({row["queue"] for row in rows}) > 1:
         rows.sort(key=lambda row: (-row["priority"], _run_at(row), row["id"]))
     lease_until = found.moment + datetime.timedelta(seconds=asked.lease_s)
     return ClaimedResult([claimed_from_row(row, lease_until) for row in rows])
+
+
+def _tell(work: Work, last: Record | None) -> None:
+    """Has it told what was claimed. `last` is a claim's last row; None: the statement has appended the events."""
+    if last is None:
+        work.has_told("job.claimed")
+    else:
+        told = _told_decoder.decode(last["about"])
+        for topics, data in zip(told.topics, told.data, strict=True):
+            work.emit("job.claimed", tuple(topics.split(",")), data.encode())
 
 
 def _require_active(call: Call[Claim], found: _Found) -> None:

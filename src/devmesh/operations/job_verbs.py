@@ -77,20 +77,27 @@ class Complete(Mutation, kw_only=True):
 async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[MovedResult | errors.MeshError]:
     """Say that jobs are done, each with a result if there is one."""
     reports = _once(calls)
-    rows = await work.tx.fetch(
-        SQL.complete, work.tenant_id, [report.job_id for report in reports], [report.attempt for report in reports],
+    about = (
+        work.tenant_id, [report.job_id for report in reports], [report.attempt for report in reports],
         [None if report.result is UNSET else bytes(report.result).decode() for report in reports],
     )  # fmt: skip
-    tell(
-        work, "job.completed", [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows], Status.COMPLETED
-    )
-    if placed := [row["job_id"] for row in rows if row["has_place"]]:
-        await leave_places(work, placed)
-    await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.WELL)
-    if len(rows) == sum(len(call.params.jobs) for call in calls):  # all of them, so that none has to be looked for
+    is_alone = not work.tx.is_begun
+    [ended] = await work.tx.fetch_whole(SQL.complete, *about, is_alone)
+    if is_alone and ended["is_done"]:
+        if ended["done"]:
+            work.has_told("job.completed")
+    else:
+        if is_alone:  # there is more to it: nothing was done
+            [ended] = await work.tx.fetch(SQL.complete, *about, False)
+        for topics, data in zip(ended["topics"], ended["data"], strict=True):
+            work.emit("job.completed", tuple(topics.split(",")), data.encode())
+        if ended["placed"]:
+            await leave_places(work, ended["placed"])
+        await settle(work, ended["parents"], End.WELL)
+    if len(ended["done"]) == sum(len(call.params.jobs) for call in calls):  # so that none has to be looked for
         return [MovedResult([_completed(each.job_id, each.attempt) for each in call.params.jobs], []) for call in calls]
-    done = {(row["job_id"], row["attempt"]): _completed(row["job_id"], row["attempt"]) for row in rows}
-    return await _answers(work, calls, done)
+    done = zip(ended["done"], ended["attempts"], strict=True)
+    return await _answers(work, calls, {key: _completed(*key) for key in done})
 
 
 def _completed(job_id: uuid.UUID, attempt: int) -> Moved:

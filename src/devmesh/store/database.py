@@ -72,6 +72,10 @@ class Transaction:
         self._last: list[str] = []
         self._after_commit: list[Callable[[], None]] = []
 
+    @property
+    def is_begun(self) -> bool:
+        return not self._begin
+
     async def fetch(self, statement: Statement, *args: Any) -> list[Record]:
         """Every row."""
         await self._begun()
@@ -82,7 +86,7 @@ class Transaction:
 
         It is committed with its answer then, in one round trip. What is raised afterwards does not undo it.
         """
-        if not self._begin:
+        if self.is_begun:
             return await self.fetch(statement, *args)
         async with _outcome_known(self._connection, self._deadline):
             return await self._connection.fetch(statement.text, *args)

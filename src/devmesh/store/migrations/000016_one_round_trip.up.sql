@@ -1,23 +1,24 @@
--- A claim in one round trip (docs/decisions/0015): under its worker's lock, nobody waits for a process to hear of one statement and to
--- ask for the next.
+-- Claims and completions of jobs in one round trip each (docs/decisions/0015): under a lock nobody waits for a process to hear of one
+-- statement and to ask for the next.
 --
 -- works with: 000001
 
--- Gives a worker the first due jobs of some queues under leases, highest priority first, then oldest, spends the tokens of queues that
--- have a rate, and appends what is told of it. Exact on any number of nodes: one at a time claims for a worker, whoever takes from a
+-- Gives a worker the first due jobs of some queues under leases, highest priority first, then oldest, and spends the tokens of queues that
+-- have a rate. Exact on any number of nodes: one at a time claims for a worker, whoever takes from a
 -- queue that has a rate has its tokens in hand, and a row that somebody else is taking is passed over.
 --
 -- `p_owner_id`: who must have registered the worker, or null for anybody. `p_since`: for each queue five times, where the scan of each
 -- priority from 1 to 5 begins: what lies before has been taken, and what is left of it in the index would be walked through each time.
--- `p_leases_since`: no lease of the worker began before.
+-- `p_leases_since`: no lease of the worker began before. With `p_is_alone` it appends what is told of it; otherwise a last row says so.
 --
 -- The first row has what was found, in `about`: `moment` is when the leases begin; of the worker its `status` (null: there is none),
 -- `owner_id`, `capacity`, `current_load` and the `oldest` lease; `room` is for how many jobs; `look_s` how long it took to look; and of each
 -- queue whether it `is_paused` or `is_rated`, its `share` of the room, when the first `due` job of each priority was to run, and if none is
 -- due in how many seconds the next one is, `due_in_s`. The others are the jobs, those of each queue and priority in order; `run_at` is null
--- where it is `created_at`, as it mostly is: a time costs the driver as much as all the rest of a row.
+-- where it is `created_at`, as it mostly is: a time costs the driver as much as all the rest of a row. The last row, if there are jobs and
+-- there is one, has the `topics` and `data` of events in `about`.
 create function mcp.claim_jobs(p_tenant_id uuid, p_worker_id uuid, p_owner_id uuid, p_queues text[], p_limit integer,
-                               p_lease_s double precision, p_since timestamptz[], p_leases_since timestamptz)
+                               p_lease_s double precision, p_since timestamptz[], p_leases_since timestamptz, p_is_alone boolean)
 returns table (about json, id uuid, queue text, type text, payload json, priority smallint, attempt integer, retry_count smallint,
                max_retries smallint, timeout_ms integer, tags text[], created_at timestamptz, run_at timestamptz)
 language plpgsql as $$
@@ -39,9 +40,9 @@ declare
     step_queues text[];
     step_counts integer[];
     step_priorities integer[];
-    place integer;
+    open_place integer;
     wanted integer;
-    taken integer;
+    taken_count integer;
     told record;
     event_types text[] := '{}';
     event_topics text[] := '{}';
@@ -150,15 +151,15 @@ begin
     end if;
     about := null;
     for step in 1 .. coalesce(cardinality(step_queues), 0) loop
-        place := array_position(open_queues, step_queues[step]);
-        wanted := least(step_counts[step], open_shares[place]);
+        open_place := array_position(open_queues, step_queues[step]);
+        wanted := least(step_counts[step], open_shares[open_place]);
         return query
         with head as materialized (
             select h.place from generate_series(5, 1, -1) as level (priority)
             cross join lateral (
                 select r.ctid as place from mcp.jobs_ready r
                 where r.tenant_id = p_tenant_id and r.queue = step_queues[step] and r.priority = level.priority
-                  and r.run_at >= open_since[(place - 1) * 5 + level.priority] and r.run_at <= moment
+                  and r.run_at >= open_since[(open_place - 1) * 5 + level.priority] and r.run_at <= moment
                 order by r.run_at, r.job_id limit wanted for update skip locked) h
             where level.priority = coalesce(step_priorities[step], level.priority)
             limit wanted
@@ -181,8 +182,8 @@ begin
         select null::json, g.job_id, g.queue, g.type, g.payload, g.priority, g.attempt + 1, g.retries, g.max_retries, g.timeout_ms, g.tags,
                g.created_at, nullif(g.run_at, g.created_at)
         from given g where g.type is not null order by g.priority desc, g.run_at, g.job_id;
-        get diagnostics taken = row_count;
-        open_shares[place] := open_shares[place] - taken;
+        get diagnostics taken_count = row_count;
+        open_shares[open_place] := open_shares[open_place] - taken_count;
     end loop;
 
     for told in
@@ -200,7 +201,81 @@ begin
         event_data := event_data || format('{"queue":%s,"status":"PROCESSING","worker_id":"%s","jobs":[%s]}', to_json(told.queue),
                                            p_worker_id, told.jobs);
     end loop;
-    if cardinality(event_types) > 0 then
+    if cardinality(event_types) > 0 and p_is_alone then
         perform mcp.append_events(p_tenant_id, event_types, event_topics, event_data);
+    elsif cardinality(event_types) > 0 then
+        about := json_build_object('topics', event_topics, 'data', event_data);
+        return next;
     end if;
+end $$;
+
+-- Ends attempts well: those of these that are held in just this attempt. With `p_is_alone` this is all that is done, and appends what is
+-- told of it, unless one of them has a place under a concurrency key or others wait for it: then nothing is done, and `is_done` is
+-- false. Otherwise who calls goes on with those, `placed` and `parents`, and emits what is told: `topics` and `data` of each event.
+-- `done` are all that were ended, with their `attempts`. `p_results` are JSON, or null.
+--
+-- The full joins are there because they cannot be done by comparing each with each.
+create function mcp.complete_jobs(p_tenant_id uuid, p_jobs uuid[], p_attempts integer[], p_results text[], p_is_alone boolean)
+returns table (is_done boolean, done uuid[], attempts integer[], placed uuid[], parents uuid[], topics text[], data text[])
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    told record;
+    event_types text[] := '{}';
+begin
+    done := '{}';
+    attempts := '{}';
+    placed := '{}';
+    parents := '{}';
+    topics := '{}';
+    data := '{}';
+    for told in
+        with leased as materialized (
+            select l.job_id, l.attempt, l.is_parent, slot.job_id is not null as has_place from mcp.jobs_leased l
+            left join lateral (select s.job_id from mcp.job_slots s where s.tenant_id = p_tenant_id and s.job_id = l.job_id limit 1) slot
+                      on true
+            where l.tenant_id = p_tenant_id and l.job_id = any(p_jobs)
+        ), reported as materialized (
+            select l.job_id, l.attempt, l.has_place, a.attempt as told_attempt, a.result, (a.ordinal - 1) / 1000 as part from leased l
+            full join unnest(p_jobs, p_attempts, p_results) with ordinality as a (job_id, attempt, result, ordinal) on a.job_id = l.job_id
+        ), held as materialized (
+            select r.job_id, r.has_place, r.result, r.part from reported r
+            where r.attempt = r.told_attempt
+              and not (p_is_alone and exists (select from leased l where l.is_parent or l.has_place))
+        ), gone as (
+            delete from mcp.jobs_leased l where l.tenant_id = p_tenant_id and l.job_id = any(array(select h.job_id from held h))
+            returning l.job_id, l.attempt, l.worker_id, l.started_at, l.queue, l.retries, l.is_parent
+        ), ended as materialized (
+            select g.*, h.has_place, h.result, h.part from gone g full join held h on h.job_id = g.job_id
+        ), kept as (
+            insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, attempt, retries, outcome, result)
+            select p_tenant_id, e.job_id, clock_timestamp(), e.started_at, e.worker_id, e.attempt, e.retries, 'COMPLETED', e.result::json
+            from ended e where e.worker_id is not null
+        )
+        select e.queue, array_agg(e.job_id) as done, array_agg(e.attempt) as attempts,
+               array_agg(e.job_id) filter (where e.has_place) as placed, array_agg(e.job_id) filter (where e.is_parent) as parents,
+               string_agg('{"id":"' || e.job_id || '","attempt":' || e.attempt || '}', ',') as jobs
+        from ended e where e.worker_id is not null group by e.queue, e.part
+    loop
+        done := done || told.done;
+        attempts := attempts || told.attempts;
+        placed := placed || told.placed;
+        parents := parents || told.parents;
+        event_types := event_types || 'job.completed'::text;
+        topics := topics || ('queue:' || told.queue || ',jobs');
+        data := data || format('{"queue":%s,"status":"COMPLETED","jobs":[%s]}', to_json(told.queue), told.jobs);
+    end loop;
+    is_done := true;
+    if p_is_alone and cardinality(parents) > 0 then  -- it was made one in this moment
+        raise serialization_failure using message = 'a job has come to be waited for while it ended';  -- it is done again
+    elsif p_is_alone and cardinality(done) > 0 then
+        perform mcp.append_events(p_tenant_id, event_types, topics, data);
+    elsif p_is_alone then  -- either none of them is held, or one has more to it
+        is_done := not exists (
+            select from mcp.jobs_leased l
+            left join lateral (select s.job_id from mcp.job_slots s where s.tenant_id = p_tenant_id and s.job_id = l.job_id limit 1) slot
+                      on true
+            where l.tenant_id = p_tenant_id and l.job_id = any(p_jobs) and (l.is_parent or slot.job_id is not null));
+    end if;
+    return next;
 end $$;

@@ -24,32 +24,14 @@ where q.tenant_id = $1 and q.queue = any($2::text[]) and (q.paused_at is not nul
 -- name: claim
 -- Gives a worker jobs of some queues under leases: first a row with what was found, then the jobs (migration 000016 says more).
 -- $1 tenant, $2 worker, $3 who must have registered it, or null for anybody, $4 queues, $5 how many, $6 the lease in seconds, $7 for
--- each queue five times, where the scan of each priority begins, $8 no lease of the worker began before.
-select * from mcp.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8);
+-- each queue five times, where the scan of each priority begins, $8 no lease of the worker began before, $9 whether that is all there is
+-- to do, with what is told of it; otherwise the last row says that.
+select * from mcp.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: complete
--- Ends attempts well: those of these that are held in just this attempt. $1 tenant, $2 jobs, $3 attempts, $4 results as JSON, or
--- null. The full joins are there because they cannot be done by comparing each with each.
-with leased as materialized (
-    select l.job_id, l.attempt from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any($2::uuid[])
-), told as materialized (
-    select l.job_id, l.attempt, a.attempt as told_attempt, a.result from leased l
-    full join unnest($2::uuid[], $3::integer[], $4::text[]) as a (job_id, attempt, result) on a.job_id = l.job_id
-), held as materialized (
-    select t.job_id, t.result from told t where t.attempt = t.told_attempt
-), gone as (
-    delete from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = any(array(select held.job_id from held))
-    returning l.job_id, l.attempt, l.worker_id, l.started_at, l.queue, l.retries, l.is_parent
-), done as materialized (
-    select g.*, h.result from gone g full join held h on h.job_id = g.job_id
-), kept as (
-    insert into mcp.job_executions (tenant_id, job_id, finished_at, started_at, worker_id, attempt, retries, outcome, result)
-    select $1, d.job_id, clock_timestamp(), d.started_at, d.worker_id, d.attempt, d.retries, 'COMPLETED', d.result::json from done d
-    where d.worker_id is not null
-)
-select d.job_id, d.queue, d.attempt, d.is_parent, slot.ready_at is not null as has_place from done d
-left join lateral (select s.ready_at from mcp.job_slots s where s.tenant_id = $1 and s.job_id = d.job_id limit 1) slot on true
-where d.worker_id is not null;
+-- Ends attempts well: those of these that are held in just this attempt (migration 000016 says more). $1 tenant, $2 jobs, $3 attempts,
+-- $4 results as JSON, or null, $5 whether only if that is all there is to do, with what is told of it.
+select * from mcp.complete_jobs($1, $2, $3, $4, $5);
 
 -- name: leases
 -- What is known of held jobs, and of those that are not held any more nothing. $1 tenant, $2 jobs.
