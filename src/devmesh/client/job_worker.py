@@ -250,11 +250,12 @@ class JobWorker:
             if self._draining.is_set():  # they were asked for before
                 self._reports.say(given_back(job, lease))
                 continue
-            self._running.add(loop.create_task(self._work(job, lease)))
+            lease.task = loop.create_task(self._work(job, lease))
+            self._running.add(lease.task)
 
     async def _work(self, job: Job, lease: JobLease) -> None:
         """One attempt, until its report waits to be sent."""
-        task = asyncio.current_task()
+        task = lease.task  # it need not be asked for: tasks begin in the loop's next turn
         assert task is not None
         began_s = time.monotonic()
         try:

@@ -6,6 +6,7 @@ can still ask. It trusts its own clock: who was stopped for longer than the leas
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import uuid
@@ -79,8 +80,9 @@ class TaskLease(Lease):
 
 
 class JobLease(Lease):
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "task")
 
     def __init__(self, job_id: uuid.UUID, attempt: int, lease_s: float, asked_at: float) -> None:
         super().__init__(attempt, lease_s, asked_at)
         self.job_id = job_id
+        self.task: asyncio.Task[None] | None = None  # that works on the job

@@ -124,7 +124,7 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     if len(rows) < found.room and not any(queue.is_paused or queue.is_rated for queue in found.queues if queue.is_due):
         work.tx.after_commit(lambda: horizons.emptied(whose, rings))
     _tell(work, None if is_alone else rows.pop())
-    if len({row["queue"] for row in rows}) > 1:
+    if sum(queue.share > 0 for queue in found.queues) > 1:
         rows.sort(key=lambda row: (-row["priority"], _run_at(row), row["id"]))
     lease_until = found.moment + datetime.timedelta(seconds=asked.lease_s)
     return ClaimedResult([claimed_from_row(row, lease_until) for row in rows])
@@ -168,13 +168,14 @@ def _learn(work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows:
     horizons, tenant_id = work.horizons, work.tenant_id
     horizons.told(found.moment)
     horizons.oldest_lease(tenant_id, worker_id, looks.leases, found.look_s, found.oldest or found.moment)
-    counts = collections.Counter(row["queue"] for row in rows)
     last = {(row["queue"], row["priority"]): row for row in rows}
+    is_short = len(rows) < found.room
+    counts = collections.Counter(row["queue"] for row in rows) if is_short else {}
     for queue in found.queues:
         horizons.claimed(
             tenant_id, queue.queue, {level: due for level, due in enumerate(queue.due, 1) if due is not None}
         )
-        is_empty = not queue.is_due or (len(rows) < found.room and counts[queue.queue] < queue.share)
+        is_empty = not queue.is_due or (is_short and counts[queue.queue] < queue.share)
         horizons.looked(
             tenant_id, queue.queue, looks.queues[queue.queue], found.look_s, found.moment if is_empty else None,
             in_vain=queue.is_due and queue.share <= 0,
