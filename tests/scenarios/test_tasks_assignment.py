@@ -150,6 +150,15 @@ async def test_a_claim_waits_for_what_it_can_do(mesh: Mesh, tenant: str) -> None
         assert await claimer.wire.call("task.claim") == {"tasks": []}, "its only place is taken"
 
 
+async def test_a_task_that_its_agents_have_rejected_keeps_no_other_waiting(mesh: Mesh, tenant: str) -> None:
+    """Nobody else can do it, though somebody who can do other things is there."""
+    async with fleet(mesh, tenant, picky=["python"], idle=["cooking"]) as (picky, _):
+        await create(picky.wire, "rejected", required_capabilities=["python"])
+        await picky.say("reject", await picky.next_task())
+        await create(picky.wire, "later", required_capabilities=["python"])
+        assert (await picky.next_task())["title"] == "later"
+
+
 async def test_only_an_agent_claims_and_only_for_itself(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         agent = (await admin.call("agent.register", name="mine"))["agent"]

@@ -6,9 +6,9 @@ more, does both under it. It is taken before any row.
 
 from __future__ import annotations
 
-import collections
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from devmesh.core import assignment, tasks
 from devmesh.core.agents import PERFORMANCE_ATTEMPTS
@@ -59,11 +59,8 @@ async def hand_out(work: Work, locked: LockedTasks, available: Sequence[Candidat
     """
     if not available:
         return []
-    rooms = await _rooms(work, available, pull=pull)
-    agent_ids = [candidate.agent_id for candidate in available]
-    heads = await work.tx.fetch(
-        SQL.heads, work.tenant_id, list(rooms), list(rooms.values()), ASSIGNMENTS_MAX, agent_ids
-    ) if rooms else []  # fmt: skip
+    lanes = await _lanes(work, available, pull=pull)
+    heads = await _heads(work, lanes) if lanes else []
     waiting = [_waiting(row) for row in heads]
     if any(task.strategy is Strategy.PERFORMANCE for task in waiting):
         await _add_performance(work, available)
@@ -84,26 +81,46 @@ async def give(work: Work, locked: LockedTasks, pairs: Pairs) -> None:
         await work.tx.execute(AGENTS.note_assigned, work.tenant_id, list({agent_id for _, agent_id in pairs}))
 
 
-async def _rooms(work: Work, available: Sequence[Candidate], *, pull: bool) -> Mapping[str, int]:
-    """The lanes with waiting tasks that these agents may take from, and for how many tasks of each they have room."""
-    free: dict[frozenset[str], int] = collections.defaultdict(int)
+class Lane(NamedTuple):
+    name: str
+    room: int  # for how many of its tasks there is room
+    able: str  # the agents that may take from it, joined by commas
+
+
+async def _lanes(work: Work, available: Sequence[Candidate], *, pull: bool) -> list[Lane]:
+    """The lanes with waiting tasks that these agents may take from."""
     free_of = {str(candidate.agent_id): candidate.free for candidate in available}
+    alike: dict[frozenset[str], list[Candidate]] = {}
     for candidate in available:
-        free[candidate.capabilities] += candidate.free
-    rooms: dict[str, int] = {}
-    agent_ids = [candidate.agent_id for candidate in available]
-    for row in await work.tx.fetch(SQL.lanes, work.tenant_id, LANES_MAX, agent_ids):
+        alike.setdefault(candidate.capabilities, []).append(candidate)
+    joined: dict[tuple[frozenset[str], ...], str] = {}  # many lanes are for the same agents: their ids are joined once
+    lanes: list[Lane] = []
+    for row in await work.tx.fetch(
+        SQL.lanes, work.tenant_id, LANES_MAX, [candidate.agent_id for candidate in available]
+    ):
         kind, _, rest = row["lane"].partition(":")
-        required = frozenset(rest.split(",")) if rest else frozenset()
         if kind == "agent":
-            room = free_of[rest]
+            room, able = free_of[rest], rest
         elif kind == "auto" or pull:
-            room = sum(count for offered, count in free.items() if required <= offered)
+            required = frozenset(rest.split(",")) if rest else frozenset()
+            offered = tuple(capabilities for capabilities in alike if required <= capabilities)
+            room = sum(candidate.free for capabilities in offered for candidate in alike[capabilities])
+            if offered not in joined:
+                joined[offered] = ",".join(str(c.agent_id) for capabilities in offered for c in alike[capabilities])
+            able = joined[offered]
         else:
-            room = 0
+            continue
         if room > 0:
-            rooms[row["lane"]] = min(room, ASSIGNMENTS_MAX)
-    return rooms
+            lanes.append(Lane(row["lane"], min(room, ASSIGNMENTS_MAX), able))
+    return lanes
+
+
+async def _heads(work: Work, lanes: Sequence[Lane]) -> list[Record]:
+    places = {able: place for place, able in enumerate(dict.fromkeys(lane.able for lane in lanes), start=1)}
+    return await work.tx.fetch(
+        SQL.heads, work.tenant_id, [lane.name for lane in lanes], [lane.room for lane in lanes],
+        [places[lane.able] for lane in lanes], list(places), ASSIGNMENTS_MAX,
+    )  # fmt: skip
 
 
 def _candidate(row: Record) -> Candidate:

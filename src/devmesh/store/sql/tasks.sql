@@ -173,18 +173,20 @@ with recursive lanes as (
 
 -- name: heads
 -- What a plan needs to know of the first ready tasks of each lane, highest priority first, then oldest. $1 tenant, $2 lanes,
--- $3 how many of each, $4 how many in all, $5 the agents that could take them: a task that has excluded all of these is
--- passed over. Nothing is locked yet: only what is given away will be.
+-- $3 how many of each, $4 for each the place of its agents in $5: those that could take its tasks, each set joined by commas,
+-- $6 how many tasks in all. A task that has excluded all agents of its lane is passed over. Nothing is locked yet: only what is
+-- given away will be.
 select h.task_id, h.strategy, h.required_capabilities, h.target_agent_id, h.excluded_agent_ids
-from unnest($2::text[], $3::integer[]) as lane (name, room)
+from unnest($2::text[], $3::integer[], $4::integer[]) as lane (name, room, able_place)
+cross join lateral (select string_to_array(($5::text[])[lane.able_place], ',')::uuid[] as ids offset 0) able
 cross join generate_series(5, 1, -1) as level (priority)
 cross join lateral (
     select t.task_id, t.ready_at, t.strategy, t.required_capabilities, t.target_agent_id, t.excluded_agent_ids
     from mcp.tasks t
     where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
-      and t.ready_at <= now() and not t.excluded_agent_ids @> $5::uuid[]
+      and t.ready_at <= now() and not t.excluded_agent_ids @> able.ids
     order by t.ready_at, t.task_id limit lane.room) h
-order by level.priority desc, h.ready_at, h.task_id limit $4;
+order by level.priority desc, h.ready_at, h.task_id limit $6;
 
 -- name: lock_waiting
 -- Locks those of these tasks that still wait and that nobody else is moving. $1 tenant, $2 ids.
