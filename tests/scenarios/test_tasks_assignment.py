@@ -159,6 +159,18 @@ async def test_a_task_that_its_agents_have_rejected_keeps_no_other_waiting(mesh:
         assert (await picky.next_task())["title"] == "later"
 
 
+async def test_what_nobody_can_do_hides_nothing_that_somebody_can(mesh: Mesh, tenant: str) -> None:
+    """However many different sorts of it there are."""
+    async with await Agent.join(mesh, tenant, "able", "z", concurrency=2) as able:
+        tasks = [{"title": "nobody's", "required_capabilities": [f"a{place}"]} for place in range(1000)]
+        await able.wire.call("task.create_many", tasks=tasks)
+        await create(able.wire, "given", required_capabilities=["z"])
+        assert (await able.next_task())["title"] == "given"
+        await create(able.wire, "claimed", assign="pull")
+        [task] = (await able.wire.call("task.claim", wait_ms=1000))["tasks"]
+        assert task["title"] == "claimed"
+
+
 async def test_only_an_agent_claims_and_only_for_itself(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as admin:
         agent = (await admin.call("agent.register", name="mine"))["agent"]

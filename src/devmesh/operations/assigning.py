@@ -16,11 +16,16 @@ from devmesh.core.assignment import Candidate
 from devmesh.core.tasks import Strategy
 from devmesh.operations.task_moving import AGENTS
 from devmesh.operations.work import Work
+from devmesh.store.claim_horizons import FIRST_LANE
 from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, LockedTasks
 
 ASSIGNMENTS_MAX = 500  # tasks that one transaction hands out
-LANES_MAX = 1_000  # different sets of capabilities that waiting tasks ask for; more than these wait for their turn
+LANES_MAX = (
+    1_000  # different sets of capabilities that waiting tasks ask for, in one look; others have their turn later
+)
+LANE_LOOKS_MAX = 5  # one after the other, while there is nothing in them that anybody can do
+OWN = "agent:"  # how lanes begin that are for one agent alone
 
 Pairs = Sequence[tuple[uuid.UUID, uuid.UUID]]  # (task, agent)
 
@@ -88,31 +93,52 @@ class Lane(NamedTuple):
 
 
 async def _lanes(work: Work, available: Sequence[Candidate], *, pull: bool) -> list[Lane]:
-    """The lanes with waiting tasks that these agents may take from."""
-    free_of = {str(candidate.agent_id): candidate.free for candidate in available}
-    alike: dict[frozenset[str], list[Candidate]] = {}
-    for candidate in available:
-        alike.setdefault(candidate.capabilities, []).append(candidate)
-    joined: dict[tuple[frozenset[str], ...], str] = {}  # many lanes are for the same agents: their ids are joined once
+    """Lanes with waiting tasks that these agents may take from. What nobody can do is passed over, a part at a time."""
+    begin = after = work.horizons.lane(work.tenant_id)
+    agent_ids = [candidate.agent_id for candidate in available]
+    offers = _Offers(available)
     lanes: list[Lane] = []
-    for row in await work.tx.fetch(
-        SQL.lanes, work.tenant_id, LANES_MAX, [candidate.agent_id for candidate in available]
-    ):
-        kind, _, rest = row["lane"].partition(":")
-        if kind == "agent":
-            room, able = free_of[rest], rest
-        elif kind == "auto" or pull:
-            required = frozenset(rest.split(",")) if rest else frozenset()
-            offered = tuple(capabilities for capabilities in alike if required <= capabilities)
-            room = sum(candidate.free for capabilities in offered for candidate in alike[capabilities])
-            if offered not in joined:
-                joined[offered] = ",".join(str(c.agent_id) for capabilities in offered for c in alike[capabilities])
-            able = joined[offered]
-        else:
-            continue
-        if room > 0:
-            lanes.append(Lane(row["lane"], min(room, ASSIGNMENTS_MAX), able))
+    has_come_round = False
+    for _ in range(LANE_LOOKS_MAX):
+        names = [row["lane"] for row in await work.tx.fetch(SQL.lanes, work.tenant_id, after, LANES_MAX, agent_ids)]
+        lanes = [lane for name in names if (lane := offers.lane(name, pull=pull)) is not None]
+        shared = [name for name in names if not name.startswith(OWN)]
+        after = shared[-1] if len(shared) == LANES_MAX else FIRST_LANE
+        has_come_round = has_come_round or after == FIRST_LANE
+        if lanes or (has_come_round and after >= begin):
+            break
+        agent_ids = []  # their own lanes are known by now
+    work.horizons.looked_until(work.tenant_id, after)
     return lanes
+
+
+class _Offers:
+    """What agents with room can do. Many lanes are for the same agents: their ids are joined once."""
+
+    def __init__(self, available: Sequence[Candidate]) -> None:
+        self._free = {str(candidate.agent_id): candidate.free for candidate in available}
+        self._alike: dict[frozenset[str], list[str]] = {}
+        for candidate in available:
+            self._alike.setdefault(candidate.capabilities, []).append(str(candidate.agent_id))
+        self._joined: dict[tuple[frozenset[str], ...], tuple[int, str]] = {}
+
+    def lane(self, name: str, *, pull: bool) -> Lane | None:
+        """A lane as it is for these agents, if any of them may take from it; `pull` when they have asked."""
+        kind, _, rest = name.partition(":")
+        if name.startswith(OWN):
+            room, able = self._free[rest], rest
+        elif kind == "auto" or pull:
+            room, able = self._able(frozenset(rest.split(",")) if rest else frozenset())
+        else:
+            return None
+        return Lane(name, min(room, ASSIGNMENTS_MAX), able) if room > 0 else None
+
+    def _able(self, required: frozenset[str]) -> tuple[int, str]:
+        offered = tuple(capabilities for capabilities in self._alike if required <= capabilities)
+        if offered not in self._joined:
+            ids = [agent_id for capabilities in offered for agent_id in self._alike[capabilities]]
+            self._joined[offered] = sum(self._free[agent_id] for agent_id in ids), ",".join(ids)
+        return self._joined[offered]
 
 
 async def _heads(work: Work, lanes: Sequence[Lane]) -> list[Record]:

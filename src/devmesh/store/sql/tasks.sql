@@ -155,21 +155,21 @@ select exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pe
 
 -- name: lanes
 -- The lanes with pending tasks: those of capabilities by a loose index scan, as many probes as lanes, then those that are
--- meant for one of these agents, in the order of their index: another index has all tasks of the tenant. $1 tenant, $2 how many of the
--- first sort at most, $3 agents.
+-- meant for one of these agents, in the order of their index: another index has all tasks of the tenant. $1 tenant, $2 the lane after
+-- which the first sort begins, $3 how many of it at most, $4 agents.
 with recursive lanes as (
-    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane >= 'auto:'
+    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > $2 collate "C"
      order by t.lane limit 1)
     union all
     select (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > l.lane
             order by t.lane limit 1)
     from lanes l where l.lane is not null
 ), own as (
-    select t.lane from unnest($3::uuid[]) as agent (id)
+    select t.lane from unnest($4::uuid[]) as agent (id)
     cross join lateral (select w.lane from mcp.tasks w where w.tenant_id = $1 and w.status = 'pending'
                         and w.lane = ('agent:' || agent.id) collate "C" order by w.priority, w.ready_at limit 1) t
 )
-(select lane from lanes where lane is not null and lane <> 'blocked' limit $2) union all select lane from own;
+(select lane from lanes where lane is not null and lane <> 'blocked' limit $3) union all select lane from own;
 
 -- name: heads
 -- What a plan needs to know of the first ready tasks of each lane, highest priority first, then oldest. $1 tenant, $2 lanes,
