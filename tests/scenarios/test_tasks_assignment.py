@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import run_sql
 from tests.fleet import Agent, create, fleet, refusal
 from tests.harness import Mesh, eventually
 from tests.wire import Wire
@@ -169,6 +170,22 @@ async def test_what_nobody_can_do_hides_nothing_that_somebody_can(mesh: Mesh, te
         await create(able.wire, "claimed", assign="pull")
         [task] = (await able.wire.call("task.claim", wait_ms=1000))["tasks"]
         assert task["title"] == "claimed"
+
+
+async def test_large_tasks_are_given_a_few_at_a_time(mesh: Mesh, tenant: str) -> None:
+    """A transaction that gave out all of them would come to its deadline, again and again."""
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        for assign in ("auto", "pull"):
+            for _ in range(12):
+                await create(wire, assign=assign, parameters={"large": "x" * 500_000})
+        async with await Agent.join(mesh, tenant, "wide", concurrency=24) as agent:
+            for _ in range(12):
+                await agent.next_task()
+            claimed = [len((await agent.wire.call("task.claim", limit=12))["tasks"]) for _ in range(2)]
+            assert claimed == [9, 3]
+    sql = f"""select count(*) from mcp.events where tenant_id = '{wire.initialized["tenant_id"]}' and type = 'task.assigned'
+              group by xmin::text order by min(sequence)"""
+    assert [int(count) for count in run_sql(mesh.dsn, sql).split()] == [9, 3, 9, 3]
 
 
 async def test_only_an_agent_claims_and_only_for_itself(mesh: Mesh, tenant: str) -> None:

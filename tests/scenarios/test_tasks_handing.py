@@ -114,7 +114,8 @@ async def test_a_delegation_waits_for_an_agent_that_is_full(mesh: Mesh, tenant: 
 
 async def test_an_agent_that_leaves_for_good_strands_nothing(mesh: Mesh, tenant: str) -> None:
     async with fleet(mesh, tenant, leaver=[], stayer=[]) as (leaver, stayer):
-        held = await create(stayer.wire, "held", assign=leaver.id)
+        own = {"parameters": {"keep": "me"}, "metadata": {"me": "too"}}
+        held = await create(stayer.wire, "held", assign=leaver.id, **own)
         await leaver.next_task()
         waiting = await create(stayer.wire, "waiting", assign=leaver.id)
         await leaver.wire.call("agent.deregister")
@@ -122,6 +123,7 @@ async def test_an_agent_that_leaves_for_good_strands_nothing(mesh: Mesh, tenant:
         await stayer.complete(given[0])
         given.append(await stayer.next_task())
         assert {task["id"] for task in given} == {held["id"], waiting["id"]}
+        assert own.items() <= next(task for task in given if task["id"] == held["id"]).items()
         assert (await refusal(stayer.wire, "task.create", title="late", assign=leaver.id)).kind == "not_found"
 
 

@@ -369,12 +369,13 @@ def topics(task: Task) -> tuple[str, ...]:
     return tuple(found)
 
 
+TOLD_WHOLE = "task.assigned"
 _PATCH_ALWAYS = ("id", "version", "updated_at")
 
 
 def event_data(task: Task, move: Move) -> bytes:
     """The event's data: the whole task when it is handed to an agent, else what changed."""
-    if move.event == "task.assigned":
+    if move.event == TOLD_WHOLE:
         return msgspec.json.encode({"task": task})
     patch = {name: getattr(task, name) for name in (*_PATCH_ALWAYS, *move.changes)}
     return msgspec.json.encode({"task": patch})

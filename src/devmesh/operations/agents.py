@@ -258,7 +258,7 @@ async def _free_tasks(work: Work, agent_id: uuid.UUID) -> None:
     ids = [row["task_id"] for row in await work.tx.fetch(SQL.tasks_of, work.tenant_id, agent_id)]
     if not ids:
         return
-    await locked.lock(ids)
+    await locked.lock(ids, whole=False)
     for task in [locked[task_id] for task_id in ids]:
         if task.status in tasks.HELD and task.assigned_to == agent_id:
             locked.move(task.id, tasks.expire(task, work.now))

@@ -21,25 +21,30 @@ from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, LockedTasks
 
 ASSIGNMENTS_MAX = 500  # tasks that one transaction hands out
-LANES_MAX = (
-    1_000  # different sets of capabilities that waiting tasks ask for, in one look; others have their turn later
-)
+GIVEN_BYTES_MAX = 4 << 20  # of tasks that it hands out, and one more: each is told of whole
+# Different sets of capabilities that waiting tasks ask for, in one look. Others have their turn later.
+LANES_MAX = 1_000
 LANE_LOOKS_MAX = 5  # one after the other, while there is nothing in them that anybody can do
 OWN = "agent:"  # how lanes begin that are for one agent alone
 
 Pairs = Sequence[tuple[uuid.UUID, uuid.UUID]]  # (task, agent)
 
 
-async def assign_ready(work: Work) -> int:
-    """Hands out what is ready to whoever has room, and says how many. The assigner's whole work."""
+class Given(NamedTuple):
+    pairs: Pairs
+    is_more: bool = False  # there may be others that these agents could have at once
+
+
+async def assign_ready(work: Work) -> Given:
+    """Hands out what is ready to whoever has room. The assigner's whole work."""
     if not await is_any_waiting(work):
-        return 0
+        return Given([])
     await lock_assignment(work)
     available = [_candidate(row) for row in await work.tx.fetch(AGENTS.candidates, work.tenant_id)]
     locked = LockedTasks(work)
     given = await hand_out(work, locked, available, pull=False)
     await locked.save()
-    return len(given)
+    return given
 
 
 async def is_any_waiting(work: Work) -> bool:
@@ -57,13 +62,13 @@ async def candidates_of(work: Work, agent_ids: Sequence[uuid.UUID], *, are_there
     return [_candidate(row) for row in rows]
 
 
-async def hand_out(work: Work, locked: LockedTasks, available: Sequence[Candidate], *, pull: bool) -> Pairs:
+async def hand_out(work: Work, locked: LockedTasks, available: Sequence[Candidate], *, pull: bool) -> Given:
     """Gives the most urgent tasks to these agents, by each task's strategy; `pull` when the agents have asked for them.
 
     The caller holds the assignment lock, and saves.
     """
     if not available:
-        return []
+        return Given([])
     lanes = await _lanes(work, available, pull=pull)
     heads = await _heads(work, lanes) if lanes else []
     waiting = [_waiting(row) for row in heads]
@@ -71,11 +76,13 @@ async def hand_out(work: Work, locked: LockedTasks, available: Sequence[Candidat
         await _add_performance(work, available)
     planned = assignment.plan(waiting, available)
     if not planned:
-        return []
-    locked.hold(await work.tx.fetch(SQL.lock_waiting, work.tenant_id, [task_id for task_id, _ in planned]))
+        return Given([])
+    rows = await work.tx.fetch(SQL.lock_waiting, work.tenant_id, [task_id for task_id, _ in planned], GIVEN_BYTES_MAX)
+    locked.hold(rows)
     pairs = [(task_id, agent_id) for task_id, agent_id in planned if locked.get(task_id) is not None]
     await give(work, locked, pairs)
-    return pairs
+    is_cut_short = len(planned) == ASSIGNMENTS_MAX or any(row["reached"] < len(planned) for row in rows[:1])
+    return Given(pairs, bool(pairs) and (is_cut_short or work.horizons.lane(work.tenant_id) != FIRST_LANE))
 
 
 async def give(work: Work, locked: LockedTasks, pairs: Pairs) -> None:

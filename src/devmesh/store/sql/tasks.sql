@@ -16,7 +16,8 @@ from json_to_recordset($2) as t (id uuid, title text, description text, type tex
     created_at timestamptz, updated_at timestamptz, started_at timestamptz);
 
 -- name: lock
--- Locks tasks and the distributed parents above them, parents first (an id is greater than its parent's). $1 tenant, $2 ids.
+-- Locks tasks and the distributed parents above them, parents first (an id is greater than its parent's). $1 tenant, $2 ids,
+-- $3 whether with their parameters and metadata, which may be large and which most moves do not touch; else these are null.
 with recursive wanted as (
     select t.task_id, t.parent_id from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[])
     union
@@ -24,7 +25,13 @@ with recursive wanted as (
     cross join lateral (select above.task_id, above.parent_id from mcp.tasks above
                         where above.tenant_id = $1 and above.task_id = w.parent_id and above.distribution is not null limit 1) p
 )
-select r.* from mcp.task_rows r
+select r.id, r.title, r.description, r.type, r.priority, case when $3::boolean then r.parameters end as parameters,
+       r.required_capabilities, r.tags, case when $3 then r.metadata end as metadata, r.created_by, r.created_by_key_id,
+       r.assign, r.strategy, r.target_agent_id, r.excluded_agent_ids, r.parent_id, r.position, r.distribution, r.blocked,
+       r.delegated_from, r.delegation_depth, r.status, r.attempt, r.version, r.assigned_to, r.result, r.error, r.progress,
+       r.progress_message, r.retry_count, r.max_retries, r.timeout_s, r.lease_s, r.deadline, r.ready_at, r.lease_until,
+       r.timeout_at, r.created_at, r.updated_at, r.assigned_at, r.accepted_at, r.started_at, r.finished_at
+from mcp.task_rows r
 where r.tenant_id = $1 and r.id = any(array(select task_id from wanted))
 order by r.id for update;
 
@@ -189,9 +196,21 @@ cross join lateral (
 order by level.priority desc, h.ready_at, h.task_id limit $6;
 
 -- name: lock_waiting
--- Locks those of these tasks that still wait and that nobody else is moving. $1 tenant, $2 ids.
-select r.* from mcp.task_rows r
-where r.tenant_id = $1 and r.id = any($2::uuid[]) and r.status = 'pending' and not r.blocked
+-- Locks those of these tasks that still wait and that nobody else is moving: the first ones, up to the one by which they come
+-- to so many bytes. $1 tenant, $2 ids, $3 bytes. `reached` tells how many that were, whether they could be locked or not.
+with recursive counted as (
+    select 0 as place, 0::bigint as bytes
+    union all
+    select c.place + 1, c.bytes + coalesce(next.bytes, 0) from counted c
+    left join lateral (
+        select octet_length(t.parameters::text) + octet_length(t.metadata::text) + octet_length(t.description)
+               + coalesce(octet_length(t.error::text), 0) as bytes
+        from mcp.tasks t where t.tenant_id = $1 and t.task_id = ($2::uuid[])[c.place + 1] limit 1) next on true
+    where c.place < cardinality($2::uuid[]) and c.bytes < $3
+)
+select r.*, (select max(c.place) from counted c) as reached from mcp.task_rows r
+where r.tenant_id = $1 and r.id = any(($2::uuid[])[1:(select max(c.place) from counted c)])
+  and r.status = 'pending' and not r.blocked
 order by r.id for update skip locked;
 
 -- name: overdue_ids
