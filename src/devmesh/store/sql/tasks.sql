@@ -113,34 +113,62 @@ select r.* from mcp.task_rows r where r.tenant_id = $1 and r.id = any($2::uuid[]
 
 -- name: page
 -- A page of tasks, newest first, found by walking down the ids over $4 tasks at most. $1 tenant, $2 ids below this one,
--- $3 how many, then filters, each null for any: $5 statuses, $6 assignee, $7 creator, $8 type, $9 tag.
-select r.* from (
-    select * from mcp.task_rows w where w.tenant_id = $1 and w.id < $2 order by w.id desc limit $4) r
-where ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
-  and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
-order by r.id desc limit $3;
+-- $3 how many at most, then filters, each null for any: $5 statuses, $6 assignee, $7 creator, $8 type, $9 tag; $10 up to how
+-- many bytes, as they are stored, and one task more. `found` is how many there were of $3.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.parameters) + pg_column_size(f.metadata) + pg_column_size(f.description)
+               + coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.* from (
+            select * from mcp.task_rows w where w.tenant_id = $1 and w.id < $2 order by w.id desc limit $4) r
+        where ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+          and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8)
+          and ($9::text is null or $9 = any(r.tags))
+        order by r.id desc limit $3) f) p
+where coalesce(p.bytes_before, 0) < $10 order by p.id desc;
 
 -- name: page_reach
 -- The last task that a page has walked to, when it could not walk to the end. $1 tenant, $2 ids below this one, $3 how far.
 select w.task_id from mcp.tasks w where w.tenant_id = $1 and w.task_id < $2 order by w.task_id desc limit 1 offset $3 - 1;
 
 -- name: page_unfinished
--- The same for tasks that have not ended: however many have, these are found by their own indexes. $4 to $8 as $5 to $9 above.
-select r.* from (
-    (select * from mcp.task_rows w where w.tenant_id = $1 and w.status = 'pending' and w.status = any($4::text[]) offset 0)
-    union all
-    (select * from mcp.task_rows h
-     where h.tenant_id = $1 and h.status in ('assigned', 'accepted', 'running') and h.status = any($4::text[]) offset 0)) r
-where r.id < $2 and ($5::uuid is null or r.assigned_to = $5)
-  and ($6::uuid is null or r.created_by = $6) and ($7::text is null or r.type = $7) and ($8::text is null or $8 = any(r.tags))
-order by r.id desc limit $3;
+-- The same for tasks that have not ended: however many have, these are found by their own indexes, of which only those are looked
+-- into that are asked for. $4 to $9 as $5 to $10 above.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.parameters) + pg_column_size(f.metadata) + pg_column_size(f.description)
+               + coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.* from (
+            (select * from mcp.task_rows w
+             where w.tenant_id = $1 and w.status = 'pending' and 'pending' = any($4::text[]) offset 0)
+            union all
+            (select * from mcp.task_rows h
+             where h.tenant_id = $1 and h.status in ('assigned', 'accepted', 'running') and h.status = any($4::text[])
+               and $4 && array['assigned', 'accepted', 'running'] offset 0)) r
+        where r.id < $2 and ($5::uuid is null or r.assigned_to = $5)
+          and ($6::uuid is null or r.created_by = $6) and ($7::text is null or r.type = $7)
+          and ($8::text is null or $8 = any(r.tags))
+        order by r.id desc limit $3) f) p
+where coalesce(p.bytes_before, 0) < $9 order by p.id desc;
 
 -- name: page_of_parent
--- The same for the children of one task, found by their own index. $4 parent, $5 to $9 as above.
-select r.* from (select * from mcp.task_rows c where c.tenant_id = $1 and c.parent_id = $4 offset 0) r
-where r.id < $2 and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
-  and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
-order by r.id desc limit $3;
+-- The same for the children of one task, found by their own index. $4 parent, $5 to $10 as above.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.parameters) + pg_column_size(f.metadata) + pg_column_size(f.description)
+               + coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.* from (select * from mcp.task_rows c where c.tenant_id = $1 and c.parent_id = $4 offset 0) r
+        where r.id < $2 and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+          and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8)
+          and ($9::text is null or $9 = any(r.tags))
+        order by r.id desc limit $3) f) p
+where coalesce(p.bytes_before, 0) < $10 order by p.id desc;
 
 -- name: children
 -- What a distributed parent's rule needs to know of its children. $1 tenant, $2 parents.
