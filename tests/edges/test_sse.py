@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -183,6 +184,34 @@ async def test_events_are_listed_in_pages(rest: Rest, tenant: str) -> None:
     assert seen == made
     only = await rest.call("GET", f"/events/list?topics=task:{made[3]}", tenant)
     assert [event["topic"] for event in only["events"]] == [f"task:{made[3]}"]
+
+
+async def test_what_is_large_is_listed_and_read_a_few_at_a_time(rest: Rest, mesh: Mesh, tenant: str) -> None:
+    """Be it stored small or not: a page holds 1 MiB at most."""
+    begin = (await rest.call("GET", "/events/list", tenant))["cursor"]
+    parent = (await new_task(rest, tenant))["id"]
+    texts = ["x" * 400_000, secrets.token_urlsafe(300_000)] * 2
+    made = [(await new_task(rest, tenant, parent_id=parent, parameters={"large": text}))["id"] for text in texts]
+    seen, since = [], begin
+    for expected in (3, 2, 0):
+        page = await rest.call("GET", f"/events/list?since={since}", tenant)
+        assert len(page["events"]) == expected
+        seen += [event["data"]["task"]["id"] for event in page["events"]]
+        since = page["cursor"]
+    assert seen == [parent, *made]
+    all_of_them = [*reversed(made), parent]
+    for query, newest_first in (
+        ("limit=9", all_of_them),
+        ("status=pending", all_of_them),
+        (f"parent_id={parent}", made[::-1]),
+    ):
+        first = await rest.call("GET", f"/tasks?{query}", tenant)
+        last = await rest.call("GET", f"/tasks?{query}&cursor={first['next_cursor']}", tenant)
+        assert (len(first["tasks"]), last["next_cursor"]) == (2, None)
+        assert [task["id"] for task in first["tasks"] + last["tasks"]] == newest_first
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        await wire.call("subscribe", topics=["tenant"], since=begin)
+        assert [event["data"]["task"]["id"] for event in await wire.until_events(5)] == seen
 
 
 async def test_w08_a_revoked_key_ends_its_stream(rest: Rest, tenant: str) -> None:

@@ -25,7 +25,7 @@ class Log:
     """What the subscriber reads events from, in place of the fan-out: all are in memory."""
 
     async def page(self, stream: Stream, sequence: int, topics: Any) -> tuple[list[Recent], int]:
-        recents = stream.after(sequence, 100)
+        recents = stream.after(sequence, 100, 1 << 20)
         return recents, recents[-1].event.sequence if recents else sequence
 
     def delivered(self, count: int) -> None:
@@ -94,3 +94,18 @@ async def test_nor_does_it_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     async with asyncio.timeout(2):
         await consumer.outbox.room_for(b"x" * BYTES_MAX)
     assert consumer.outbox.is_overflowed
+
+
+def test_a_page_of_what_is_in_memory_ends_at_so_many_events_or_bytes() -> None:
+    stream = Consumer().stream
+    now = datetime.datetime.now(datetime.UTC)
+    sizes_bytes = [1, 1, 900_000, 900_000, 1]
+    stream.append(
+        Event(place, now, "task.created", ("task:1",), "x" * size_bytes)
+        for place, size_bytes in enumerate(sizes_bytes, start=1)
+    )
+
+    def page(after: int) -> list[int]:
+        return [recent.event.sequence for recent in stream.after(after, 3, 500_000)]
+
+    assert [page(after) for after in range(6)] == [[1, 2, 3], [2, 3], [3], [4], [5], []]

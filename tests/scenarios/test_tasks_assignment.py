@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import run_sql
 from tests.fleet import Agent, create, fleet, refusal
 from tests.harness import Mesh, eventually
 from tests.wire import Wire
@@ -148,6 +149,43 @@ async def test_a_claim_waits_for_what_it_can_do(mesh: Mesh, tenant: str) -> None
         [task] = (await waiting)["tasks"]
         assert task["id"] == mine["id"]
         assert await claimer.wire.call("task.claim") == {"tasks": []}, "its only place is taken"
+
+
+async def test_a_task_that_its_agents_have_rejected_keeps_no_other_waiting(mesh: Mesh, tenant: str) -> None:
+    """Nobody else can do it, though somebody who can do other things is there."""
+    async with fleet(mesh, tenant, picky=["python"], idle=["cooking"]) as (picky, _):
+        await create(picky.wire, "rejected", required_capabilities=["python"])
+        await picky.say("reject", await picky.next_task())
+        await create(picky.wire, "later", required_capabilities=["python"])
+        assert (await picky.next_task())["title"] == "later"
+
+
+async def test_what_nobody_can_do_hides_nothing_that_somebody_can(mesh: Mesh, tenant: str) -> None:
+    """However many different sorts of it there are."""
+    async with await Agent.join(mesh, tenant, "able", "z", concurrency=2) as able:
+        tasks = [{"title": "nobody's", "required_capabilities": [f"a{place}"]} for place in range(1000)]
+        await able.wire.call("task.create_many", tasks=tasks)
+        await create(able.wire, "given", required_capabilities=["z"])
+        assert (await able.next_task())["title"] == "given"
+        await create(able.wire, "claimed", assign="pull")
+        [task] = (await able.wire.call("task.claim", wait_ms=1000))["tasks"]
+        assert task["title"] == "claimed"
+
+
+async def test_large_tasks_are_given_a_few_at_a_time(mesh: Mesh, tenant: str) -> None:
+    """A transaction that gave out all of them would come to its deadline, again and again."""
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        for assign in ("auto", "pull"):
+            for _ in range(12):
+                await create(wire, assign=assign, parameters={"large": "x" * 500_000})
+        async with await Agent.join(mesh, tenant, "wide", concurrency=24) as agent:
+            for _ in range(12):
+                await agent.next_task()
+            claimed = [len((await agent.wire.call("task.claim", limit=12))["tasks"]) for _ in range(2)]
+            assert claimed == [9, 3]
+    sql = f"""select count(*) from mcp.events where tenant_id = '{wire.initialized["tenant_id"]}' and type = 'task.assigned'
+              group by xmin::text order by min(sequence)"""
+    assert [int(count) for count in run_sql(mesh.dsn, sql).split()] == [9, 3, 9, 3]
 
 
 async def test_only_an_agent_claims_and_only_for_itself(mesh: Mesh, tenant: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 
+import pytest
+
 from tests.fleet import Agent, create, fleet, get, refusal
 from tests.harness import Mesh
-from tests.wire import Wire
+from tests.scenarios.archive import Bystander
+from tests.wire import Wire, WireError
 
 
 async def test_t06_a_delegates_to_b_who_delegates_to_c(mesh: Mesh, tenant: str) -> None:
@@ -110,7 +114,8 @@ async def test_a_delegation_waits_for_an_agent_that_is_full(mesh: Mesh, tenant: 
 
 async def test_an_agent_that_leaves_for_good_strands_nothing(mesh: Mesh, tenant: str) -> None:
     async with fleet(mesh, tenant, leaver=[], stayer=[]) as (leaver, stayer):
-        held = await create(stayer.wire, "held", assign=leaver.id)
+        own = {"parameters": {"keep": "me"}, "metadata": {"me": "too"}}
+        held = await create(stayer.wire, "held", assign=leaver.id, **own)
         await leaver.next_task()
         waiting = await create(stayer.wire, "waiting", assign=leaver.id)
         await leaver.wire.call("agent.deregister")
@@ -118,4 +123,52 @@ async def test_an_agent_that_leaves_for_good_strands_nothing(mesh: Mesh, tenant:
         await stayer.complete(given[0])
         given.append(await stayer.next_task())
         assert {task["id"] for task in given} == {held["id"], waiting["id"]}
+        assert own.items() <= next(task for task in given if task["id"] == held["id"]).items()
         assert (await refusal(stayer.wire, "task.create", title="late", assign=leaver.id)).kind == "not_found"
+
+
+async def test_an_agent_that_leaves_while_a_task_is_made_for_it_strands_nothing(
+    mesh: Mesh, tenant: str, bystander: Bystander
+) -> None:
+    async with fleet(mesh, tenant, leaver=[], stayer=[]) as (leaver, stayer):
+        tenant_id = stayer.wire.initialized["tenant_id"]
+        await bystander.begin("select pg_advisory_xact_lock(hashtextextended($1, 7))", tenant_id)
+        creating = asyncio.ensure_future(create(stayer.wire, "late", assign=leaver.id))
+        await bystander.are_held_up(1)
+        leaving = asyncio.ensure_future(leaver.wire.call("agent.deregister"))
+        await bystander.are_held_up(2)
+        await bystander.commit()
+        await asyncio.gather(creating, leaving)
+        assert (await stayer.next_task())["title"] == "late"
+
+
+async def test_nor_is_a_task_made_for_an_agent_that_is_about_to_leave(
+    mesh: Mesh, tenant: str, bystander: Bystander
+) -> None:
+    async with fleet(mesh, tenant, leaver=[], stayer=[]) as (leaver, stayer):
+        tenant_id = stayer.wire.initialized["tenant_id"]
+        await bystander.begin("select pg_advisory_xact_lock(hashtextextended($1, 7))", tenant_id)
+        leaving = asyncio.ensure_future(leaver.wire.call("agent.deregister"))
+        await bystander.are_held_up(1)
+        creating = asyncio.ensure_future(create(stayer.wire, "too late", assign=leaver.id))
+        await bystander.are_held_up(2)
+        await bystander.commit()
+        await leaving
+        with pytest.raises(WireError) as refused:
+            await creating
+        assert refused.value.kind == "not_found"
+
+
+async def test_a_task_is_retried_by_others_when_the_agent_that_it_was_meant_for_has_left(
+    mesh: Mesh, tenant: str
+) -> None:
+    async with fleet(mesh, tenant, leaver=[], stayer=[]) as (leaver, stayer):
+        for_the_leaver = await create(stayer.wire, assign=leaver.id)
+        await leaver.say("fail", await leaver.next_task(), retryable=False)
+        for_the_stayer = await create(leaver.wire, assign=stayer.id)
+        await stayer.say("fail", await stayer.next_task(), retryable=False)
+        await leaver.wire.call("agent.deregister")
+        for failed, target in ((for_the_leaver, None), (for_the_stayer, stayer.id)):
+            retried = (await stayer.wire.call("task.retry", task_id=failed["id"]))["task"]
+            assert retried["target_agent_id"] == target
+            await stayer.complete(await stayer.next_task())

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from devmesh.store.claim_horizons import (
     BEGINNING,
     EMPTIED_S,
+    FIRST_LANE,
     FRONT_LOOK_INTERVAL,
     FRONT_LOOK_INTERVAL_MAX,
     LATE,
@@ -154,3 +155,12 @@ def test_about_now_follows_what_the_database_told_last(monkeypatch: pytest.Monke
     assert horizons.about_now() == START + datetime.timedelta(seconds=5)
     horizons.told(START - datetime.timedelta(hours=1))
     assert horizons.about_now() == START - datetime.timedelta(hours=1)
+
+
+def test_a_look_at_lanes_goes_on_where_the_last_one_ended() -> None:
+    horizons, other = ClaimHorizons(), uuid.uuid4()
+    assert horizons.lane(TENANT) == FIRST_LANE
+    horizons.looked_until(TENANT, "auto:m")
+    assert (horizons.lane(TENANT), horizons.lane(other)) == ("auto:m", FIRST_LANE)
+    horizons.looked_until(TENANT, FIRST_LANE)
+    assert horizons.lane(TENANT) == FIRST_LANE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterable
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -22,6 +23,7 @@ WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
 Moment = Annotated[datetime.datetime, Meta(tz=True, extra_json_schema={"pattern": "^(?!000[01]|9999)"})]
 Version = Annotated[int, Meta(ge=0, le=2_147_483_647)]  # of a thing; the first is 1
 IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+PAGE_BYTES_MAX = 1 << 20  # of what one page shows, unless a single thing is larger
 PageCursor = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{32}$"})]
 
 UUID_PATTERN = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -55,3 +57,14 @@ def decode_page_cursor(text: str | None, field: str = "cursor") -> uuid.UUID | N
 def page_cursor(ids: list[uuid.UUID], limit: int) -> str | None:
     """The cursor of the next page, or None when this one was not full."""
     return ids[-1].hex if len(ids) == limit else None
+
+
+def fitting(sizes_bytes: Iterable[int]) -> int:
+    """How many of these things go on one page: as many as come to PAGE_BYTES_MAX, and the first however large it is."""
+    count, total_bytes = 0, 0
+    for size_bytes in sizes_bytes:
+        total_bytes += size_bytes
+        if total_bytes > PAGE_BYTES_MAX and count:
+            break
+        count += 1
+    return count

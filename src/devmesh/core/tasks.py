@@ -306,14 +306,16 @@ def reassign(task: Task, to_agent_id: uuid.UUID | None, now: datetime.datetime) 
     return Move("task.reassigned", changes, Outcome.REASSIGNED)
 
 
-def retry(task: Task, now: datetime.datetime) -> Move:
-    """A person's second wish: the task begins again with all its retries."""
+def retry(task: Task, now: datetime.datetime, *, is_target_gone: bool = False) -> Move:
+    """A person's second wish: the task begins again with all its retries, for others if whom it was meant for has left."""
     check_legal(task, "retry")
     if task.distribution is not None:
         raise errors.conflict("task.state", "a distributed task cannot be retried; create it again")
     if task.deadline is not None and task.deadline <= now:
         raise errors.conflict("task.deadline", "the deadline of this task has passed; create it again with another")
     changes = {**_pending_again(task, now), "retry_count": 0, "result": None, "error": None, "finished_at": None}
+    if is_target_gone:
+        changes["target_agent_id"] = None
     return Move("task.retried", changes)
 
 
@@ -367,12 +369,13 @@ def topics(task: Task) -> tuple[str, ...]:
     return tuple(found)
 
 
+TOLD_WHOLE = "task.assigned"
 _PATCH_ALWAYS = ("id", "version", "updated_at")
 
 
 def event_data(task: Task, move: Move) -> bytes:
     """The event's data: the whole task when it is handed to an agent, else what changed."""
-    if move.event == "task.assigned":
+    if move.event == TOLD_WHOLE:
         return msgspec.json.encode({"task": task})
     patch = {name: getattr(task, name) for name in (*_PATCH_ALWAYS, *move.changes)}
     return msgspec.json.encode({"task": patch})

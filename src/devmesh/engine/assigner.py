@@ -9,7 +9,7 @@ import uuid
 
 from devmesh import telemetry
 from devmesh.engine.ring_loop import RingLoop
-from devmesh.operations.assigning import ASSIGNMENTS_MAX, assign_ready
+from devmesh.operations.assigning import assign_ready
 from devmesh.operations.work import WorkRunner
 from devmesh.store.statements import load
 
@@ -31,7 +31,7 @@ class Assigner(RingLoop):
         return bool(self._rung)
 
     async def _assign(self, tenant_id: uuid.UUID) -> None:
-        assigned = await self._runner.run(tenant_id, assign_ready)
-        telemetry.TASKS_ASSIGNED.inc(assigned)
-        if assigned == ASSIGNMENTS_MAX:
+        given = await self._runner.run(tenant_id, assign_ready)
+        telemetry.TASKS_ASSIGNED.inc(len(given.pairs))
+        if given.is_more:
             self._rung.add(tenant_id)

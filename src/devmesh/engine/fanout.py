@@ -28,6 +28,8 @@ from devmesh.store.statements import load
 log = structlog.get_logger(__name__)
 
 SQL = load("events")
+READ_BYTES_MAX = 8 << 20  # as they are stored, of the events of all streams that one look reads, and one more of each
+REPLAY_BYTES_MAX = 1 << 20  # the same of what is read for one who catches up
 FLOORS_INTERVAL_S = 5.0  # between looks for what retention has removed
 FLOOD_EVENTS = 50  # of a tenant in one look
 UNUSED_PASSES_MAX = 120  # how long a stream without subscribers is kept: their reconnecting finds it in memory
@@ -69,23 +71,32 @@ class Fanout(RingLoop):
         looked = [s for s in self._streams.values() if (rung is None or s.tenant_id in rung) and s.subscribers]
         if not looked:
             return False
-        rows = await self._database.read(
-            SQL.after, [s.tenant_id for s in looked], [s.position for s in looked], self._page_events_max
-        )
-        by_tenant: dict[uuid.UUID, list[Event]] = {}
-        for row in rows:
-            by_tenant.setdefault(row["tenant_id"], []).append(_event(row))
-        is_more = False
+        by_tenant, unfinished = await self._read(looked)
+        self._rung |= unfinished
         # Those with little news first, and sent off before a flood is dealt with.
         for stream in sorted(looked, key=lambda stream: len(by_tenant.get(stream.tenant_id, ()))):
             events = by_tenant.get(stream.tenant_id, [])
             if len(events) >= FLOOD_EVENTS:
                 await asyncio.sleep(0)
             self._take(stream, events)
-            if len(events) == self._page_events_max:
-                is_more = True
-                self._rung.add(stream.tenant_id)
-        return is_more
+        return bool(unfinished)
+
+    async def _read(self, looked: Sequence[Stream]) -> tuple[dict[uuid.UUID, list[Event]], set[uuid.UUID]]:
+        """What follows in these streams, as much as goes into one look, and in which of them there may be more."""
+        rows = await self._database.read(
+            SQL.after, [s.tenant_id for s in looked], [s.position for s in looked], self._page_events_max,
+            READ_BYTES_MAX // len(looked),
+        )  # fmt: skip
+        by_tenant: dict[uuid.UUID, list[Event]] = {}
+        found: dict[uuid.UUID, int] = {}
+        for row in rows:
+            by_tenant.setdefault(row["tenant_id"], []).append(_event(row))
+            found[row["tenant_id"]] = row["found"]
+        return by_tenant, {
+            tenant_id
+            for tenant_id, count in found.items()
+            if count == self._page_events_max or len(by_tenant[tenant_id]) < count
+        }
 
     def _take(self, stream: Stream, events: list[Event]) -> None:
         if not events:
@@ -145,19 +156,20 @@ class Fanout(RingLoop):
         Raises MeshError, also when retention has removed some of them meanwhile.
         """
         if sequence >= stream.ring_floor:
-            recents = stream.after(sequence, self._page_events_max)
+            recents = stream.after(sequence, self._page_events_max, REPLAY_BYTES_MAX)
             await asyncio.sleep(0)  # a long replay lets others have their turn
             return recents, recents[-1].event.sequence if recents else sequence
         end = stream.position
         wanted = None if EVERYTHING in topics else [*topics, *{JOBS for topic in topics if topic.startswith("job:")}]
         rows = await self._database.read(
-            SQL.page_of_topics, stream.tenant_id, sequence, end, wanted, self._page_events_max
+            SQL.page_of_topics, stream.tenant_id, sequence, end, wanted, self._page_events_max, REPLAY_BYTES_MAX
         )
         [floor] = await self._database.read(SQL.floors, [stream.tenant_id])
         if sequence < floor["floor_sequence"]:
             raise unavailable("events were removed by retention while they were read; resume to learn where they begin")
         recents = [Recent(_event(row), stream.epoch) for row in rows]
-        return recents, recents[-1].event.sequence if len(recents) == self._page_events_max else end
+        is_more = bool(rows) and (len(rows) < rows[0]["found"] or len(rows) == self._page_events_max)
+        return recents, recents[-1].event.sequence if is_more else end
 
 
 def _event(row: Record) -> Event:

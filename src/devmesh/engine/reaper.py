@@ -83,7 +83,7 @@ async def reap(work: Work) -> int:
     if not rows:
         return 0
     locked = LockedTasks(work)
-    await locked.lock([row["task_id"] for row in rows])
+    await locked.lock([row["task_id"] for row in rows], whole=False)
     reaped = 0
     for row in rows:
         task = locked[row["task_id"]]

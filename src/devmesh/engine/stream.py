@@ -93,10 +93,16 @@ class Stream:
         while self._ring and self._ring[0].event.sequence <= sequence:
             self.ring_bytes -= self._ring.popleft().size_bytes
 
-    def after(self, sequence: int, limit: int) -> list[Recent]:
-        """The next events in memory after a sequence that is not below the ring's floor."""
+    def after(self, sequence: int, limit: int, bytes_max: int) -> list[Recent]:
+        """The next events in memory after a sequence that is not below the ring's floor: up to so many, or so many bytes."""
         start = sequence - self.ring_floor
-        return list(itertools.islice(self._ring, start, start + limit))
+        page: list[Recent] = []
+        for recent in itertools.islice(self._ring, start, start + limit):
+            page.append(recent)
+            bytes_max -= recent.size_bytes
+            if bytes_max <= 0:
+                break
+        return page
 
     def listen(self, subscriber: Subscriber, topic: str) -> None:
         if topic not in self.listeners:

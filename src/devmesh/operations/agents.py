@@ -243,9 +243,22 @@ async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
     if not found:
         raise errors.not_found("agent", agent_id)
     await lock_assignment(work)  # it is given nothing more meanwhile
+    await _free_tasks(work, agent_id)
+    if await work.tx.fetch_row(SQL.deregister, work.tenant_id, agent_id, call.params.if_version) is None:
+        raise await _why_unchanged(work, agent_id)
+    await _free_tasks(work, agent_id)  # what was made for it before it was seen to leave
+    gone = msgspec.structs.replace(found[0], status=Status.OFFLINE, active_tasks=0, version=found[0].version + 1)
+    work.emit("agent.deregistered", (agent_topic(agent_id),), {"agent": {"id": agent_id, "status": gone.status}})
+    return AgentResult(gone)
+
+
+async def _free_tasks(work: Work, agent_id: uuid.UUID) -> None:
+    """Gives what an agent holds, and what waits for it alone, back to the queue."""
     locked = LockedTasks(work)
     ids = [row["task_id"] for row in await work.tx.fetch(SQL.tasks_of, work.tenant_id, agent_id)]
-    await locked.lock(ids)
+    if not ids:
+        return
+    await locked.lock(ids, whole=False)
     for task in [locked[task_id] for task_id in ids]:
         if task.status in tasks.HELD and task.assigned_to == agent_id:
             locked.move(task.id, tasks.expire(task, work.now))
@@ -253,11 +266,6 @@ async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
             locked.move(task.id, tasks.reassign(task, None, work.now))
     await settle(work, locked)
     await locked.save()
-    if await work.tx.fetch_row(SQL.deregister, work.tenant_id, agent_id, call.params.if_version) is None:
-        raise await _why_unchanged(work, agent_id)
-    gone = msgspec.structs.replace(found[0], status=Status.OFFLINE, active_tasks=0, version=found[0].version + 1)
-    work.emit("agent.deregistered", (agent_topic(agent_id),), {"agent": {"id": agent_id, "status": gone.status}})
-    return AgentResult(gone)
 
 
 class HealthResult(msgspec.Struct):

@@ -10,6 +10,7 @@ from msgspec import Meta, Raw
 
 from devmesh.core.access import Scope
 from devmesh.core.events import Cursor, CursorText, Topic, check_topic, decode_cursor
+from devmesh.core.names import PAGE_BYTES_MAX, fitting
 from devmesh.operations.registry import Call, Params, operation
 from devmesh.operations.work import SQL, Work
 
@@ -47,7 +48,10 @@ class EventsResult(msgspec.Struct):
 
 @operation("event.list", scope=Scope.READ, http="GET /events/list", single=True)
 async def list_events(work: Work, call: Call[ListEvents]) -> EventsResult:
-    """List events, oldest first, after a cursor. An empty page means that there are no more yet."""
+    """List events, oldest first, after a cursor. An empty page means that there are no more yet.
+
+    A page holds 1 MiB at most, unless its only event is larger.
+    """
     asked = call.params
     topics = [check_topic(topic, call.caller.agent_id) for topic in asked.topics]
     since = decode_cursor(asked.since) if asked.since is not None else None
@@ -61,12 +65,14 @@ async def list_events(work: Work, call: Call[ListEvents]) -> EventsResult:
     else:
         start, recovered = max(since.sequence, floor), since.sequence >= floor
     wanted = None if EVERYTHING in topics else topics
-    rows = await work.tx.fetch(SQL.page_of_topics, work.tenant_id, start, last, wanted, asked.limit)
+    rows = await work.tx.fetch(SQL.page_of_topics, work.tenant_id, start, last, wanted, asked.limit, PAGE_BYTES_MAX)
     [floor] = await work.tx.fetch(SQL.floors, [work.tenant_id])
     recovered = recovered and (since is None or start >= floor["floor_sequence"])  # or retention came in between
+    page = rows[: fitting(len(row["data"]) for row in rows)]
     events = [
         ShownEvent(row["type"], row["topics"][0], row["at"], Raw(row["data"]), Cursor(epoch, row["sequence"]).encode())
-        for row in rows
+        for row in page
     ]
-    reached = rows[-1]["sequence"] if len(rows) == asked.limit else last
+    is_more = bool(page) and (len(page) < rows[0]["found"] or len(page) == asked.limit)
+    reached = page[-1]["sequence"] if is_more else last
     return EventsResult(events, Cursor(epoch, reached).encode(), recovered)

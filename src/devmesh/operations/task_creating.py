@@ -205,16 +205,19 @@ def _target(spec: TaskSpec) -> uuid.UUID | None:
 
 
 async def _unknown_references(work: Work, made: Sequence[Task], *, are_parents_new: bool = False) -> set[uuid.UUID]:
-    """The agents and parents that tasks name and this tenant does not have."""
+    """The agents and parents that tasks name and this tenant does not have. The others stay until the tasks are committed.
+
+    Tasks are locked before agents, as everywhere.
+    """
     agent_ids = {task.target_agent_id for task in made if task.target_agent_id is not None}
     parent_ids = {task.parent_id for task in made if task.parent_id is not None and not are_parents_new}
     unknown = agent_ids | parent_ids
-    if agent_ids:
-        rows = await work.tx.fetch(AGENTS.owners, work.tenant_id, list(agent_ids))
-        unknown -= {row["agent_id"] for row in rows}
     if parent_ids:
         rows = await work.tx.fetch(SQL.open_parents, work.tenant_id, list(parent_ids))
         unknown -= {row["task_id"] for row in rows}
+    if agent_ids:
+        rows = await work.tx.fetch(AGENTS.kept, work.tenant_id, list(agent_ids))
+        unknown -= {row["agent_id"] for row in rows}
     return unknown
 
 

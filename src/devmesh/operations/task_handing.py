@@ -43,8 +43,9 @@ class ClaimResult(msgspec.Struct):
 async def claim(work: Work, calls: Sequence[Call[Claim]]) -> Sequence[ClaimResult | NotYet | errors.MeshError]:
     """Take waiting tasks that this agent can do, the most urgent first; wait up to `wait_ms` for one.
 
-    `capabilities` narrows what the agent offers this time. It never gets more than its concurrency allows. What it gets is
-    assigned to it under a lease; `attempt` must come back with each report.
+    `capabilities` narrows what the agent offers this time. It never gets more than its concurrency allows, and of large tasks
+    a few at a time, of 4 MiB and one more. What it gets is assigned to it under a lease; `attempt` must come back with each
+    report.
     """
     acting = await own_agents(work, calls)
     asked = {who: call.params for call, who in zip(calls, acting, strict=True) if isinstance(who, uuid.UUID)}
@@ -72,7 +73,7 @@ async def _claim(work: Work, asked: dict[uuid.UUID, Claim]) -> dict[uuid.UUID, l
             candidate.capabilities &= frozenset(wish.capabilities)
     locked = LockedTasks(work)
     given: dict[uuid.UUID, list[Task]] = {}
-    for task_id, agent_id in await hand_out(work, locked, available, pull=True):
+    for task_id, agent_id in (await hand_out(work, locked, available, pull=True)).pairs:
         given.setdefault(agent_id, []).append(locked[task_id])
     await locked.save()
     return given

@@ -146,7 +146,7 @@ async def cancel_tree(work: Work, locked: LockedTasks, roots: Sequence[uuid.UUID
         if not ids:
             return len(reached)
         reached.update(ids)
-        await locked.lock(ids)
+        await locked.lock(ids, whole=False)
         cancel_unfinished(work, locked, ids, reason)
 
 
@@ -180,7 +180,8 @@ async def _settle_parent(work: Work, locked: LockedTasks, parent: Task) -> None:
     rule = msgspec.json.decode(parent.distribution, type=distribution.Distribution)
     children = await _children(work, locked, parent.id, rule)
     decision = distribution.decide(rule, children)
-    await locked.lock([*decision.spare, *(child_id for child_id, _ in decision.unblock)])
+    await locked.lock(decision.spare, whole=False)
+    await locked.lock([child_id for child_id, _ in decision.unblock])
     cancel_unfinished(work, locked, decision.spare, "its parent no longer needs it")
     results = await _results(work, locked, [*decision.winners, *(i for _, inputs in decision.unblock for i in inputs)])
     try:

@@ -21,6 +21,7 @@ from devmesh.core.names import Text, Version
 from devmesh.core.tasks import AttemptNumber, JsonValue, Task
 from devmesh.operations.registry import Call, Change, Mutation, operation, subject_of
 from devmesh.operations.task_moving import (
+    AGENTS,
     TREE_MAX,
     TaskResult,
     cancel_tree,
@@ -184,7 +185,10 @@ class Retry(Change, kw_only=True):
 
 @operation("task.retry", scope=Scope.WRITE, http="POST /tasks/{task_id}/retry", single=True)
 async def retry(work: Work, call: Call[Retry]) -> TaskResult:
-    """Put a failed, timed out or cancelled task back into the queue with all its retries."""
+    """Put a failed, timed out or cancelled task back into the queue with all its retries.
+
+    If it was meant for an agent that has left for good, others may have it now.
+    """
     locked = LockedTasks(work)
     await locked.lock([call.params.task_id])
     task = require_task(locked, call.params.task_id)
@@ -192,6 +196,8 @@ async def retry(work: Work, call: Call[Retry]) -> TaskResult:
     parent = locked.get(task.parent_id) if task.parent_id is not None else None
     if parent is not None and parent.status in tasks.FINISHED:
         raise errors.conflict("task.state", f"its distributed parent is {parent.status}; create it again")
-    task = locked.move(task.id, tasks.retry(task, work.now))
+    target = task.target_agent_id
+    is_target_gone = target is not None and not await work.tx.fetch(AGENTS.kept, work.tenant_id, [target])
+    task = locked.move(task.id, tasks.retry(task, work.now, is_target_gone=is_target_gone))
     await locked.save()
     return TaskResult(task)

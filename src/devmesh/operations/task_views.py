@@ -13,19 +13,29 @@ from devmesh.core import errors, tasks
 from devmesh.core.access import Scope
 from devmesh.core.events import Cursor, CursorText, decode_cursor, task_topic
 from devmesh.core.ids import first_id_at
-from devmesh.core.names import Label, Moment, PageCursor, PageLimit, WaitMs, decode_page_cursor, page_cursor
+from devmesh.core.names import (
+    PAGE_BYTES_MAX,
+    Label,
+    Moment,
+    PageCursor,
+    PageLimit,
+    WaitMs,
+    decode_page_cursor,
+    fitting,
+    page_cursor,
+)
 from devmesh.core.tasks import Status, Task
 from devmesh.operations.registry import Call, NotYet, Params, operation
 from devmesh.operations.task_moving import TaskResult
 from devmesh.operations.work import SQL as EVENTS
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, from_row
 
 WALKED_MAX = 100_000  # tasks that one page looks through
 LAST_ID = uuid.UUID(int=2**128 - 1)
 CLOCK_SKEW_MAX = datetime.timedelta(minutes=10)  # between a node, which makes ids, and the database, which dates tasks
 HISTORY_ATTEMPTS_MAX = 1_000
-HISTORY_BYTES_MAX = 1 << 20  # of events in one page
 
 
 class ById(Params, kw_only=True):
@@ -84,12 +94,13 @@ class TasksResult(msgspec.Struct):
 async def list_tasks(work: Work, call: Call[ListTasks]) -> TasksResult:
     """List tasks, newest first, filtered by status, assignee, creator, parent, type and one tag.
 
-    A page looks through 100,000 tasks at most: where few match, it may be short or empty although `next_cursor` leads on.
+    A page holds 1 MiB at most, unless its only task is larger, and looks through 100,000 tasks at most: it may be short,
+    or empty where few match, although `next_cursor` leads on.
     """
     asked = call.params
     below = decode_page_cursor(asked.cursor) or LAST_ID
     place: list[object]
-    filters = (asked.assigned_to, asked.created_by, asked.type, asked.tag)
+    filters = (asked.assigned_to, asked.created_by, asked.type, asked.tag, PAGE_BYTES_MAX)
     if asked.parent_id is not None:
         statement, place = SQL.page_of_parent, [asked.parent_id, asked.status]
     elif asked.status is not None and tasks.FINISHED.isdisjoint(asked.status):
@@ -97,12 +108,17 @@ async def list_tasks(work: Work, call: Call[ListTasks]) -> TasksResult:
     else:
         statement, place = SQL.page, [WALKED_MAX, asked.status]
     rows = await work.tx.fetch(statement, work.tenant_id, below, asked.limit, *place, *filters)
-    found = [from_row(row) for row in rows]
-    next_cursor = page_cursor([task.id for task in found], asked.limit)
-    if next_cursor is None and statement is SQL.page:
+    shown = [from_row(row) for row in rows[: fitting(map(_text_size, rows))]]
+    if shown and (len(shown) < rows[0]["found"] or len(shown) == asked.limit):
+        return TasksResult(shown, page_cursor([shown[-1].id], 1))
+    reached = None
+    if statement is SQL.page:
         reached = await work.tx.fetch_value(SQL.page_reach, work.tenant_id, below, WALKED_MAX)
-        next_cursor = page_cursor([reached], 1) if reached is not None else None
-    return TasksResult(found, next_cursor)
+    return TasksResult(shown, page_cursor([reached], 1) if reached is not None else None)
+
+
+def _text_size(row: Record) -> int:
+    return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
 class HistoryAttempt(msgspec.Struct):
@@ -175,16 +191,10 @@ async def _events_of(work: Work, asked: History) -> tuple[list[HistoryEvent], st
     after = decode_cursor(asked.cursor) if asked.cursor is not None else Cursor(0, 0)
     topic = task_topic(asked.task_id)
     rows = await work.tx.fetch(EVENTS.of_topic, work.tenant_id, topic, after.sequence, asked.limit)
-    page: list[HistoryEvent] = []
-    bytes_left = HISTORY_BYTES_MAX
-    for row in rows:
-        bytes_left -= len(row["data"])
-        if bytes_left < 0 and page:
-            break
-        page.append(HistoryEvent(row["type"], row["at"], Raw(row["data"])))
-        after = Cursor(after.epoch, row["sequence"])
+    page = rows[: fitting(len(row["data"]) for row in rows)]
     is_more = len(page) < len(rows) or len(rows) == asked.limit
-    return page, after.encode() if is_more else None
+    next_cursor = Cursor(after.epoch, page[-1]["sequence"]).encode() if is_more else None
+    return [HistoryEvent(row["type"], row["at"], Raw(row["data"])) for row in page], next_cursor
 
 
 class Stats(Params, kw_only=True):

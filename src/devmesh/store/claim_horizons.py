@@ -6,6 +6,8 @@ what it passes over (jobs whose transaction was committed late, or whose claim w
 at intervals. While an old transaction makes these cost much they come less often. Times are the database's.
 
 And a claim that took all there was need not be followed by one that finds nothing, before a bell has rung.
+
+Where tasks wait in more lanes than one look goes through, the next look goes on where the last one has ended.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ LATE_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=5)  # but not less often tha
 FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=60)
 COSTLY = datetime.timedelta(milliseconds=20)
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
+FIRST_LANE = "auto"  # before every lane of tasks that several agents may take
 EMPTIED_S = 0.025  # for so long nothing comes without a ring, on trust: one may be lost, and a delayed job rings none
 
 
@@ -95,6 +98,7 @@ class ClaimHorizons:
         self._places: dict[tuple[uuid.UUID, str | uuid.UUID], _Place] = {}
         self._emptied: dict[Hashable, tuple[int, float]] = {}
         self._told: tuple[datetime.datetime, float] | None = None
+        self._lanes: dict[uuid.UUID, str] = {}
 
     def about_now(self) -> datetime.datetime:
         """What the database's clock may show, as good as this process knows without asking."""
@@ -135,6 +139,18 @@ class ClaimHorizons:
         """How long it took; up to when nothing is left, if nothing is; and whether nothing might be taken of what was found."""
         took = datetime.timedelta(seconds=took_s)
         self._place(tenant_id, queue).looked(look, took, empty_until, in_vain=in_vain)
+
+    def lane(self, tenant_id: uuid.UUID) -> str:
+        """After which lane the next look at a tenant's waiting tasks begins."""
+        return self._lanes.get(tenant_id, FIRST_LANE)
+
+    def looked_until(self, tenant_id: uuid.UUID, lane: str) -> None:
+        """After which lane a look has ended; FIRST_LANE: it has come to the last one."""
+        if len(self._lanes) >= PLACES_MAX:
+            self._lanes.clear()
+        self._lanes[tenant_id] = lane
+        if lane == FIRST_LANE:
+            del self._lanes[tenant_id]
 
     def look_at_leases(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> Look:
         """No lease of a worker that it still holds began before the first of its times."""

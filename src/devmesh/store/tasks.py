@@ -77,25 +77,31 @@ class LockedTasks:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._tasks: dict[uuid.UUID, Task] = {}
+        self._partial: set[uuid.UUID] = set()  # those without their parameters and metadata
         self._changed: dict[uuid.UUID, None] = {}  # in the order of the moves
         self._reparametrised: set[uuid.UUID] = set()
         self._attempts: list[Attempt] = []
 
-    async def lock(self, ids: Iterable[uuid.UUID]) -> None:
+    async def lock(self, ids: Iterable[uuid.UUID], *, whole: bool = True) -> None:
         """Locks tasks and the distributed parents above them, in the one order that everybody locks in.
 
         Whoever has locked a distributed parent may lock its children afterwards in any order: nobody else can hold one.
+        Not `whole`: without their parameters and metadata. That is for moves of many tasks, which need neither.
         """
-        wanted = [task_id for task_id in ids if task_id not in self._tasks]
+        known = self._tasks.keys() - self._partial if whole else self._tasks
+        wanted = [task_id for task_id in ids if task_id not in known]
         if wanted:
-            self.hold(await self._work.tx.fetch(SQL.lock, self._work.tenant_id, wanted))
+            self.hold(await self._work.tx.fetch(SQL.lock, self._work.tenant_id, wanted, whole), whole=whole)
 
-    def hold(self, rows: Sequence[asyncpg.Record]) -> list[Task]:
+    def hold(self, rows: Sequence[asyncpg.Record], *, whole: bool = True) -> None:
         """Takes rows that a statement has locked."""
-        held = [from_row(row) for row in rows]
-        for task in held:
-            self._tasks.setdefault(task.id, task)
-        return held
+        for task in map(from_row, rows):
+            held = self._tasks.setdefault(task.id, task)
+            if held is task and not whole:
+                self._partial.add(task.id)
+            elif whole and task.id in self._partial:
+                held.parameters, held.metadata = task.parameters, task.metadata
+                self._partial.remove(task.id)
 
     def get(self, task_id: uuid.UUID) -> Task | None:
         return self._tasks.get(task_id)
@@ -109,6 +115,7 @@ class LockedTasks:
     def move(self, task_id: uuid.UUID, move: Move) -> Task:
         """Applies a move, tells its event and notes how the attempt ended."""
         before, now = self._tasks[task_id], self._work.now
+        assert move.event != tasks.TOLD_WHOLE or task_id not in self._partial
         after = self._tasks[task_id] = tasks.apply(before, move, now)
         self._changed[task_id] = None
         if "parameters" in move.changes:

@@ -17,6 +17,11 @@ returning agent_id;
 select a.agent_id, a.owner_id from mcp.agents a
 where a.tenant_id = $1 and a.agent_id = any($2::uuid[]) and a.deregistered_at is null;
 
+-- name: kept
+-- Those of these agents that have not left, kept from leaving until the transaction ends, in agent order. $1 tenant, $2 agents.
+select a.agent_id from mcp.agents a
+where a.tenant_id = $1 and a.agent_id = any($2::uuid[]) and a.deregistered_at is null order by a.agent_id for share;
+
 -- name: get_many
 -- Agents as they are now, in the order of core.agents.Agent's fields. $1 tenant, $2 agents.
 select n.agent_id as id, n.name, n.kind, n.description, n.capabilities, n.concurrency, n.metadata, n.card, n.status,

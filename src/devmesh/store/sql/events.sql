@@ -5,19 +5,27 @@
 select mcp.append_events($1::uuid, string_to_array($2, e'\x1e'), string_to_array($3, e'\x1e'), string_to_array($4, e'\x1e'));
 
 -- name: after
--- The events of many streams after their readers' positions, in order. $1 tenants, $2 sequences, $3 how many of each.
-select e.tenant_id, e.sequence, e.at, e.type, e.topics, e.data
+-- The events of many streams after their readers' positions, in order. $1 tenants, $2 sequences, $3 how many of each at most, $4 up to
+-- how many bytes of each, as they are stored, and one event more. `found` is how many there were of $3.
+select e.tenant_id, e.sequence, e.at, e.type, e.topics, e.data, e.found
 from unnest($1::uuid[], $2::bigint[]) as reader (tenant_id, sequence)
 cross join lateral (
-    select * from mcp.events e where e.tenant_id = reader.tenant_id and e.sequence > reader.sequence
-    order by e.sequence limit $3) e;
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.data)) over (order by f.sequence rows between unbounded preceding and 1 preceding) as bytes_before
+    from (select * from mcp.events n where n.tenant_id = reader.tenant_id and n.sequence > reader.sequence
+          order by n.sequence limit $3) f) e
+where coalesce(e.bytes_before, 0) < $4;
 
 -- name: page_of_topics
 -- A tenant's events between two sequences that have one of these topics, in order. $1 tenant, $2 after this sequence, $3 up to
--- this one, $4 topics or null for all, $5 how many.
-select e.tenant_id, e.sequence, e.at, e.type, e.topics, e.data from mcp.events e
-where e.tenant_id = $1 and e.sequence > $2 and e.sequence <= $3 and ($4::text[] is null or e.topics && $4)
-order by e.sequence limit $5;
+-- this one, $4 topics or null for all, $5 how many at most, $6 up to how many bytes, as above; so is `found`.
+select e.tenant_id, e.sequence, e.at, e.type, e.topics, e.data, e.found from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.data)) over (order by f.sequence rows between unbounded preceding and 1 preceding) as bytes_before
+    from (select * from mcp.events n
+          where n.tenant_id = $1 and n.sequence > $2 and n.sequence <= $3 and ($4::text[] is null or n.topics && $4)
+          order by n.sequence limit $5) f) e
+where coalesce(e.bytes_before, 0) < $6 order by e.sequence;
 
 -- name: position
 -- Where a tenant's stream begins and ends, and its epoch. What retention has removed may lie between events that are left, if the

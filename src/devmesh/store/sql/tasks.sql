@@ -16,7 +16,8 @@ from json_to_recordset($2) as t (id uuid, title text, description text, type tex
     created_at timestamptz, updated_at timestamptz, started_at timestamptz);
 
 -- name: lock
--- Locks tasks and the distributed parents above them, parents first (an id is greater than its parent's). $1 tenant, $2 ids.
+-- Locks tasks and the distributed parents above them, parents first (an id is greater than its parent's). $1 tenant, $2 ids,
+-- $3 whether with their parameters and metadata, which may be large and which most moves do not touch; else these are null.
 with recursive wanted as (
     select t.task_id, t.parent_id from mcp.tasks t where t.tenant_id = $1 and t.task_id = any($2::uuid[])
     union
@@ -24,7 +25,13 @@ with recursive wanted as (
     cross join lateral (select above.task_id, above.parent_id from mcp.tasks above
                         where above.tenant_id = $1 and above.task_id = w.parent_id and above.distribution is not null limit 1) p
 )
-select r.* from mcp.task_rows r
+select r.id, r.title, r.description, r.type, r.priority, case when $3::boolean then r.parameters end as parameters,
+       r.required_capabilities, r.tags, case when $3 then r.metadata end as metadata, r.created_by, r.created_by_key_id,
+       r.assign, r.strategy, r.target_agent_id, r.excluded_agent_ids, r.parent_id, r.position, r.distribution, r.blocked,
+       r.delegated_from, r.delegation_depth, r.status, r.attempt, r.version, r.assigned_to, r.result, r.error, r.progress,
+       r.progress_message, r.retry_count, r.max_retries, r.timeout_s, r.lease_s, r.deadline, r.ready_at, r.lease_until,
+       r.timeout_at, r.created_at, r.updated_at, r.assigned_at, r.accepted_at, r.started_at, r.finished_at
+from mcp.task_rows r
 where r.tenant_id = $1 and r.id = any(array(select task_id from wanted))
 order by r.id for update;
 
@@ -106,34 +113,62 @@ select r.* from mcp.task_rows r where r.tenant_id = $1 and r.id = any($2::uuid[]
 
 -- name: page
 -- A page of tasks, newest first, found by walking down the ids over $4 tasks at most. $1 tenant, $2 ids below this one,
--- $3 how many, then filters, each null for any: $5 statuses, $6 assignee, $7 creator, $8 type, $9 tag.
-select r.* from (
-    select * from mcp.task_rows w where w.tenant_id = $1 and w.id < $2 order by w.id desc limit $4) r
-where ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
-  and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
-order by r.id desc limit $3;
+-- $3 how many at most, then filters, each null for any: $5 statuses, $6 assignee, $7 creator, $8 type, $9 tag; $10 up to how
+-- many bytes, as they are stored, and one task more. `found` is how many there were of $3.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.parameters) + pg_column_size(f.metadata) + pg_column_size(f.description)
+               + coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.* from (
+            select * from mcp.task_rows w where w.tenant_id = $1 and w.id < $2 order by w.id desc limit $4) r
+        where ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+          and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8)
+          and ($9::text is null or $9 = any(r.tags))
+        order by r.id desc limit $3) f) p
+where coalesce(p.bytes_before, 0) < $10 order by p.id desc;
 
 -- name: page_reach
 -- The last task that a page has walked to, when it could not walk to the end. $1 tenant, $2 ids below this one, $3 how far.
 select w.task_id from mcp.tasks w where w.tenant_id = $1 and w.task_id < $2 order by w.task_id desc limit 1 offset $3 - 1;
 
 -- name: page_unfinished
--- The same for tasks that have not ended: however many have, these are found by their own indexes. $4 to $8 as $5 to $9 above.
-select r.* from (
-    (select * from mcp.task_rows w where w.tenant_id = $1 and w.status = 'pending' and w.status = any($4::text[]) offset 0)
-    union all
-    (select * from mcp.task_rows h
-     where h.tenant_id = $1 and h.status in ('assigned', 'accepted', 'running') and h.status = any($4::text[]) offset 0)) r
-where r.id < $2 and ($5::uuid is null or r.assigned_to = $5)
-  and ($6::uuid is null or r.created_by = $6) and ($7::text is null or r.type = $7) and ($8::text is null or $8 = any(r.tags))
-order by r.id desc limit $3;
+-- The same for tasks that have not ended: however many have, these are found by their own indexes, of which only those are looked
+-- into that are asked for. $4 to $9 as $5 to $10 above.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.parameters) + pg_column_size(f.metadata) + pg_column_size(f.description)
+               + coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.* from (
+            (select * from mcp.task_rows w
+             where w.tenant_id = $1 and w.status = 'pending' and 'pending' = any($4::text[]) offset 0)
+            union all
+            (select * from mcp.task_rows h
+             where h.tenant_id = $1 and h.status in ('assigned', 'accepted', 'running') and h.status = any($4::text[])
+               and $4 && array['assigned', 'accepted', 'running'] offset 0)) r
+        where r.id < $2 and ($5::uuid is null or r.assigned_to = $5)
+          and ($6::uuid is null or r.created_by = $6) and ($7::text is null or r.type = $7)
+          and ($8::text is null or $8 = any(r.tags))
+        order by r.id desc limit $3) f) p
+where coalesce(p.bytes_before, 0) < $9 order by p.id desc;
 
 -- name: page_of_parent
--- The same for the children of one task, found by their own index. $4 parent, $5 to $9 as above.
-select r.* from (select * from mcp.task_rows c where c.tenant_id = $1 and c.parent_id = $4 offset 0) r
-where r.id < $2 and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
-  and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8) and ($9::text is null or $9 = any(r.tags))
-order by r.id desc limit $3;
+-- The same for the children of one task, found by their own index. $4 parent, $5 to $10 as above.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.parameters) + pg_column_size(f.metadata) + pg_column_size(f.description)
+               + coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.* from (select * from mcp.task_rows c where c.tenant_id = $1 and c.parent_id = $4 offset 0) r
+        where r.id < $2 and ($5::text[] is null or r.status = any($5)) and ($6::uuid is null or r.assigned_to = $6)
+          and ($7::uuid is null or r.created_by = $7) and ($8::text is null or r.type = $8)
+          and ($9::text is null or $9 = any(r.tags))
+        order by r.id desc limit $3) f) p
+where coalesce(p.bytes_before, 0) < $10 order by p.id desc;
 
 -- name: children
 -- What a distributed parent's rule needs to know of its children. $1 tenant, $2 parents.
@@ -155,41 +190,55 @@ select exists (select from mcp.tasks t where t.tenant_id = $1 and t.status = 'pe
 
 -- name: lanes
 -- The lanes with pending tasks: those of capabilities by a loose index scan, as many probes as lanes, then those that are
--- meant for one of these agents, in the order of their index: another index has all tasks of the tenant. $1 tenant, $2 how many of the
--- first sort at most, $3 agents.
+-- meant for one of these agents, in the order of their index: another index has all tasks of the tenant. $1 tenant, $2 the lane after
+-- which the first sort begins, $3 how many of it at most, $4 agents.
 with recursive lanes as (
-    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane >= 'auto:'
+    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > $2 collate "C"
      order by t.lane limit 1)
     union all
     select (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > l.lane
             order by t.lane limit 1)
     from lanes l where l.lane is not null
 ), own as (
-    select t.lane from unnest($3::uuid[]) as agent (id)
+    select t.lane from unnest($4::uuid[]) as agent (id)
     cross join lateral (select w.lane from mcp.tasks w where w.tenant_id = $1 and w.status = 'pending'
                         and w.lane = ('agent:' || agent.id) collate "C" order by w.priority, w.ready_at limit 1) t
 )
-(select lane from lanes where lane is not null and lane <> 'blocked' limit $2) union all select lane from own;
+(select lane from lanes where lane is not null and lane <> 'blocked' limit $3) union all select lane from own;
 
 -- name: heads
 -- What a plan needs to know of the first ready tasks of each lane, highest priority first, then oldest. $1 tenant, $2 lanes,
--- $3 how many of each, $4 how many in all, $5 the agents that could take them: a task that has excluded all of these is
--- passed over. Nothing is locked yet: only what is given away will be.
+-- $3 how many of each, $4 for each the place of its agents in $5: those that could take its tasks, each set joined by commas,
+-- $6 how many tasks in all. A task that has excluded all agents of its lane is passed over. Nothing is locked yet: only what is
+-- given away will be.
 select h.task_id, h.strategy, h.required_capabilities, h.target_agent_id, h.excluded_agent_ids
-from unnest($2::text[], $3::integer[]) as lane (name, room)
+from unnest($2::text[], $3::integer[], $4::integer[]) as lane (name, room, able_place)
+cross join lateral (select string_to_array(($5::text[])[lane.able_place], ',')::uuid[] as ids offset 0) able
 cross join generate_series(5, 1, -1) as level (priority)
 cross join lateral (
     select t.task_id, t.ready_at, t.strategy, t.required_capabilities, t.target_agent_id, t.excluded_agent_ids
     from mcp.tasks t
     where t.tenant_id = $1 and t.status = 'pending' and t.lane = lane.name collate "C" and t.priority = level.priority
-      and t.ready_at <= now() and not t.excluded_agent_ids @> $5::uuid[]
+      and t.ready_at <= now() and not t.excluded_agent_ids @> able.ids
     order by t.ready_at, t.task_id limit lane.room) h
-order by level.priority desc, h.ready_at, h.task_id limit $4;
+order by level.priority desc, h.ready_at, h.task_id limit $6;
 
 -- name: lock_waiting
--- Locks those of these tasks that still wait and that nobody else is moving. $1 tenant, $2 ids.
-select r.* from mcp.task_rows r
-where r.tenant_id = $1 and r.id = any($2::uuid[]) and r.status = 'pending' and not r.blocked
+-- Locks those of these tasks that still wait and that nobody else is moving: the first ones, up to the one by which they come
+-- to so many bytes. $1 tenant, $2 ids, $3 bytes. `reached` tells how many that were, whether they could be locked or not.
+with recursive counted as (
+    select 0 as place, 0::bigint as bytes
+    union all
+    select c.place + 1, c.bytes + coalesce(next.bytes, 0) from counted c
+    left join lateral (
+        select octet_length(t.parameters::text) + octet_length(t.metadata::text) + octet_length(t.description)
+               + coalesce(octet_length(t.error::text), 0) as bytes
+        from mcp.tasks t where t.tenant_id = $1 and t.task_id = ($2::uuid[])[c.place + 1] limit 1) next on true
+    where c.place < cardinality($2::uuid[]) and c.bytes < $3
+)
+select r.*, (select max(c.place) from counted c) as reached from mcp.task_rows r
+where r.tenant_id = $1 and r.id = any(($2::uuid[])[1:(select max(c.place) from counted c)])
+  and r.status = 'pending' and not r.blocked
 order by r.id for update skip locked;
 
 -- name: overdue_ids
