@@ -69,29 +69,74 @@ async def _behind_parents(work: Work, rows: Sequence[Record]) -> set[uuid.UUID]:
     if not waited:
         return set()
     parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
-    policies: dict[uuid.UUID, Policy] = {}
-    for row in rows:
-        job_id = row["job_id"]
-        wanted = await _to_wait_for(work, waited[job_id], parents) if job_id in waited else []
-        if (
-            wanted
-            and row["is_parent"]
-            and await work.tx.fetch_value(DEPENDENCIES.is_above, work.tenant_id, wanted, job_id)
-        ):
-            continue  # by now they wait for this one
-        if wanted:
-            policies[job_id] = waited[job_id].on_parent_failure
-            await work.tx.execute(DEPENDENCIES.add, work.tenant_id, wanted, [job_id] * len(wanted))
+    wanted = await _wanted(work, waited, parents)
+    edges = await _without_circles(work, wanted)
+    await work.tx.execute(
+        DEPENDENCIES.add, work.tenant_id, [parent_id for parent_id, _ in edges], [job_id for _, job_id in edges]
+    )
+    policies = {job_id: waited[job_id].on_parent_failure for _, job_id in edges}
     await _block(work, policies)
     return set(policies)
 
 
-async def _to_wait_for(work: Work, waited: _Waited, parents: Parents) -> list[uuid.UUID]:
-    alive = [parent_id for parent_id in waited.parent_ids if parent_id in parents.alive]
-    dead = [parent_id for parent_id in waited.parent_ids if parent_id in parents.failed]
-    if dead and waited.on_parent_failure is Policy.WAIT:
-        alive += [row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, dead)]
-    return alive
+async def _wanted(
+    work: Work, waited: Mapping[uuid.UUID, _Waited], parents: Parents
+) -> dict[uuid.UUID, list[uuid.UUID]]:
+    """For whom each of the jobs is to wait that failed with others."""
+    patient = {job_id for job_id, each in waited.items() if each.on_parent_failure is Policy.WAIT}
+    dead = {parent_id for job_id in patient for parent_id in waited[job_id].parent_ids} & parents.failed
+    rows = await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(dead)) if dead else []
+    due = {row["job_id"] for row in rows}
+    return {
+        job_id: [
+            parent_id
+            for parent_id in each.parent_ids
+            if parent_id in parents.alive or (parent_id in due and job_id in patient)
+        ]
+        for job_id, each in waited.items()
+    }
+
+
+async def _without_circles(
+    work: Work, wanted: Mapping[uuid.UUID, Sequence[uuid.UUID]]
+) -> list[tuple[uuid.UUID, uuid.UUID]]:
+    """Which job is to be waited for by which: not one that waits for the other by now, through whatever number of others."""
+    children: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for row in await work.tx.fetch(DEPENDENCIES.below, work.tenant_id, list(wanted)):
+        children.setdefault(row["parent_id"], []).append(row["child_id"])
+    edges: list[tuple[uuid.UUID, uuid.UUID]] = []
+    for job_id in _parents_first(wanted):  # so that few wait for any of them when its turn comes
+        later = _below(children, job_id)
+        for parent_id in wanted[job_id]:
+            if parent_id not in later:
+                children.setdefault(parent_id, []).append(job_id)
+                edges.append((parent_id, job_id))
+    return edges
+
+
+def _below(children: Mapping[uuid.UUID, Sequence[uuid.UUID]], job_id: uuid.UUID) -> set[uuid.UUID]:
+    """A job with all that wait for it."""
+    found, left = {job_id}, [job_id]
+    while left:
+        fresh = [child_id for child_id in children.get(left.pop(), ()) if child_id not in found]
+        found.update(fresh)
+        left += fresh
+    return found
+
+
+def _parents_first(wanted: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> list[uuid.UUID]:
+    """These jobs, each behind those of them that it wants to wait for, but for circles."""
+    ordered, seen = dict[uuid.UUID, None](), set[uuid.UUID]()
+    for start in wanted:
+        path = [start]
+        while path:
+            job_id = path[-1]
+            if job_id in seen:
+                ordered.setdefault(path.pop())
+            else:
+                seen.add(job_id)
+                path += [parent_id for parent_id in wanted[job_id] if parent_id in wanted and parent_id not in seen]
+    return list(ordered)
 
 
 async def _block(work: Work, policies: dict[uuid.UUID, Policy]) -> None:

@@ -53,6 +53,17 @@ with recursive above (job_id) as (
 )
 select exists (select from above where above.job_id = $3);
 
+-- name: below
+-- Who waits for whom of all that wait for these jobs, through whatever number of others. $1 tenant, $2 jobs.
+with recursive below (parent_id, child_id) as (
+    select d.parent_id, d.child_id from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = a.job_id limit 100000) d
+    union
+    select d.parent_id, d.child_id from below b
+    cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = b.child_id limit 100000) d
+)
+select b.parent_id, b.child_id from below b;
+
 -- name: children
 -- Who waits for these jobs, in the order of those that wait. $1 tenant, $2 parents, $3 from which child on, $4 how many.
 select d.parent_id, d.child_id from unnest($2::uuid[]) as a (parent_id)
