@@ -14,7 +14,9 @@ from devmesh import operations
 from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.ids import new_id
+from devmesh.engine import job_promoter
 from devmesh.engine.bell import Bell
+from devmesh.engine.job_promoter import JobPromoter
 from devmesh.engine.job_reaper import JobReaper
 from devmesh.operations import job_dependencies
 from devmesh.operations.corridor import Corridor
@@ -73,6 +75,23 @@ async def test_an_attempt_that_cannot_be_ended_in_time_keeps_no_other_from_its_e
         await JobReaper(node.runner, 1.0).run_once()
     assert late.value.kind is Kind.TIMEOUT
     assert [await node.status(job_id) for job_id in (slow, *others)] == ["PROCESSING"] + ["FAILED"] * 3
+
+
+async def test_no_more_are_promoted_at_once_than_claims_may_miss_for_a_moment(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_promoter, "PROMOTED_MAX", 2)
+    monkeypatch.setattr(job_promoter, "PROMOTED_TOGETHER_MAX", 3)
+    for queue in ("a", "b", "c", "d"):
+        for _ in range(2):
+            await node.enqueue(queue=queue, priority=1)
+    promoter = JobPromoter(node.runner, 1.0, 1e-6, 0)
+    promoted: list[int] = []
+    is_more = True
+    while is_more:
+        is_more = await promoter.run_once()
+        promoted.append(int(run_sql(node.dsn, "select count(*) from mcp.jobs_ready where priority = 2")))
+    assert promoted[:3] == [3, 6, 8]
 
 
 async def test_so_many_may_wait_for_one_as_can_go_on_in_one_transaction(
