@@ -14,11 +14,12 @@ from devmesh import operations
 from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.ids import new_id
-from devmesh.engine import job_promoter
+from devmesh.engine import job_promoter, scheduler
 from devmesh.engine.bell import Bell
 from devmesh.engine.job_promoter import JobPromoter
 from devmesh.engine.job_reaper import JobReaper
-from devmesh.operations import job_dependencies
+from devmesh.engine.scheduler import Scheduler
+from devmesh.operations import job_dependencies, schedule_firing
 from devmesh.operations.corridor import Corridor
 from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
@@ -92,6 +93,28 @@ async def test_no_more_are_promoted_at_once_than_claims_may_miss_for_a_moment(
         is_more = await promoter.run_once()
         promoted.append(int(run_sql(node.dsn, "select count(*) from mcp.jobs_ready where priority = 2")))
     assert promoted[:3] == [3, 6, 8]
+
+
+async def test_a_schedule_in_a_time_zone_that_is_not_known_here_keeps_no_other_from_firing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule_firing, "FIRED_MAX", 2)
+    monkeypatch.setattr(scheduler, "FIRED_MAX", 2)
+    timing = {"cron": "* * * * *", "time_zone": "Europe/Berlin"}
+    made = [await node.call("schedule.create", name=f"s{number}", job={"type": "t"}, **timing) for number in range(6)]
+    odd, *others = [each["schedule"]["id"] for each in made]
+    run_sql(node.dsn, "update mcp.schedules set next_fire_at = date_trunc('minute', now())")
+    run_sql(node.dsn, f"update mcp.schedules set time_zone = 'Europe/Atlantis' where schedule_id = '{odd}'")
+    while await Scheduler(node.runner, 1.0, 60.0).run_once():
+        pass
+    fired = {each: (await node.call("schedule.get", schedule_id=each)) for each in (odd, *others)}
+    assert [fired[each]["schedule"]["fired_count"] for each in (odd, *others)] == [0, 1, 1, 1, 1, 1]
+    assert [len(fired[each]["upcoming"]) for each in (odd, *others)] == [0, 5, 5, 5, 5, 5]
+    await node.call("schedule.pause", schedule_id=odd)
+    with pytest.raises(MeshError, match="no time zone 'Europe/Atlantis'"):
+        await node.call("schedule.resume", schedule_id=odd)
+    await node.call("schedule.update", schedule_id=odd, time_zone="Europe/Berlin")
+    await node.call("schedule.resume", schedule_id=odd)
 
 
 async def test_so_many_may_wait_for_one_as_can_go_on_in_one_transaction(

@@ -53,11 +53,7 @@ class Timing(NamedTuple):
         """Raises TimingUnusable."""
         if (self.cron is None) == (self.interval_s is None):
             raise TimingUnusable("cron", "give either cron or interval_s")
-        try:
-            zoneinfo.ZoneInfo(self.time_zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            message = f"there is no time zone {self.time_zone!r}; use a name like Europe/Berlin"
-            raise TimingUnusable("time_zone", message) from None
+        _ = self.zone
         if self.cron is not None:
             try:
                 next(CronSim(self.cron, self.starts_at))
@@ -65,6 +61,15 @@ class Timing(NamedTuple):
                 raise TimingUnusable("cron", f"{self.cron!r} is no cron expression: {problem}") from None
             except (StopIteration, OverflowError):  # it is looked for in fifty years, and up to the year 9999
                 raise TimingUnusable("cron", f"{self.cron!r} never fires") from None
+
+    @property
+    def zone(self) -> zoneinfo.ZoneInfo:
+        """Raises TimingUnusable. A name that was known when the schedule was made may not be so on each machine."""
+        try:
+            return zoneinfo.ZoneInfo(self.time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            message = f"there is no time zone {self.time_zone!r}; use a name like Europe/Berlin"
+            raise TimingUnusable("time_zone", message) from None
 
     def after(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
         """The times after one, in UTC."""
@@ -100,7 +105,7 @@ class Timing(NamedTuple):
 
     def _last_of_cron(self, moment: datetime.datetime) -> datetime.datetime | None:
         assert self.cron is not None
-        zone = zoneinfo.ZoneInfo(self.time_zone)
+        zone = self.zone
         early, late = (each.astimezone(zone) for each in (moment - REPEATED, moment + REPEATED))
         if early.utcoffset() == late.utcoffset():
             just_after = (moment + datetime.timedelta(microseconds=1)).astimezone(zone)
@@ -126,7 +131,7 @@ class Timing(NamedTuple):
             return
         assert self.cron is not None
         begin = max(moment, self.starts_at - datetime.timedelta(microseconds=1))
-        for time in CronSim(self.cron, begin.astimezone(zoneinfo.ZoneInfo(self.time_zone))):
+        for time in CronSim(self.cron, begin.astimezone(self.zone)):
             if (at := time.astimezone(datetime.UTC)) > begin:  # in an hour that comes twice it may be the first one's
                 yield at
                 begin = at
