@@ -74,6 +74,21 @@ async def test_a_chain_is_replayed_in_its_order_whichever_way_it_was_drawn(bench
         assert [await do(bench) for _ in order] == [[job["id"]] for job in order]
 
 
+async def test_those_that_are_refused_hide_none_of_those_behind_them(bench: Bench) -> None:
+    for _ in range(4):  # one of the key after the other
+        await bench.enqueue(unique_key="u", max_retries=0)
+        await do(bench, "fail", error="broken")
+    others = [(await bench.enqueue(max_retries=0))["id"] for _ in range(3)]
+    await do(bench, "fail", error="broken")
+    await bench.enqueue(unique_key="u", delay_ms=60_000)
+    steps = [await bench.wire.call("dead_letter.replay", all=True, queue=bench.queue, limit=2)]
+    while steps[-1]["after"] is not None:
+        where = {name: steps[-1][name] for name in ("up_to", "after")}
+        steps.append(await bench.wire.call("dead_letter.replay", all=True, queue=bench.queue, limit=2, **where))
+    assert [(len(step["job_ids"]), len(step["refused"])) for step in steps] == [(0, 2), (0, 2), (2, 0), (1, 0)]
+    assert sorted(await do(bench)) == sorted(others)
+
+
 @pytest.mark.parametrize(
     "error",
     [

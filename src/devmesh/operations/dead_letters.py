@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw
@@ -12,6 +12,7 @@ from msgspec import Meta, Raw
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.errors import Kind
+from devmesh.core.ids import FIRST_ID
 from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
@@ -84,8 +85,8 @@ async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLett
 class Chosen(Mutation, kw_only=True):
     """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first.
 
-    With `up_to` nothing that has failed later: who works through many in steps gives back what the first step answered with,
-    and comes to an end also while jobs go on failing.
+    With `up_to` nothing that has failed later, and with `after` nothing that was looked at already: who works through many in
+    steps gives back both as the step before answered with, and comes to an end also while jobs go on failing, or are refused.
     """
 
     together = ({"oneOf": [
@@ -98,16 +99,18 @@ class Chosen(Mutation, kw_only=True):
     queue: QueueName | None = None
     type: Label | None = None
     up_to: PageCursor | None = None
+    after: PageCursor | None = None
     limit: Annotated[int, Meta(ge=1, le=REPLAYED_MAX)] = REPLAYED_MAX
 
 
 class ChosenResult(msgspec.Struct):
-    """The jobs that were dead letters and are not any more; as many as `limit` means that there may be others. `up_to` stands
-    for the latest dead letter there was, and is null when `job_ids` named them or there was none.
+    """The jobs that were dead letters and are not any more. `up_to` stands for the latest dead letter there was, and is null
+    when `job_ids` named them or there was none; `after` for the last that was looked at, and is null when there are no others.
     """
 
     job_ids: list[uuid.UUID]
     up_to: str | None = None
+    after: str | None = None
 
 
 class ReplayedResult(ChosenResult):
@@ -122,39 +125,48 @@ async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
 
     One that failed because another did waits for that one again, unless that is over.
     """
-    job_ids, up_to = await _chosen(work, call.params)
-    replayed = await put_back(work, job_ids)
+    chosen = await _chosen(work, call.params)
+    replayed = await put_back(work, chosen.job_ids)
     refused = [
         Refused(job_id, Kind.CONFLICT, KEY_TAKEN, f"job {other} of its unique key is under way")
         for job_id, other in replayed.refused.items()
     ]
-    return ReplayedResult(replayed.job_ids, up_to, refused)
+    return ReplayedResult(replayed.job_ids, chosen.up_to, chosen.after, refused)
 
 
 @operation("dead_letter.discard", scope=Scope.WRITE, http="POST /dead-letters/discard", single=True)
 async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Forget dead letters. Their jobs stay FAILED, with their history; what waited for their replay fails as well."""
-    job_ids, up_to = await _chosen(work, call.params)
-    rows = await work.tx.fetch(SQL.discard, work.tenant_id, job_ids)
+    chosen = await _chosen(work, call.params)
+    rows = await work.tx.fetch(SQL.discard, work.tenant_id, chosen.job_ids)
     tell(work, "job.discarded", [(row["queue"], {"id": row["job_id"]}) for row in rows], Status.FAILED)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
-    return ChosenResult([row["job_id"] for row in rows], up_to)
+    return ChosenResult([row["job_id"] for row in rows], chosen.up_to, chosen.after)
 
 
-async def _chosen(work: Work, asked: Chosen) -> tuple[list[uuid.UUID], str | None]:
-    """The jobs, and up to which dead letter others would have been as well."""
+class _Choice(NamedTuple):
+    """Jobs, and between which dead letters others are chosen as well that there was no room for."""
+
+    job_ids: list[uuid.UUID]
+    up_to: str | None = None
+    after: str | None = None
+
+
+async def _chosen(work: Work, asked: Chosen) -> _Choice:
     if (asked.job_ids is not None) == asked.all:
         raise errors.invalid("give job_ids, or all with perhaps a queue and a type", "job_ids")
     if asked.job_ids is not None:
-        return asked.job_ids, None
+        return _Choice(asked.job_ids)
     last = decode_page_cursor(asked.up_to, "up_to")
     if last is None:
         newest = await work.tx.fetch_row(SQL.newest, work.tenant_id)
         if newest is None:
-            return [], None
+            return _Choice([])
         last = newest["dead_letter_id"]
-    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, last)
-    return [row["job_id"] for row in rows], last.hex
+    after = decode_page_cursor(asked.after, "after") or FIRST_ID
+    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, last, after)
+    ids = [row["dead_letter_id"] for row in rows]
+    return _Choice([row["job_id"] for row in rows], last.hex, page_cursor(ids, asked.limit))
 
 
 def _from_row(row: Record) -> DeadLetter:
