@@ -89,6 +89,43 @@ async def test_those_that_are_refused_hide_none_of_those_behind_them(bench: Benc
     assert sorted(await do(bench)) == sorted(others)
 
 
+async def in_steps(bench: Bench, limit: int) -> list[str]:
+    """Replays all dead letters. Those of them that are refused."""
+    asked: dict[str, Any] = {"all": True, "queue": bench.queue, "limit": limit}
+    refused: list[str] = []
+    while True:
+        answer = await bench.wire.call("dead_letter.replay", **asked)
+        refused += [each["id"] for each in answer["refused"]]
+        if answer["after"] is None:
+            return refused
+        asked.update(up_to=answer["up_to"], after=answer["after"])
+
+
+async def dead_before_their_parent(bench: Bench, **about: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A job and three that failed with it, as dead letters: it is the latest of them, because it was retried in vain."""
+    parent = await bench.enqueue(max_retries=0, **about)
+    children = [await bench.enqueue(depends_on=[parent["id"]]) for _ in range(3)]
+    await do(bench, "fail", error="broken")
+    await bench.wire.call("job.retry", job_id=parent["id"])
+    assert await do(bench, "fail", error="broken") == [parent["id"]]
+    return parent, children
+
+
+async def test_those_that_are_replayed_in_steps_wait_for_one_that_a_later_step_comes_to(bench: Bench) -> None:
+    parent, children = await dead_before_their_parent(bench)
+    assert await in_steps(bench, 2) == []
+    assert await do(bench) == [parent["id"]]
+    assert sorted(await do(bench)) == sorted(job["id"] for job in children)
+
+
+async def test_those_that_wait_for_one_that_a_later_step_refuses_are_dead_letters_again(bench: Bench) -> None:
+    parent, children = await dead_before_their_parent(bench, unique_key="u")
+    await bench.enqueue(unique_key="u", delay_ms=60_000)
+    assert await in_steps(bench, 2) == [parent["id"]]
+    assert [await bench.status(job) for job in (*children, parent)] == ["FAILED", "FAILED", "PENDING", "FAILED"]
+    assert await do(bench) == [children[2]["id"]], "it came together with the one that was refused"
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -17,7 +17,7 @@ from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
-from devmesh.operations.job_replaying import KEY_TAKEN, SQL
+from devmesh.operations.job_replaying import KEY_TAKEN, SQL, Rest
 from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
 from devmesh.operations.registry import Call, Mutation, Params, operation
@@ -123,10 +123,11 @@ class ReplayedResult(ChosenResult):
 async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
     """Put dead letters back into their queues, to run at once with all their retries. Their history goes on.
 
-    One that failed because another did waits for that one again, unless that is over.
+    One that failed because another did waits for that one again, unless that is over. In steps it waits also for one to which a
+    later step comes.
     """
     chosen = await _chosen(work, call.params)
-    replayed = await put_back(work, chosen.job_ids)
+    replayed = await put_back(work, chosen.job_ids, chosen.rest)
     refused = [
         Refused(job_id, Kind.CONFLICT, KEY_TAKEN, f"job {other} of its unique key is under way")
         for job_id, other in replayed.refused.items()
@@ -145,11 +146,15 @@ async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
 
 
 class _Choice(NamedTuple):
-    """Jobs, and between which dead letters others are chosen as well that there was no room for."""
+    """Jobs, and the others that are chosen as well, but for which there was no room."""
 
     job_ids: list[uuid.UUID]
     up_to: str | None = None
-    after: str | None = None
+    rest: Rest | None = None
+
+    @property
+    def after(self) -> str | None:
+        return self.rest.after.hex if self.rest is not None else None
 
 
 async def _chosen(work: Work, asked: Chosen) -> _Choice:
@@ -165,8 +170,9 @@ async def _chosen(work: Work, asked: Chosen) -> _Choice:
         last = newest["dead_letter_id"]
     after = decode_page_cursor(asked.after, "after") or FIRST_ID
     rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, last, after)
-    ids = [row["dead_letter_id"] for row in rows]
-    return _Choice([row["job_id"] for row in rows], last.hex, page_cursor(ids, asked.limit))
+    is_more = len(rows) == asked.limit
+    rest = Rest(asked.queue, asked.type, last, rows[-1]["dead_letter_id"]) if is_more else None
+    return _Choice([row["job_id"] for row in rows], last.hex, rest)
 
 
 def _from_row(row: Record) -> DeadLetter:

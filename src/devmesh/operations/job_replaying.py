@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from devmesh.core.jobs import Job, Status
-from devmesh.operations.job_dependencies import PARENT_FAILED, Parents, Policy, block, mark
+from devmesh.operations.job_dependencies import PARENT_FAILED, End, Parents, Policy, block, mark, settle
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
@@ -33,10 +33,19 @@ class Replayed(NamedTuple):
     refused: dict[uuid.UUID, uuid.UUID]
 
 
-async def replay(work: Work, job_ids: Sequence[uuid.UUID]) -> Replayed:
-    """Those of the jobs that are dead letters."""
+class Rest(NamedTuple):
+    """Dead letters to which a replay in steps comes later: of a queue or a type, as far as these are given, between two ids."""
+
+    queue: str | None
+    type: str | None
+    up_to: uuid.UUID
+    after: uuid.UUID
+
+
+async def replay(work: Work, job_ids: Sequence[uuid.UUID], rest: Rest | None) -> Replayed:
+    """Those of the jobs that are dead letters. They wait for those of the rest, too, for which they had waited."""
     keys = {row["job_id"]: row["unique_key"] for row in await work.tx.fetch(SQL.unique_keys, work.tenant_id, job_ids)}
-    return await _put_back(work, job_ids, keys, SQL.replay)
+    return await _put_back(work, job_ids, keys, SQL.replay, rest)
 
 
 async def retry(work: Work, job: Job) -> Replayed:
@@ -47,29 +56,34 @@ async def retry(work: Work, job: Job) -> Replayed:
 
 
 async def _put_back(
-    work: Work, job_ids: Sequence[uuid.UUID], keys: Mapping[uuid.UUID, str], statement: Statement
+    work: Work,
+    job_ids: Sequence[uuid.UUID],
+    keys: Mapping[uuid.UUID, str],
+    statement: Statement,
+    rest: Rest | None = None,
 ) -> Replayed:
     """`statement` puts those of the jobs into their queues that it is made for."""
     refused = await under_way(work, keys) if keys else {}
     # Before any job is locked, as those take it who say what waits for what.
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
+    await settle(work, refused, End.FAILED)  # an earlier step may have had others wait for these
     rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
     tell(
         work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
     )
-    blocked = await _behind_parents(work, rows)
+    blocked = await _behind_parents(work, rows, rest)
     if free := [row["job_id"] for row in rows if row["job_id"] not in blocked]:
         await wait_again(work, free)
     return Replayed([row["job_id"] for row in rows], refused)
 
 
-async def _behind_parents(work: Work, rows: Sequence[Record]) -> set[uuid.UUID]:
+async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None) -> set[uuid.UUID]:
     """Has jobs that failed with another wait again for whom they waited, as far as that is to be completed. Which do."""
     waited = {row["job_id"]: found for row in rows if (found := _Waited.of(row["error"])) is not None}
     if not waited:
         return set()
     parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
-    wanted = await _wanted(work, waited, parents)
+    wanted = await _wanted(work, waited, parents, rest)
     edges = await _without_circles(work, wanted)
     await work.tx.execute(
         DEPENDENCIES.add, work.tenant_id, [parent_id for parent_id, _ in edges], [job_id for _, job_id in edges]
@@ -80,18 +94,21 @@ async def _behind_parents(work: Work, rows: Sequence[Record]) -> set[uuid.UUID]:
 
 
 async def _wanted(
-    work: Work, waited: Mapping[uuid.UUID, _Waited], parents: Parents
+    work: Work, waited: Mapping[uuid.UUID, _Waited], parents: Parents, rest: Rest | None
 ) -> dict[uuid.UUID, list[uuid.UUID]]:
     """For whom each of the jobs is to wait that failed with others."""
     patient = {job_id for job_id, each in waited.items() if each.on_parent_failure is Policy.WAIT}
     dead = {parent_id for job_id in patient for parent_id in waited[job_id].parent_ids} & parents.failed
     rows = await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(dead)) if dead else []
-    due = {row["job_id"] for row in rows}
+    kept = {row["job_id"] for row in rows}
+    due = set(parents.alive)
+    if rest is not None and parents.failed:
+        due |= {
+            row["job_id"] for row in await work.tx.fetch(SQL.mark_due, work.tenant_id, sorted(parents.failed), *rest)
+        }
     return {
         job_id: [
-            parent_id
-            for parent_id in each.parent_ids
-            if parent_id in parents.alive or (parent_id in due and job_id in patient)
+            parent_id for parent_id in each.parent_ids if parent_id in due or (parent_id in kept and job_id in patient)
         ]
         for job_id, each in waited.items()
     }
