@@ -175,17 +175,19 @@ def test_a_purge_ends_though_somebody_goes_on_enqueueing(tmp_path: Path) -> None
 @pytest.mark.parametrize("verb", ["replay", "discard"])
 def test_many_dead_letters_are_those_there_were_when_the_command_began(tmp_path: Path, verb: str) -> None:
     """However many fail again meanwhile."""
-    asked_up_to = []
+    asked_between = []
 
     def failing_jobs(asked: Asked) -> Said:
-        asked_up_to.append(asked.params.get("up_to"))
-        count = 1_000 if len(asked_up_to) < 3 or asked_up_to[-1] is None else 1
-        return as_json({"job_ids": ["x"] * count, "up_to": "0" * 32}, 200 if len(asked_up_to) < 6 else 500)
+        asked_between.append((asked.params.get("after"), asked.params.get("up_to")))
+        after = f"{len(asked_between)}" if len(asked_between) < 3 else None
+        said = {"job_ids": ["x"] * (len(asked_between) % 2), "up_to": "0" * 32, "after": after}
+        return as_json(said, 200 if len(asked_between) < 6 else 500)
 
     with stand_in(failing_jobs) as url:
         settings = {"DEVMESH_URL": url, "DEVMESH_API_KEY": "dm_x"}
         done = devmesh(tmp_path, "dead-letters", verb, "--all", settings=settings)
-    assert (done.returncode, asked_up_to) == (0, [None, "0" * 32, "0" * 32])
+    assert (done.returncode, asked_between) == (0, [(None, None), ("1", "0" * 32), ("2", "0" * 32)])
+    assert done.stdout.strip().endswith(" 2 dead letters"), "a step in which all were refused is not the last"
 
 
 @pytest.mark.parametrize("name", ["eu/images", "eu/pause", "eu/"])

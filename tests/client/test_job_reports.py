@@ -151,6 +151,39 @@ async def test_reports_that_cannot_be_made_yet_hold_up_no_others(bench: Bench) -
         await eventually(lambda: bench.is_over(stuck), "it is told, too", 10)
 
 
+async def test_a_report_that_takes_too_long_takes_no_other_with_it(bench: Bench) -> None:
+    may_end, running = asyncio.Event(), set[Any]()
+
+    @bench.job
+    async def named(job: JobContext) -> str:
+        running.add(job.payload)
+        await may_end.wait()
+        return str(job.payload)
+
+    asked_together = set[int]()
+
+    def refuse(params: Mapping[str, Any]) -> None:
+        if b"slow" in bytes(params["jobs"]):
+            asked_together.add(bytes(params["jobs"]).count(b"job_id"))
+            raise MeshError(Kind.TIMEOUT, "the request took too long and was stopped; try again")
+
+    bench.disturbed.disturb["job.complete"] = refuse
+    async with bench.at_work():
+        slow = await bench.enqueue("named", "slow")
+        others = [await bench.enqueue("named", f"{number}") for number in range(9)]
+        await eventually(lambda: len(running) == 10, "all run")
+        may_end.set()
+        for job_id in others:
+            await eventually(lambda: bench.is_over(job_id), "the others are told", 10)  # noqa: B023
+        await eventually(lambda: asked_together == {10, 1}, "all were told together at first, and then it by itself")
+        others = [await bench.enqueue("named", f"{number}") for number in range(20)]  # twice what it holds at once
+        for job_id in others:
+            await eventually(lambda: bench.is_over(job_id), "it lets others by", 10)  # noqa: B023
+        assert await bench.is_held(slow)
+        bench.disturbed.disturb.clear()
+        await eventually(lambda: bench.is_over(slow), "it is told, too", 10)
+
+
 async def test_jobs_of_a_claim_whose_outcome_is_unknown_are_given_out_again_at_once(bench: Bench) -> None:
     may_end = asyncio.Event()
 

@@ -6,9 +6,11 @@ import datetime
 import itertools
 
 import pytest
+from cronsim import CronSim
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devmesh.core import schedules
 from devmesh.core.schedules import FIRED_AT_ONCE_MAX, Missed, Timing, TimingUnusable, fire
 
 BEGIN = datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC)
@@ -30,6 +32,8 @@ timings = st.builds(
     Timing,
     st.sampled_from(
         [
+            "* * * * *",
+            "*/20 * * * * *",
             "*/7 * * * *",
             "0 * * * *",
             "30 2 * * *",
@@ -103,6 +107,27 @@ def test_of_more_times_than_are_counted_the_latest_thousand_have_jobs(
     assert firing.times == [now - datetime.timedelta(seconds=apart_s * ago) for ago in reversed(range(1_000))]
     assert firing.missed == count - 1_000
     assert fire(timing, due, now, Missed.SKIP, 60) == (firing.times[-1:], count - 1, firing.next_fire_at)
+
+
+@pytest.mark.parametrize("cron", ["* * * * * *", "* * * * *"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_around_a_change_of_the_clock_no_more_is_looked_at_than_there_is(
+    monkeypatch: pytest.MonkeyPatch, cron: str, change: datetime.datetime
+) -> None:
+    looked_at = 0
+
+    class Counted(CronSim):
+        def __next__(self) -> datetime.datetime:
+            nonlocal looked_at
+            looked_at += 1
+            return super().__next__()
+
+    monkeypatch.setattr(schedules, "CronSim", Counted)
+    timing = Timing(cron, None, "Europe/Berlin", BEGIN, None)
+    now = change + datetime.timedelta(minutes=90)
+    firing = fire(timing, now - datetime.timedelta(seconds=50 * 60), now, Missed.ALL, 60)
+    assert len(firing.times) + firing.missed == (3_001 if cron.count("*") == 6 else 51)
+    assert looked_at < 5 * (len(firing.times) + firing.missed)
 
 
 @pytest.mark.parametrize(

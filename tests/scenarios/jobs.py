@@ -51,3 +51,15 @@ def held(job: dict[str, Any], **more: Any) -> dict[str, Any]:
 async def register(wire: Wire, capacity: int = 100, **options: Any) -> str:
     worker = await wire.call("worker.register", name=f"w{uuid.uuid4().hex}", capacity=capacity, **options)
     return str(worker["worker"]["id"])
+
+
+async def do(bench: Bench, verb: str = "complete", **more: Any) -> list[str]:
+    """Claims what can be had, and reports it. The ids, in the order in which they came."""
+    claimed = await bench.claim(limit=100)
+    if claimed:
+        await bench.wire.call(f"job.{verb}", jobs=[held(job, **more) for job in claimed])
+    return [job["id"] for job in claimed]
+
+
+async def reason(bench: Bench, job: dict[str, Any]) -> str:
+    return str((await bench.wire.call("job.explain", job_id=job["id"]))["explanation"]["reason"])

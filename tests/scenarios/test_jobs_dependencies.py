@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.harness import Mesh, eventually
-from tests.scenarios.jobs import Bench, held
+from tests.scenarios.jobs import Bench, do, held, reason
 from tests.wire import Wire, WireError
-
-
-async def do(bench: Bench, verb: str = "complete", **more: Any) -> list[str]:
-    """Claims what can be had, and reports it. The ids, in the order in which they came."""
-    claimed = await bench.claim(limit=100)
-    if claimed:
-        await bench.wire.call(f"job.{verb}", jobs=[held(job, **more) for job in claimed])
-    return [job["id"] for job in claimed]
-
-
-async def reason(bench: Bench, job: dict[str, Any]) -> str:
-    return str((await bench.wire.call("job.explain", job_id=job["id"]))["explanation"]["reason"])
 
 
 async def test_j25_and_j31_a_child_is_ready_when_its_parent_is_completed(bench: Bench) -> None:
@@ -238,59 +225,6 @@ async def test_what_becomes_of_a_job_that_waits_already_can_be_said_anew(bench: 
     await do(bench, "fail", error="broken")
     assert await do(bench) in ([second["id"]], [child["id"]]), "both parents have ended, or the second does now"
     assert await bench.status(child) in ("PENDING", "COMPLETED")
-
-
-async def test_those_that_are_replayed_together_run_in_the_order_that_was_asked_for(bench: Bench) -> None:
-    first = await bench.enqueue(max_retries=0)
-    other = await bench.enqueue(delay_ms=60_000)
-    child = await bench.enqueue(depends_on=[first["id"], other["id"]])
-    grandchild = await bench.enqueue(depends_on=[child["id"]])
-    await do(bench, "fail", error="broken")
-    error = (await bench.get(child))["error"]
-    assert (error["job_id"], sorted(error["waited_for"])) == (first["id"], sorted([first["id"], other["id"]]))
-    replayed = await bench.wire.call("dead_letter.replay", all=True, queue=bench.queue)
-    assert sorted(replayed["job_ids"]) == sorted(job["id"] for job in (first, child, grandchild))
-    assert await reason(bench, child) == "waiting_for_parents"
-    assert await do(bench) == [first["id"]]
-    assert await do(bench) == [], "the child waits for the other as well"
-    await bench.wire.call("job.cancel", job_id=other["id"])
-    assert [await bench.status(job) for job in (child, grandchild)] == ["FAILED", "FAILED"]
-    await bench.wire.call("job.retry", job_id=grandchild["id"])
-    await bench.wire.call("job.retry", job_id=child["id"])
-    assert sorted(await do(bench)) == sorted([child["id"], grandchild["id"]]), "what is over is waited for no more"
-
-
-async def test_one_that_is_replayed_does_not_wait_for_whoever_waits_for_it_by_now(bench: Bench) -> None:
-    first = await bench.enqueue(max_retries=0)
-    child = await bench.enqueue(depends_on=[first["id"]])
-    await do(bench, "fail", error="broken")
-    await bench.wire.call("dead_letter.replay", job_ids=[first["id"]])
-    await bench.wire.call(
-        "job.depend", job_id=first["id"], depends_on=[child["id"]], on_parent_failure="wait", inherit_priority=False
-    )
-    assert await do(bench) == []
-    await bench.wire.call("dead_letter.replay", job_ids=[child["id"]])
-    assert await do(bench) == [child["id"]]
-    assert await do(bench) == [first["id"]]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        "ParentFailed",
-        {"type": "ParentFailed"},
-        {"type": "ParentFailed", "waited_for": ["nobody"], "on_parent_failure": "fail"},
-        {"type": "ParentFailed", "waited_for": [str(uuid.uuid4())], "on_parent_failure": "fail"},
-        {"type": "ParentFailed", "waited_for": None, "on_parent_failure": "maybe"},
-    ],
-)
-async def test_an_error_of_a_handler_that_looks_like_one_of_a_parent_keeps_nothing_from_a_replay(
-    bench: Bench, error: Any
-) -> None:
-    job = await bench.enqueue(max_retries=0)
-    await do(bench, "fail", error=error)
-    await bench.wire.call("dead_letter.replay", job_ids=[job["id"]])
-    assert await do(bench) == [job["id"]]
 
 
 async def test_a_policy_that_is_said_anew_holds_for_those_that_have_failed_already(bench: Bench) -> None:

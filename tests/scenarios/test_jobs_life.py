@@ -279,7 +279,7 @@ async def test_dead_letters_are_replayed_with_their_history_or_discarded(bench: 
     await bench.wire.call("job.fail", jobs=[held(job, error="poison") for job in await bench.claim()])
     assert len(await bench.dead_letters()) == 3
     one = await bench.wire.call("dead_letter.replay", job_ids=[jobs[0]["id"]])
-    assert one == {"job_ids": [jobs[0]["id"]], "up_to": None, "refused": []}
+    assert one == {"job_ids": [jobs[0]["id"]], "up_to": None, "after": None, "refused": []}
     [again] = await bench.claim()
     assert (again["id"], again["attempt"], again["retry_count"]) == (jobs[0]["id"], 2, 0)
     await bench.wire.call("job.fail", jobs=[held(again, error="still poison")])
@@ -307,13 +307,15 @@ async def test_what_fails_while_dead_letters_are_replayed_in_steps_is_left(bench
     await fail_all()
     steps = [await bench.wire.call(f"dead_letter.{verb}", **asked, up_to=first["up_to"]) for _ in range(3)]
     assert [len(step["job_ids"]) for step in steps] == [2, 1, 0]
+    assert [step["after"] is not None for step in (first, *steps)] == [True, True, False, False]
     assert {step["up_to"] for step in steps} == {first["up_to"]}
     done = [job_id for step in (first, *steps) for job_id in step["job_ids"]]
     assert sorted(done) == sorted(job["id"] for job in jobs)
     assert later["id"] in [letter["job_id"] for letter in await bench.dead_letters()]
-    with pytest.raises(WireError, match="cursor") as refused:
-        await bench.wire.call(f"dead_letter.{verb}", **asked, up_to="here")
-    assert refused.value.data["field"] == "up_to"
+    for field in ("up_to", "after"):
+        with pytest.raises(WireError, match="cursor") as refused:
+            await bench.wire.call(f"dead_letter.{verb}", **asked, **{field: "here"})
+        assert refused.value.data["field"] == field
 
 
 async def test_one_stale_report_among_many_is_named_and_the_others_are_done(bench: Bench) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 
 import pytest
 
 from tests.harness import eventually
 from tests.scenarios.archive import Archive, Bystander
-from tests.scenarios.jobs import Bench, held
+from tests.scenarios.jobs import Bench, held, register
 from tests.wire import WireError
 
 
@@ -132,6 +133,47 @@ async def test_a_worker_whose_name_another_has_by_now_is_not_put_back_over_it(ar
     found = [(await bench.wire.call("worker.get", worker_id=one["id"]))["worker"]["status"] for one in (first, second)]
     assert found == ["TERMINATED", "ACTIVE"]
     assert await bench.status(job) == "PENDING"
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_no_second_job_of_a_unique_key_comes_to_be_under_way(
+    archive: Archive, bench: Bench, *, is_lost: bool
+) -> None:
+    first = await bench.enqueue(unique_key="u")
+    [claimed] = await bench.claim()
+    snapshot = await archive.take()
+    if is_lost:
+        archive.lose()
+    else:
+        await bench.wire.call("job.complete", jobs=[held(claimed)])
+    second = await bench.enqueue(unique_key="u")
+    for dry_run in (True, False):
+        answer = await archive.call("restore", snapshot_id=snapshot["id"], on_conflict="overwrite", dry_run=dry_run)
+        [conflict] = answer["conflicts"]
+        assert (conflict["id"], conflict["resolution"]) == (first["id"], "PRESERVED_CURRENT")
+        assert answer["conflict_count"] == 1
+        assert json.loads(conflict["current_value"])["key_is_of"] == second["id"]
+        assert answer["restored"]["jobs"] == 0
+    [claimed] = await bench.claim(worker_id=await register(bench.wire))
+    assert claimed["id"] == second["id"]
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    answer = await archive.restore(snapshot, "overwrite")
+    assert answer["restored"]["jobs"] == 1, "that one is over"
+    assert (await bench.enqueue(unique_key="u"))["id"] == first["id"]
+    assert await archive.broken_rules() == []
+
+
+async def test_those_of_one_unique_key_that_were_under_way_together_are_all_put_back(
+    archive: Archive, bench: Bench
+) -> None:
+    about = {"unique_key": "u", "unique_states": ["COMPLETED"]}
+    jobs = [(await bench.enqueue(**about))["id"] for _ in range(3)]
+    snapshot = await archive.take()
+    for _ in range(2):
+        [claimed] = await bench.claim(limit=1)
+        await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert (await archive.restore(snapshot, "overwrite"))["restored"]["jobs"] == 2
+    assert sorted(job["id"] for job in await bench.claim()) == sorted(jobs)
 
 
 async def test_a_completed_job_is_run_again_only_when_it_is_overwritten_and_its_old_worker_is_refused(

@@ -242,22 +242,23 @@ def _act_on_many(
     missing = set(ids)
     refused: dict[str, str] = {}
 
-    def act(asked: dict[str, Any]) -> tuple[int, bool, str | None]:
-        """How many it was done to, whether there may be more, and up to where."""
+    def act(asked: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
+        """How many it was done to, and where there may be more."""
         answer = invoke(f"dead_letter.{verb}", asked, data_dir)
         missing.difference_update(answer["job_ids"])
         left = {each["id"]: each["message"] for each in answer.get("refused", ())}
         missing.difference_update(left)
         refused.update(left)
-        count = len(answer["job_ids"])
-        return count, count > 0 and count + len(left) == STEP, answer.get("up_to")
+        where = {name: answer[name] for name in ("up_to", "after")} if answer.get("after") is not None else None
+        return len(answer["job_ids"]), where
 
     def steps() -> Iterator[int]:
         for begin in range(0, len(ids), STEP):
             yield act({"job_ids": ids[begin : begin + STEP]})[0]
-        is_more, up_to = not ids, None
-        while is_more:  # of what there was at the first step: jobs may fail again as fast as they are replayed
-            count, is_more, up_to = act({"all": True, "limit": STEP, "up_to": up_to, **filters})
+        where: dict[str, Any] | None = {} if not ids else None
+        # Of what there was at the first step: jobs may fail again as fast as they are replayed.
+        while where is not None:
+            count, where = act({"all": True, "limit": STEP, **where, **filters})
             yield count
 
     done = _with_bar(steps(), len(ids) or None)

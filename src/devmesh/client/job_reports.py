@@ -25,6 +25,7 @@ REPORTERS = 2  # requests under way at once
 REPORTS_MAX = 1_000
 REPORT_BYTES_MAX = 700_000  # of one request: a message has a limit
 REPORT_TIMEOUT_S = 10.0
+FEWER = 10  # times fewer go in one request after one that was not answered in time
 PAUSE_S = 0.2
 UNSENDABLE = frozenset({Kind.INVALID_PARAMS, Kind.TOO_LARGE})  # refusals of what a report says, and not of who says it
 
@@ -37,7 +38,11 @@ class Report(NamedTuple):
     lease: JobLease
     is_retryable: bool = True  # of a failure
     is_instead: bool = False  # of one that was refused
-    is_alone: bool = False  # it goes by itself: in one request with others it was refused with them
+    together_max: int = REPORTS_MAX  # how many go in one request: with more it was refused, or not heard in time
+
+    @property
+    def is_first_try(self) -> bool:
+        return self.together_max == REPORTS_MAX
 
 
 class _Told(msgspec.Struct):
@@ -89,10 +94,8 @@ class JobReports:
         some, size = list[Report](), 0
         for report in self._waiting:
             if some and (
-                report.is_alone
-                or some[0].is_alone
-                or report.verb != some[0].verb
-                or len(some) == REPORTS_MAX
+                report.verb != some[0].verb
+                or len(some) >= min(report.together_max, some[0].together_max)
                 or size + len(report.text) > REPORT_BYTES_MAX
             ):
                 break
@@ -103,22 +106,33 @@ class JobReports:
 
     async def _tell(self, reports: list[Report]) -> None:
         """Says how attempts ended, again and again while nobody hears it; then their slots are free."""
-        self._telling += 1
-        try:
-            error = await self._ask(reports)
-        finally:
-            self._telling -= 1
+        error = await self._ask_first(reports)
         while error is not None and error.retryable:
             log.warning("%d reports could not be made yet: %s", len(reports), error.message)
             self._wake()  # what keeps these from being heard may be theirs alone
             await asyncio.sleep(PAUSE_S)
+            if error.kind == Kind.TIMEOUT:  # one of them may take too long, and is to take no other with it
+                fewer = max(1, len(reports) // FEWER)
+                self._waiting += [report._replace(together_max=fewer) for report in reports]  # behind all others
+                return
             error = await self._ask(reports)
         if error is None:
             self._free(reports)
         elif len(reports) > 1:  # one of them cannot be taken, and takes no other with it
-            self._waiting[:0] = [report._replace(is_alone=True) for report in reports]
+            self._waiting[:0] = [report._replace(together_max=1) for report in reports]
         else:
             self._refused(reports[0], error)
+
+    async def _ask_first(self, reports: list[Report]) -> MeshError | None:
+        """Asks while others wait for the answer, unless these were not answered before."""
+        if not reports[0].is_first_try:
+            self._wake()
+            return await self._ask(reports)
+        self._telling += 1
+        try:
+            return await self._ask(reports)
+        finally:
+            self._telling -= 1
 
     async def _ask(self, reports: list[Report]) -> MeshError | None:
         jobs = msgspec.Raw(b"[" + b",".join(report.text for report in reports) + b"]")

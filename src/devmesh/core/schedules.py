@@ -5,6 +5,7 @@ Pure: must not know rows or clocks.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import enum
@@ -20,7 +21,7 @@ INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
 COUNTED_MAX = 10_000  # times of a cron expression that were missed: each has to be looked for
-AROUND_MAX = 1_000  # times that are looked at around a change of the clock
+WINDOW, WIDER = datetime.timedelta(minutes=1), 4  # the latest times are looked for in as little as holds them
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
 
 
@@ -53,11 +54,7 @@ class Timing(NamedTuple):
         """Raises TimingUnusable."""
         if (self.cron is None) == (self.interval_s is None):
             raise TimingUnusable("cron", "give either cron or interval_s")
-        try:
-            zoneinfo.ZoneInfo(self.time_zone)
-        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-            message = f"there is no time zone {self.time_zone!r}; use a name like Europe/Berlin"
-            raise TimingUnusable("time_zone", message) from None
+        _ = self.zone
         if self.cron is not None:
             try:
                 next(CronSim(self.cron, self.starts_at))
@@ -65,6 +62,15 @@ class Timing(NamedTuple):
                 raise TimingUnusable("cron", f"{self.cron!r} is no cron expression: {problem}") from None
             except (StopIteration, OverflowError):  # it is looked for in fifty years, and up to the year 9999
                 raise TimingUnusable("cron", f"{self.cron!r} never fires") from None
+
+    @property
+    def zone(self) -> zoneinfo.ZoneInfo:
+        """Raises TimingUnusable. A name that was known when the schedule was made may not be so on each machine."""
+        try:
+            return zoneinfo.ZoneInfo(self.time_zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+            message = f"there is no time zone {self.time_zone!r}; use a name like Europe/Berlin"
+            raise TimingUnusable("time_zone", message) from None
 
     def after(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
         """The times after one, in UTC."""
@@ -92,29 +98,32 @@ class Timing(NamedTuple):
 
     def latest_between(self, count: int, first: datetime.datetime, last: datetime.datetime) -> list[datetime.datetime]:
         """The latest of the times from one to another, so many, in order."""
-        found = [last]
-        while len(found) < count and found[-1] > first:
-            before = self.latest_until(found[-1] - datetime.timedelta(microseconds=1))
-            found.append(max(before, first) if before is not None else first)
-        return found[::-1]
+        if last <= first:
+            return [last]
+        window = WINDOW
+        while last - window > first:
+            if len(found := self._within(last - window, last, count)) == count:
+                return found
+            window *= WIDER
+        return [first, *self._within(first, last, count)][-count:]
 
     def _last_of_cron(self, moment: datetime.datetime) -> datetime.datetime | None:
         assert self.cron is not None
-        zone = zoneinfo.ZoneInfo(self.time_zone)
+        zone = self.zone
         early, late = (each.astimezone(zone) for each in (moment - REPEATED, moment + REPEATED))
         if early.utcoffset() == late.utcoffset():
             just_after = (moment + datetime.timedelta(microseconds=1)).astimezone(zone)
             found = next(CronSim(self.cron, just_after, reverse=True), None)
             return found.astimezone(datetime.UTC) if found is not None else None
-        # Where a clock is set back some time comes twice, and times do not go back in order: all around are looked at.
-        around: list[datetime.datetime] = []
-        for time in CronSim(self.cron, late, reverse=True):
-            at = time.astimezone(datetime.UTC)
-            if at <= moment:
-                around.append(at)
-            if at < moment - 2 * REPEATED or len(around) > AROUND_MAX:
-                break
-        return max(around, default=None)
+        # Where a clock is set back some time comes twice, and times do not go back in order: these are gone through forwards.
+        window = WINDOW
+        while not (times := self._within(moment - window, moment, 1)) and window < 2 * REPEATED:
+            window *= WIDER
+        return times[0] if times else self._last_of_cron(moment - window)
+
+    def _within(self, begin: datetime.datetime, last: datetime.datetime, count: int) -> list[datetime.datetime]:
+        """The latest of the times after one and until another, so many, in order."""
+        return list(collections.deque(itertools.takewhile(lambda time: time <= last, self._times(begin)), maxlen=count))
 
     def _times(self, moment: datetime.datetime) -> Iterator[datetime.datetime]:
         with contextlib.suppress(OverflowError):  # the calendar is at its end
@@ -126,7 +135,7 @@ class Timing(NamedTuple):
             return
         assert self.cron is not None
         begin = max(moment, self.starts_at - datetime.timedelta(microseconds=1))
-        for time in CronSim(self.cron, begin.astimezone(zoneinfo.ZoneInfo(self.time_zone))):
+        for time in CronSim(self.cron, begin.astimezone(self.zone)):
             if (at := time.astimezone(datetime.UTC)) > begin:  # in an hour that comes twice it may be the first one's
                 yield at
                 begin = at

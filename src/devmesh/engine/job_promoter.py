@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 
 from devmesh.core.jobs import Status
 from devmesh.engine.reaper import OverdueLoop
@@ -13,6 +14,7 @@ from devmesh.store.statements import load
 
 LIMITS, TENANTS = load("job_limits"), load("tenants")
 PROMOTED_MAX = 400  # jobs in one transaction: of each queue and priority, and of each priority that wait for a place
+PROMOTED_TOGETHER_MAX = 2_000  # of all queues and priorities
 
 
 class JobPromoter(OverdueLoop):
@@ -27,8 +29,10 @@ class JobPromoter(OverdueLoop):
 async def promote(work: Work, *, low_after_s: float, medium_after_s: float) -> int:
     """One pass over a tenant: how many jobs were promoted."""
     queues = [row["queue"] for row in await work.tx.fetch(SQL.queues_waiting, work.tenant_id)]
+    random.shuffle(queues)  # there may be no room for all of them, and none is to be the last each time
+    limits = PROMOTED_MAX, PROMOTED_TOGETHER_MAX
     rows = [
-        *await work.tx.fetch(SQL.promote, work.tenant_id, queues, low_after_s, medium_after_s, PROMOTED_MAX),
+        *await work.tx.fetch(SQL.promote, work.tenant_id, queues, low_after_s, medium_after_s, *limits),
         *await work.tx.fetch(LIMITS.promote, work.tenant_id, low_after_s, medium_after_s, PROMOTED_MAX),
     ]
     for priority in (2, 4):

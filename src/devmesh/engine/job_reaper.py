@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import random
 import uuid
+from collections.abc import Sequence
 
 from devmesh import telemetry
 from devmesh.core import jobs
+from devmesh.core.errors import Kind, MeshError
 from devmesh.core.jobs import Ending, Outcome
 from devmesh.engine.reaper import REAPED_MAX, OverdueLoop
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
@@ -14,6 +18,7 @@ from devmesh.store.jobs import SQL, json_text
 from devmesh.store.statements import load
 
 TENANTS = load("tenants")
+APART_FAILURES_MAX = 3  # of those that are ended apart in one pass: what fails may be nobody's own
 
 
 class JobReaper(OverdueLoop):
@@ -22,13 +27,40 @@ class JobReaper(OverdueLoop):
     def __init__(self, runner: WorkRunner, interval_s: float) -> None:
         super().__init__(runner, interval_s, TENANTS.with_overdue_jobs, reap)
 
+    async def _work_through(self, tenant_id: uuid.UUID) -> None:
+        try:
+            await super()._work_through(tenant_id)
+        except MeshError as error:
+            if error.kind is not Kind.TIMEOUT:
+                raise
+            await self._reap_apart(tenant_id, error)
+
+    async def _reap_apart(self, tenant_id: uuid.UUID, late: MeshError) -> None:
+        """Together they took too long. One may do so by itself, as one that very many wait for: it holds up no others."""
+        rows = await self._runner.database.read(SQL.overdue_ids, tenant_id, REAPED_MAX)
+        if len(rows) <= 1:
+            raise late
+        random.shuffle(rows)  # those that fail are not always the first
+        failures: list[MeshError] = []
+        for row in rows:
+            try:
+                await self._runner.run(tenant_id, functools.partial(reap_these, ids=[row["job_id"]]))
+            except MeshError as error:
+                failures.append(error)
+                if error.kind is Kind.UNAVAILABLE or len(failures) == APART_FAILURES_MAX:
+                    break
+        if failures:
+            raise failures[-1]
+
 
 async def reap(work: Work) -> int:
     """One pass over a tenant: how many attempts were ended."""
     rows = await work.tx.fetch(SQL.overdue_ids, work.tenant_id, REAPED_MAX)
-    if not rows:
-        return 0
-    locked = await lock_held(work, [row["job_id"] for row in rows])
+    return await reap_these(work, [row["job_id"] for row in rows]) if rows else 0
+
+
+async def reap_these(work: Work, ids: Sequence[uuid.UUID]) -> int:
+    locked = await lock_held(work, ids)
     endings: dict[uuid.UUID, Ending] = {}
     errors: dict[uuid.UUID, str | None] = {}
     for job_id, held in locked.items():

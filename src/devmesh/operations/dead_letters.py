@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw
@@ -12,11 +12,12 @@ from msgspec import Meta, Raw
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.errors import Kind
+from devmesh.core.ids import FIRST_ID
 from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
-from devmesh.operations.job_replaying import KEY_TAKEN, SQL
+from devmesh.operations.job_replaying import KEY_TAKEN, SQL, Rest
 from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
 from devmesh.operations.registry import Call, Mutation, Params, operation
@@ -84,8 +85,8 @@ async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLett
 class Chosen(Mutation, kw_only=True):
     """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first.
 
-    With `up_to` nothing that has failed later: who works through many in steps gives back what the first step answered with,
-    and comes to an end also while jobs go on failing.
+    With `up_to` nothing that has failed later, and with `after` nothing that was looked at already: who works through many in
+    steps gives back both as the step before answered with, and comes to an end also while jobs go on failing, or are refused.
     """
 
     together = ({"oneOf": [
@@ -98,16 +99,18 @@ class Chosen(Mutation, kw_only=True):
     queue: QueueName | None = None
     type: Label | None = None
     up_to: PageCursor | None = None
+    after: PageCursor | None = None
     limit: Annotated[int, Meta(ge=1, le=REPLAYED_MAX)] = REPLAYED_MAX
 
 
 class ChosenResult(msgspec.Struct):
-    """The jobs that were dead letters and are not any more; as many as `limit` means that there may be others. `up_to` stands
-    for the latest dead letter there was, and is null when `job_ids` named them or there was none.
+    """The jobs that were dead letters and are not any more. `up_to` stands for the latest dead letter there was, and is null
+    when `job_ids` named them or there was none; `after` for the last that was looked at, and is null when there are no others.
     """
 
     job_ids: list[uuid.UUID]
     up_to: str | None = None
+    after: str | None = None
 
 
 class ReplayedResult(ChosenResult):
@@ -120,41 +123,56 @@ class ReplayedResult(ChosenResult):
 async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
     """Put dead letters back into their queues, to run at once with all their retries. Their history goes on.
 
-    One that failed because another did waits for that one again, unless that is over.
+    One that failed because another did waits for that one again, unless that is over. In steps it waits also for one to which a
+    later step comes.
     """
-    job_ids, up_to = await _chosen(work, call.params)
-    replayed = await put_back(work, job_ids)
+    chosen = await _chosen(work, call.params)
+    replayed = await put_back(work, chosen.job_ids, chosen.rest)
     refused = [
         Refused(job_id, Kind.CONFLICT, KEY_TAKEN, f"job {other} of its unique key is under way")
         for job_id, other in replayed.refused.items()
     ]
-    return ReplayedResult(replayed.job_ids, up_to, refused)
+    return ReplayedResult(replayed.job_ids, chosen.up_to, chosen.after, refused)
 
 
 @operation("dead_letter.discard", scope=Scope.WRITE, http="POST /dead-letters/discard", single=True)
 async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Forget dead letters. Their jobs stay FAILED, with their history; what waited for their replay fails as well."""
-    job_ids, up_to = await _chosen(work, call.params)
-    rows = await work.tx.fetch(SQL.discard, work.tenant_id, job_ids)
+    chosen = await _chosen(work, call.params)
+    rows = await work.tx.fetch(SQL.discard, work.tenant_id, chosen.job_ids)
     tell(work, "job.discarded", [(row["queue"], {"id": row["job_id"]}) for row in rows], Status.FAILED)
     await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
-    return ChosenResult([row["job_id"] for row in rows], up_to)
+    return ChosenResult([row["job_id"] for row in rows], chosen.up_to, chosen.after)
 
 
-async def _chosen(work: Work, asked: Chosen) -> tuple[list[uuid.UUID], str | None]:
-    """The jobs, and up to which dead letter others would have been as well."""
+class _Choice(NamedTuple):
+    """Jobs, and the others that are chosen as well, but for which there was no room."""
+
+    job_ids: list[uuid.UUID]
+    up_to: str | None = None
+    rest: Rest | None = None
+
+    @property
+    def after(self) -> str | None:
+        return self.rest.after.hex if self.rest is not None else None
+
+
+async def _chosen(work: Work, asked: Chosen) -> _Choice:
     if (asked.job_ids is not None) == asked.all:
         raise errors.invalid("give job_ids, or all with perhaps a queue and a type", "job_ids")
     if asked.job_ids is not None:
-        return asked.job_ids, None
+        return _Choice(asked.job_ids)
     last = decode_page_cursor(asked.up_to, "up_to")
     if last is None:
         newest = await work.tx.fetch_row(SQL.newest, work.tenant_id)
         if newest is None:
-            return [], None
+            return _Choice([])
         last = newest["dead_letter_id"]
-    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, last)
-    return [row["job_id"] for row in rows], last.hex
+    after = decode_page_cursor(asked.after, "after") or FIRST_ID
+    rows = await work.tx.fetch(SQL.select_ids, work.tenant_id, asked.queue, asked.type, asked.limit, last, after)
+    is_more = len(rows) == asked.limit
+    rest = Rest(asked.queue, asked.type, last, rows[-1]["dead_letter_id"]) if is_more else None
+    return _Choice([row["job_id"] for row in rows], last.hex, rest)
 
 
 def _from_row(row: Record) -> DeadLetter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from devmesh.core import errors
@@ -27,6 +27,7 @@ SQL = load("job_dependencies")
 MARK_TRIES_MAX = 5  # a job that is moved each time that we come to mark it
 PARENT_FAILED = "ParentFailed"  # the type of the error of those that fail because another did
 EDGES_MAX = 20_000  # looked at in one go, from one parent
+CHILDREN_MAX = 20_000  # that wait for one: they all go on, or fail, in the transaction in which it ends
 
 
 class Policy(enum.StrEnum):
@@ -51,12 +52,15 @@ class Parents(NamedTuple):
     alive: set[uuid.UUID]  # and noted as parents
     failed: set[uuid.UUID]
     priorities: dict[uuid.UUID, int]
+    crowded: Set[uuid.UUID] = frozenset()  # as many wait for them as may
 
 
 async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
     """Notes at those of these jobs that there are that others wait for them, wherever they are."""
     wanted = sorted(set(ids))
-    priorities = {row["job_id"]: row["priority"] for row in await work.tx.fetch(SQL.priorities, work.tenant_id, wanted)}
+    rows = await work.tx.fetch(SQL.wishes, work.tenant_id, wanted, CHILDREN_MAX)
+    priorities = {row["job_id"]: row["priority"] for row in rows}
+    crowded = {row["job_id"] for row in rows if row["is_crowded"]}
     left, alive, failed = sorted(priorities), set[uuid.UUID](), set[uuid.UUID]()
     for _ in range(MARK_TRIES_MAX):
         # Who ends a job has its lease in hand, and then takes those that are blocked: so it is done here.
@@ -70,7 +74,7 @@ async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
         failed |= {job_id for job_id, status in now.items() if status in ENDED_BADLY}
         left = [job_id for job_id in left if now[job_id] in UNDER_WAY]
         if not left:
-            return Parents(alive, failed, priorities)
+            return Parents(alive, failed, priorities, crowded)
     raise errors.unavailable("a job that is to be waited for is being moved all the time; try again")
 
 
@@ -83,10 +87,16 @@ class Wish(NamedTuple):
 
 
 async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]:
-    """The parents that a job has to wait for, by its policy. Raises not_found, or conflict when one has failed already."""
+    """The parents that a job has to wait for, by its policy.
+
+    Raises not_found, or conflict when one has failed already, or has all the children that it may have.
+    """
     parent_ids = list(dict.fromkeys(wish.parent_ids))
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
         raise errors.not_found("job", unknown[0])
+    if crowded := [job_id for job_id in parent_ids if job_id in parents.crowded]:
+        message = f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may"
+        raise errors.conflict("job.children_max", message, "depends_on")
     failed = [job_id for job_id in parent_ids if job_id in parents.failed]
     if failed and wish.policy is Policy.FAIL:
         raise errors.conflict(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from devmesh.core.jobs import Job, Status
-from devmesh.operations.job_dependencies import PARENT_FAILED, Parents, Policy, block, mark
+from devmesh.operations.job_dependencies import PARENT_FAILED, End, Parents, Policy, block, mark, settle
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
@@ -33,10 +33,19 @@ class Replayed(NamedTuple):
     refused: dict[uuid.UUID, uuid.UUID]
 
 
-async def replay(work: Work, job_ids: Sequence[uuid.UUID]) -> Replayed:
-    """Those of the jobs that are dead letters."""
+class Rest(NamedTuple):
+    """Dead letters to which a replay in steps comes later: of a queue or a type, as far as these are given, between two ids."""
+
+    queue: str | None
+    type: str | None
+    up_to: uuid.UUID
+    after: uuid.UUID
+
+
+async def replay(work: Work, job_ids: Sequence[uuid.UUID], rest: Rest | None) -> Replayed:
+    """Those of the jobs that are dead letters. They wait for those of the rest, too, for which they had waited."""
     keys = {row["job_id"]: row["unique_key"] for row in await work.tx.fetch(SQL.unique_keys, work.tenant_id, job_ids)}
-    return await _put_back(work, job_ids, keys, SQL.replay)
+    return await _put_back(work, job_ids, keys, SQL.replay, rest)
 
 
 async def retry(work: Work, job: Job) -> Replayed:
@@ -47,51 +56,104 @@ async def retry(work: Work, job: Job) -> Replayed:
 
 
 async def _put_back(
-    work: Work, job_ids: Sequence[uuid.UUID], keys: Mapping[uuid.UUID, str], statement: Statement
+    work: Work,
+    job_ids: Sequence[uuid.UUID],
+    keys: Mapping[uuid.UUID, str],
+    statement: Statement,
+    rest: Rest | None = None,
 ) -> Replayed:
     """`statement` puts those of the jobs into their queues that it is made for."""
     refused = await under_way(work, keys) if keys else {}
     # Before any job is locked, as those take it who say what waits for what.
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
+    await settle(work, refused, End.FAILED)  # an earlier step may have had others wait for these
     rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
     tell(
         work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
     )
-    blocked = await _behind_parents(work, rows)
+    blocked = await _behind_parents(work, rows, rest)
     if free := [row["job_id"] for row in rows if row["job_id"] not in blocked]:
         await wait_again(work, free)
     return Replayed([row["job_id"] for row in rows], refused)
 
 
-async def _behind_parents(work: Work, rows: Sequence[Record]) -> set[uuid.UUID]:
+async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None) -> set[uuid.UUID]:
     """Has jobs that failed with another wait again for whom they waited, as far as that is to be completed. Which do."""
     waited = {row["job_id"]: found for row in rows if (found := _Waited.of(row["error"])) is not None}
     if not waited:
         return set()
     parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
-    policies: dict[uuid.UUID, Policy] = {}
-    for row in rows:
-        job_id = row["job_id"]
-        wanted = await _to_wait_for(work, waited[job_id], parents) if job_id in waited else []
-        if (
-            wanted
-            and row["is_parent"]
-            and await work.tx.fetch_value(DEPENDENCIES.is_above, work.tenant_id, wanted, job_id)
-        ):
-            continue  # by now they wait for this one
-        if wanted:
-            policies[job_id] = waited[job_id].on_parent_failure
-            await work.tx.execute(DEPENDENCIES.add, work.tenant_id, wanted, [job_id] * len(wanted))
+    wanted = await _wanted(work, waited, parents, rest)
+    edges = await _without_circles(work, wanted)
+    await work.tx.execute(
+        DEPENDENCIES.add, work.tenant_id, [parent_id for parent_id, _ in edges], [job_id for _, job_id in edges]
+    )
+    policies = {job_id: waited[job_id].on_parent_failure for _, job_id in edges}
     await _block(work, policies)
     return set(policies)
 
 
-async def _to_wait_for(work: Work, waited: _Waited, parents: Parents) -> list[uuid.UUID]:
-    alive = [parent_id for parent_id in waited.parent_ids if parent_id in parents.alive]
-    dead = [parent_id for parent_id in waited.parent_ids if parent_id in parents.failed]
-    if dead and waited.on_parent_failure is Policy.WAIT:
-        alive += [row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, dead)]
-    return alive
+async def _wanted(
+    work: Work, waited: Mapping[uuid.UUID, _Waited], parents: Parents, rest: Rest | None
+) -> dict[uuid.UUID, list[uuid.UUID]]:
+    """For whom each of the jobs is to wait that failed with others."""
+    patient = {job_id for job_id, each in waited.items() if each.on_parent_failure is Policy.WAIT}
+    dead = {parent_id for job_id in patient for parent_id in waited[job_id].parent_ids} & parents.failed
+    rows = await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(dead)) if dead else []
+    kept = {row["job_id"] for row in rows}
+    due = set(parents.alive)
+    if rest is not None and parents.failed:
+        due |= {
+            row["job_id"] for row in await work.tx.fetch(SQL.mark_due, work.tenant_id, sorted(parents.failed), *rest)
+        }
+    return {
+        job_id: [
+            parent_id for parent_id in each.parent_ids if parent_id in due or (parent_id in kept and job_id in patient)
+        ]
+        for job_id, each in waited.items()
+    }
+
+
+async def _without_circles(
+    work: Work, wanted: Mapping[uuid.UUID, Sequence[uuid.UUID]]
+) -> list[tuple[uuid.UUID, uuid.UUID]]:
+    """Which job is to be waited for by which: not one that waits for the other by now, through whatever number of others."""
+    children: dict[uuid.UUID, list[uuid.UUID]] = {}
+    for row in await work.tx.fetch(DEPENDENCIES.below, work.tenant_id, list(wanted)):
+        children.setdefault(row["parent_id"], []).append(row["child_id"])
+    edges: list[tuple[uuid.UUID, uuid.UUID]] = []
+    for job_id in _parents_first(wanted):  # so that few wait for any of them when its turn comes
+        later = _below(children, job_id)
+        for parent_id in wanted[job_id]:
+            if parent_id not in later:
+                children.setdefault(parent_id, []).append(job_id)
+                edges.append((parent_id, job_id))
+    return edges
+
+
+def _below(children: Mapping[uuid.UUID, Sequence[uuid.UUID]], job_id: uuid.UUID) -> set[uuid.UUID]:
+    """A job with all that wait for it."""
+    found, left = {job_id}, [job_id]
+    while left:
+        fresh = [child_id for child_id in children.get(left.pop(), ()) if child_id not in found]
+        found.update(fresh)
+        left += fresh
+    return found
+
+
+def _parents_first(wanted: Mapping[uuid.UUID, Sequence[uuid.UUID]]) -> list[uuid.UUID]:
+    """These jobs, each behind those of them that it wants to wait for, but for circles."""
+    ordered, seen = dict[uuid.UUID, None](), set[uuid.UUID]()
+    for start in wanted:
+        path = [start]
+        while path:
+            job_id = path[-1]
+            if job_id in seen:
+                ordered.setdefault(path.pop())
+            else:
+                seen.add(job_id)
+                path += [parent_id for parent_id in wanted[job_id] if parent_id in wanted and parent_id not in seen]
+    return list(ordered)
 
 
 async def _block(work: Work, policies: dict[uuid.UUID, Policy]) -> None:

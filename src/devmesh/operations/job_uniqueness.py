@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from devmesh.core.jobs import UNDER_WAY, Job, Status
@@ -72,6 +72,28 @@ async def under_way(work: Work, keys: Mapping[uuid.UUID, str]) -> dict[uuid.UUID
         await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
     takers = {**first, **alive}
     return {job_id: takers[key] for job_id, key in keys.items() if takers[key] != job_id}
+
+
+async def strangers(
+    work: Work, keys: Mapping[uuid.UUID, str], together: Collection[uuid.UUID], *, takes: bool
+) -> dict[uuid.UUID, uuid.UUID]:
+    """Which of jobs that are to be as they were, given with their keys, must not: another, which was none of those that were
+    under way `together` with them, is so with its key by now, namely that.
+
+    If it `takes` them, the others have their keys from now on. Of several with one key it is the last.
+    """
+    last = {keys[job_id]: job_id for job_id in sorted(keys)}
+    rows = (
+        await work.tx.fetch(SQL.claim, work.tenant_id, list(last), list(last.values()))
+        if takes
+        else await work.tx.fetch(SQL.holders, work.tenant_id, list(last))
+    )
+    others = {row["unique_key"]: row["job_id"] for row in rows if row["job_id"] != last[row["unique_key"]]}
+    latest = await _known(work, others)
+    alive = {key: job.id for key, job in latest.items() if job.status in UNDER_WAY and job.id not in keys}
+    if takes and (new := {key: last[key] for key in others if key not in alive}):
+        await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
+    return {job_id: alive[key] for job_id, key in keys.items() if key in alive and alive[key] not in together}
 
 
 async def _known(work: Work, holders: dict[str, uuid.UUID]) -> dict[str, Job]:

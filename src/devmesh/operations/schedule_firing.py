@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
 from devmesh import telemetry
-from devmesh.core.schedules import COUNTED_MAX, Firing, Missed, Timing, fire
+from devmesh.core.schedules import COUNTED_MAX, Firing, Missed, Timing, TimingUnusable, fire
 from devmesh.operations.job_adding import JobSpec, add, new_jobs
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.statements import load
 
+log = structlog.get_logger(__name__)
 SQL = load("schedules")
 FIRED_MAX = 100  # schedules in one transaction
 
@@ -49,7 +51,7 @@ async def fire_due(work: Work, grace_s: float) -> int:
     After a long absence each has thousands of times that were missed. When enough were counted, the others wait for the next
     transaction; it is said then that there may be more.
     """
-    rows = await work.tx.fetch(SQL.due, work.tenant_id, FIRED_MAX)
+    rows = await _due(work)
     fired, moments, counted = list[Fired](), list[datetime.datetime](), 0
     for row in rows:
         if counted >= COUNTED_MAX:
@@ -65,6 +67,28 @@ async def fire_due(work: Work, grace_s: float) -> int:
         if one.firing.times:
             telemetry.SCHEDULE_LATENESS_SECONDS.observe((moment - one.firing.times[-1]).total_seconds())
     return len(rows) if len(fired) == len(rows) else FIRED_MAX
+
+
+async def _due(work: Work) -> Sequence[Record]:
+    """The schedules that are due and that this node can read. Others wait for a node that can, and hold up nobody."""
+    left_out: list[uuid.UUID] = []
+    while True:
+        rows = await work.tx.fetch(SQL.due, work.tenant_id, FIRED_MAX, left_out)
+        unusable = [row["schedule_id"] for row in rows if not _is_usable(row)]
+        if not unusable:
+            return rows
+        left_out += unusable
+
+
+def _is_usable(row: Record) -> bool:
+    if row["cron"] is None:
+        return True
+    try:
+        _ = timing_of(row).zone
+    except TimingUnusable as problem:
+        log.warning("a schedule that is due cannot fire", schedule_id=str(row["schedule_id"]), error=str(problem))
+        return False
+    return True
 
 
 async def write(work: Work, fired: Sequence[Fired]) -> list[uuid.UUID]:

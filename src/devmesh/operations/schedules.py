@@ -101,7 +101,7 @@ class ById(Params, kw_only=True):
 
 
 class ShownResult(msgspec.Struct):
-    """`upcoming` are the next five times, as if it were not paused."""
+    """`upcoming` are the next five times, as if it were not paused; none when this server does not know the time zone."""
 
     schedule: Schedule
     upcoming: list[datetime.datetime]
@@ -111,7 +111,11 @@ class ShownResult(msgspec.Struct):
 async def get(work: Work, call: Call[ById]) -> ShownResult:
     """Show a schedule and the times at which it fires next."""
     row = _require(await work.tx.fetch_row(SQL.get, work.tenant_id, call.params.schedule_id), call.params.schedule_id)
-    return ShownResult(_from_row(row), list(itertools.islice(timing_of(row).after(work.now), UPCOMING)))
+    try:
+        upcoming = list(itertools.islice(timing_of(row).after(work.now), UPCOMING))
+    except TimingUnusable:
+        upcoming = []
+    return ShownResult(_from_row(row), upcoming)
 
 
 class ListSchedules(Params, kw_only=True):
@@ -185,6 +189,7 @@ async def pause(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
 async def resume(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     """Have a schedule fire again. The times of the pause do not count as missed."""
     row = await _lock(work, call.params.schedule_id)
+    _check(timing_of(row))
     next_fire_at = row["next_fire_at"] or timing_of(row).next_after(work.now)
     row = _require(
         await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, False, next_fire_at),

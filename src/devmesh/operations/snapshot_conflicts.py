@@ -15,6 +15,7 @@ from msgspec import Meta
 from devmesh.core import errors
 from devmesh.core.jobs import ENDED_AS, Outcome
 from devmesh.core.snapshots import CONFLICTS, PLACES
+from devmesh.operations.job_uniqueness import strangers
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.statements import load
@@ -23,7 +24,7 @@ SQL = load("snapshot_conflicts")
 CONFLICTS_TOLD_MAX = 1_000
 NAMED_MAX = 10  # in the message of a refusal
 JOB_TEXT_MAX = 1_000  # characters of a schedule's job that are shown
-TAKEN = "taken"  # its name is another's by now, so that it stays as it is
+TAKEN = "taken"  # its name, or its unique key, is another's by now, so that it stays as it is
 Cursor = Annotated[
     str, Meta(max_length=1_000, pattern=r"^([2-7][0-9a-f])+$(?!\n)")
 ]  # a noun and an id, which are ASCII
@@ -44,10 +45,19 @@ class Conflict(msgspec.Struct):
     current_value: str | None
 
 
-async def decide(work: Work, whole: uuid.UUID) -> int:
-    """Says at each of the gathered rows what is to be done with it. How much is otherwise now."""
+async def decide(work: Work, whole: uuid.UUID, decisions: Collection[str], *, is_dry: bool) -> int:
+    """Says at each of the gathered rows what is to be done with it. How much is otherwise now.
+
+    `decisions` are those that are to be carried out. Unless it `is_dry`, jobs of which that holds have their unique keys from
+    now on.
+    """
     for statement in (SQL.decide_jobs, SQL.decide_others):
         await work.tx.execute(statement, work.tenant_id, whole)
+    keyed = await work.tx.fetch(SQL.keyed, work.tenant_id, whole)
+    if keys := {row["job_id"]: row["unique_key"] for row in keyed if row["decision"] in decisions}:
+        taken = await strangers(work, keys, {row["job_id"] for row in keyed}, takes=not is_dry)
+        if taken:
+            await work.tx.execute(SQL.decide_taken, work.tenant_id, whole, list(map(str, taken)), list(taken.values()))
     return int(await work.tx.fetch_value(SQL.conflict_count, work.tenant_id, whole))
 
 
@@ -88,10 +98,12 @@ def _conflict(row: Record, is_written: bool) -> Conflict:
 
 
 def _of_job(found: dict[str, Any]) -> dict[str, Any]:
-    status = PLACES.get(found["place"])
+    place = found.get("place")
+    status = PLACES.get(place) if place is not None else None
     if status is None and (outcome := found.get("outcome")) is not None:
         status = ENDED_AS.get(Outcome(outcome))
-    return {"status": status, "attempt": found["attempt"], "waits_for_others": found["place"] == "jobs_blocked"}
+    told = {"status": status, "attempt": found.get("attempt"), "waits_for_others": place == "jobs_blocked"}
+    return {**told, "key_is_of": found["key_is_of"]} if "key_is_of" in found else told
 
 
 def _text(side: dict[str, Any], names: list[str]) -> str:

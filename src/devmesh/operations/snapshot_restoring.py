@@ -98,16 +98,17 @@ async def restore(work: Work, call: Call[Restore]) -> RestoredResult:
     await work.tx.execute(SQL.lock, work.tenant_id)
     snapshot = await require(work, await _chosen(work, asked), SNAPSHOTS.hold)
     whole = await gather(work, snapshot.id)
-    count = await decide(work, whole)
-    rows = await page(work, whole, asked.cursor)
     is_overwriting = asked.on_conflict is OnConflict.OVERWRITE
+    decisions = ["insert", "conflict"] if is_overwriting else ["insert"]
+    count = await decide(work, whole, decisions, is_dry=asked.dry_run)
+    rows = await page(work, whole, asked.cursor)
     if asked.dry_run:
         written = {(row["noun"], row["id"]) for row in rows if is_overwriting and row["decision"] != TAKEN}
         restored = Restored()
     else:
         if rows and asked.on_conflict is OnConflict.FAIL:
             raise refusal(rows, count)
-        restored, written = await _put_back(work, whole, is_overwriting=is_overwriting)
+        restored, written = await _put_back(work, whole, decisions)
         work.emit(
             "snapshot.restored", (f"snapshot:{snapshot.id}",), {"snapshot": {"id": snapshot.id}, "restored": restored}
         )
@@ -130,10 +131,9 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
     return found
 
 
-async def _put_back(work: Work, whole: uuid.UUID, *, is_overwriting: bool) -> tuple[Restored, set[Thing]]:
+async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple[Restored, set[Thing]]:
     """Writes what was decided upon, and gives what was written."""
-    decisions = ["insert", "conflict"] if is_overwriting else ["insert"]
-    if is_overwriting:
+    if "conflict" in decisions:
         await _take_away(work, whole)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)
     queues = await work.tx.fetch(SQL.put_back_queues, work.tenant_id, whole, decisions)

@@ -16,10 +16,19 @@ select d.dead_letter_id from mcp.dead_letter_queue d where d.tenant_id = $1 orde
 
 -- name: select_ids
 -- The jobs of dead letters that a filter names, the oldest first. $1 tenant, $2 queue or null, $3 type or null, $4 how many, $5 ids
--- up to this one.
-select d.job_id from mcp.dead_letter_queue d
-where d.tenant_id = $1 and d.dead_letter_id <= $5 and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
+-- up to this one, and $6 above that one.
+select d.job_id, d.dead_letter_id from mcp.dead_letter_queue d
+where d.tenant_id = $1 and d.dead_letter_id <= $5 and d.dead_letter_id > $6
+  and ($2::text is null or d.queue = $2) and ($3::text is null or d.type = $3)
 order by d.dead_letter_id limit $4;
+
+-- name: mark_due
+-- Notes at those of these dead letters that others wait for them to which a replay comes as well, later. $1 tenant, $2 jobs, $3 queue or
+-- null, $4 type or null, $5 ids up to this one, $6 and above that one.
+update mcp.dead_letter_queue d set is_parent = true
+where d.tenant_id = $1 and d.job_id = any($2::uuid[]) and d.dead_letter_id <= $5 and d.dead_letter_id > $6
+  and ($3::text is null or d.queue = $3) and ($4::text is null or d.type = $4)
+returning d.job_id;
 
 -- name: replay
 -- Puts dead letters back into their queues, to run at once with all their retries, and keeps in the history that this was done.

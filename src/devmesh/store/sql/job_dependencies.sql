@@ -53,6 +53,17 @@ with recursive above (job_id) as (
 )
 select exists (select from above where above.job_id = $3);
 
+-- name: below
+-- Who waits for whom of all that wait for these jobs, through whatever number of others. $1 tenant, $2 jobs.
+with recursive below (parent_id, child_id) as (
+    select d.parent_id, d.child_id from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = a.job_id limit 100000) d
+    union
+    select d.parent_id, d.child_id from below b
+    cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 and e.parent_id = b.child_id limit 100000) d
+)
+select b.parent_id, b.child_id from below b;
+
 -- name: children
 -- Who waits for these jobs, in the order of those that wait. $1 tenant, $2 parents, $3 from which child on, $4 how many.
 select d.parent_id, d.child_id from unnest($2::uuid[]) as a (parent_id)
@@ -106,7 +117,8 @@ left join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id 
 with gone as (
     delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
 ), told as materialized (
-    select g.*, case when $5::uuid[] is null then $4::json
+    select g.*, ($5::uuid[])[row_number() over (order by g.job_id)] as letter_id,
+           case when $5::uuid[] is null then $4::json
                      else ($4::jsonb || jsonb_build_object('waited_for', w.ids, 'on_parent_failure', g.policy))::json end as error
     from gone g
     cross join lateral (select coalesce(jsonb_agg(d.parent_id), '[]') as ids
@@ -118,7 +130,7 @@ with gone as (
 ), dead as (
     insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id, created_at, failed_at, is_parent, attempt, retries, priority,
                                        queue, type, error)
-    select $1, g.job_id, ($5::uuid[])[array_position($2::uuid[], g.job_id)], g.created_at, now(), g.is_parent, g.attempt + 1, g.retries,
+    select $1, g.job_id, g.letter_id, g.created_at, now(), g.is_parent, g.attempt + 1, g.retries,
            g.priority, g.queue, j.type, g.error
     from told g cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id
                                       and k.created_at = g.created_at limit 1) j
@@ -138,9 +150,11 @@ update mcp.jobs_blocked b set priority = $3 where b.tenant_id = $1 and b.job_id 
 -- Those of a queue that wait for others. $1 tenant, $2 queue, $3 how many.
 select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.queue = $2 order by b.job_id limit $3;
 
--- name: priorities
--- The priorities of jobs as they were asked for. $1 tenant, $2 jobs.
-select j.job_id, j.priority from unnest($2::uuid[]) as a (job_id)
+-- name: wishes
+-- The priorities of jobs as they were asked for, and whether so many wait for each already. $1 tenant, $2 jobs, $3 how many.
+select j.job_id, j.priority,
+       exists (select from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = j.job_id offset $3 - 1) as is_crowded
+from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j;
 
 -- name: take_ready

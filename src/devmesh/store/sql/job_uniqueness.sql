@@ -6,6 +6,10 @@ select $1, a.unique_key, a.job_id from unnest($2::text[], $3::uuid[]) as a (uniq
 on conflict (tenant_id, unique_key) do update set job_id = u.job_id
 returning unique_key, job_id;
 
+-- name: holders
+-- Who has unique keys. $1 tenant, $2 keys.
+select u.unique_key, u.job_id from mcp.job_unique_keys u where u.tenant_id = $1 and u.unique_key = any($2::text[]);
+
 -- name: hand_over
 -- Keys that this transaction has in hand are others' from now on. $1 tenant, $2 keys, $3 their jobs.
 update mcp.job_unique_keys u set job_id = ($3::uuid[])[array_position($2::text[], u.unique_key)], taken_at = now()

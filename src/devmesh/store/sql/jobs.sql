@@ -197,7 +197,8 @@ select (select count(*) from mcp.jobs_ready r
 -- name: promote
 -- Raises the priority of jobs that have waited for long: from 1 to 2, and from 2 and 3 to 4. None is raised while as many that are older
 -- wait above, so that a queue that nobody claims from is not written again and again; younger ones hold nobody up. $1 tenant, $2 queues,
--- $3 after how many seconds from priority 1, $4 from 2 and 3, $5 how many of each queue and priority.
+-- $3 after how many seconds from priority 1, $4 from 2 and 3, $5 how many of each queue and priority, $6 and of all together: those that
+-- are being written are hidden from claims.
 with old as materialized (
     select h.place from unnest($2::text[]) as q (queue)
     cross join (values (1, 2, $3::double precision), (2, 4, $4::double precision), (3, 4, $4::double precision))
@@ -211,7 +212,7 @@ with old as materialized (
                         where r.tenant_id = $1 and r.queue = q.queue and r.priority = level.priority
                           and r.run_at <= now() - make_interval(secs => level.after_s)
                         order by r.run_at, r.job_id limit $5 - above.count for update skip locked) h
-    where level.after_s > 0
+    where level.after_s > 0 limit $6
 ), gone as (
     delete from mcp.jobs_ready r where r.ctid = any(array(select old.place from old)) returning r.*
 )

@@ -50,9 +50,10 @@ returning s.*;
 delete from mcp.schedules s where s.tenant_id = $1 and s.schedule_id = $2 returning s.*;
 
 -- name: due
--- Locks schedules that are due, but for those that another node is dealing with. $1 tenant, $2 how many.
+-- Locks schedules that are due, but for those that another node is dealing with. $1 tenant, $2 how many, $3 which are left out.
 select s.* from mcp.schedules s
 where s.paused_at is null and s.next_fire_at <= (select clock_timestamp()) and s.tenant_id is not distinct from $1
+  and s.schedule_id <> all($3::uuid[])
 order by s.next_fire_at limit $2 for update skip locked;
 
 -- name: fired

@@ -51,6 +51,34 @@ with place as materialized (
 update mcp.state_snapshot_rows r set decision = 'conflict'
 where r.ctid = any(array(select hit.place from hit where hit.decision = 'conflict'));
 
+-- name: keyed
+-- The jobs that were under way with a unique key, and what was decided of them. $1 tenant, $2 the rows.
+select r.id::uuid as job_id, r."row" ->> 'unique_key' as unique_key, r.decision from mcp.state_snapshot_rows r
+left join lateral (select k.id from mcp.state_snapshot_rows k
+                   where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = 'dead_letter_queue' and k.id = r.id limit 1) dead on true
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r."row" ->> 'unique_key' is not null and dead.id is null;
+
+-- name: decide_taken
+-- Decides `taken` of jobs whose unique keys are others' by now. $1 tenant, $2 the rows, $3 the jobs, $4 those others.
+with place as materialized (
+    select p.id, p.noun, (p."row" ->> 'attempt')::integer as attempt, t.other_id, changed."row" -> 'is_now' as is_now
+    from unnest($3::text[], $4::uuid[]) as t (id, other_id)
+    cross join lateral (select k.* from mcp.state_snapshot_rows k
+                        where k.tenant_id = $1 and k.snapshot_id = $2 and k.id = t.id
+                          and k.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased']) limit 1) p
+    left join lateral (select c."row" from mcp.state_snapshot_rows c
+                       where c.tenant_id = $1 and c.snapshot_id = $2 and c.noun = 'changed jobs' and c.id = t.id limit 1) changed on true
+), noted as (
+    insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
+    select $1, $2, 'changed jobs', p.id, json_build_object(
+        'was', json_build_object('place', p.noun, 'attempt', p.attempt),
+        'is_now', coalesce(p.is_now::jsonb, '{}') || jsonb_build_object('key_is_of', p.other_id)) from place p
+    on conflict (tenant_id, snapshot_id, noun, id) do update set "row" = excluded."row"
+)
+update mcp.state_snapshot_rows r set decision = 'taken'
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.id = any($3::text[])
+  and r.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased']);
+
 -- name: decide_others
 -- The same of queues, workers and schedules; `taken` where another has the name by now. What is compared is what is put back.
 -- $1 tenant, $2 the rows.
