@@ -81,3 +81,28 @@ async def test_what_comes_while_one_process_stops_is_left_to_another_of_its_name
 
 async def _sessions(client: Client, count: int) -> bool:
     return [agent.sessions async for agent in client.agents.each()] == [count]
+
+
+async def test_an_agent_of_a_bound_key_says_that_it_stops(mesh: Mesh, tenant: str) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+    async with Client(mesh.ws_url, tenant) as client:
+        async with Client(mesh.ws_url, tenant) as before:
+            agent = await before.agents.register("bound", concurrency=2)
+        made = await client.call("key.create", kind="agent", agent=agent.id)
+        agents = Agents(mesh.ws_url, made["secret"])
+
+        @agents.agent("bound", concurrency=2)
+        async def work(task: TaskContext) -> None:
+            begun.set()
+            await may_end.wait()
+
+        async with at_work(agents):
+            await eventually(lambda: _sessions(client, 2), "it stands there, and its heart as well")
+            long = await client.tasks.create("long")
+            await asyncio.wait_for(begun.wait(), WITHIN_S)
+            agents.stop()
+            await eventually(lambda: _is_draining(client), "the mesh is told", 5)
+            late = await client.tasks.create("comes too late for this agent")
+            may_end.set()
+            assert (await client.tasks.wait(long.id, timeout_s=WITHIN_S)).status == "completed"
+        assert (await client.tasks.get(late.id)).attempt == 1

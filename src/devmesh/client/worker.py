@@ -259,10 +259,13 @@ class Worker:
 
     async def _say_draining(self) -> bool:
         """Asks for no more work, unless another process works under this name, which goes on. Whether one does."""
-        params = {"agent_id": self.client.agent_id}
+        agent_id = self.client.agent_id
+        assert agent_id is not None
+        own_sessions = 1 + self._heart.counts_for(agent_id)
+        params = {"agent_id": agent_id}
         try:
             agent = (await self.client.request("agent.get", params, One, timeout_s=HAND_BACK_LIMIT_S)).agent
-            if agent.sessions > 1:
+            if agent.sessions > own_sessions:
                 log.info("agent %s stops here; another process goes on under its name", self.declared.name)
                 return True
             await self.client.request("agent.drain", params, One, timeout_s=HAND_BACK_LIMIT_S)
