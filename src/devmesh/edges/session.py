@@ -115,6 +115,7 @@ class Session:
 
     __slots__ = (
         "_counted_tenant_id",
+        "_is_closed",
         "_parts",
         "address",
         "agent_tenant_id",
@@ -130,6 +131,7 @@ class Session:
         self.session_id = new_id()
         self.caller: Caller | None = None
         self.subscriber: Subscriber | None = None
+        self._is_closed = False
         self._counted_tenant_id: uuid.UUID | None = None  # whose connection this is, for the limit
         self.agent_tenant_id: uuid.UUID | None = None  # set while the session makes an agent present
 
@@ -153,6 +155,7 @@ class Session:
 
     async def close(self) -> None:
         """The connection has ended."""
+        self._is_closed = True
         self._uncount()
         self._parts.corridor.waits.end_session(self.session_id)
         if self.subscriber is not None:
@@ -214,6 +217,8 @@ class Session:
         """Makes an agent present for as long as the session lives, and the caller act as it."""
         agent_id = await self._parts.sessions.open(caller, self.session_id, agent)
         self.agent_tenant_id = caller.tenant_id
+        if self._is_closed:  # the connection has ended meanwhile: nobody else would ever take this back
+            await self._parts.sessions.close(caller.tenant_id, self.session_id)
         return msgspec.structs.replace(caller, session_agent_id=agent_id)
 
     async def _subscribe(self, asked: Subscribe) -> SubscribeResult:
