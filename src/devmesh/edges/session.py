@@ -116,6 +116,7 @@ class Session:
     __slots__ = (
         "_counted_tenant_id",
         "_is_closed",
+        "_is_initializing",
         "_parts",
         "address",
         "agent_tenant_id",
@@ -131,7 +132,7 @@ class Session:
         self.session_id = new_id()
         self.caller: Caller | None = None
         self.subscriber: Subscriber | None = None
-        self._is_closed = False
+        self._is_closed = self._is_initializing = False
         self._counted_tenant_id: uuid.UUID | None = None  # whose connection this is, for the limit
         self.agent_tenant_id: uuid.UUID | None = None  # set while the session makes an agent present
 
@@ -164,8 +165,16 @@ class Session:
             await self._parts.sessions.close(self.agent_tenant_id, self.session_id)
 
     async def _initialize(self, asked: Initialize, header_token: str | None) -> Initialized:
-        if self.caller is not None:
-            raise MeshError(Kind.INVALID_REQUEST, "this connection is initialized already")
+        """Once, also when several ask for it in one batch."""
+        if self.caller is not None or self._is_initializing:
+            raise MeshError(Kind.INVALID_REQUEST, "this connection is initialized already, or is about to be")
+        self._is_initializing = True
+        try:
+            return await self._open(asked, header_token)
+        finally:
+            self._is_initializing = False
+
+    async def _open(self, asked: Initialize, header_token: str | None) -> Initialized:
         resume = events.decode_cursor(asked.resume) if asked.resume is not None else None
         caller = await self._parts.authenticator.authenticate(asked.token or header_token, self.address)
         caller = msgspec.structs.replace(caller, session_id=self.session_id)
@@ -174,7 +183,7 @@ class Session:
         self._counted_tenant_id = caller.tenant_id
         try:
             return await self._begin(caller, asked.agent, resume)
-        except MeshError:
+        except BaseException:
             self._uncount()
             raise
 
@@ -189,7 +198,7 @@ class Session:
                     caller = await self._stand_for(caller, named)
             topics = [events.agent_topic(caller.agent_id)] if caller.agent_id is not None else []
             begun = await subscriber.subscribe(topics, resume)
-        except MeshError:
+        except BaseException:
             subscriber.close()
             raise
         self.caller, self.subscriber = caller, subscriber
