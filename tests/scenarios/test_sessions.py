@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.fleet import Agent, create, refusal
 from tests.harness import Mesh
 from tests.wire import Wire
 
@@ -45,3 +46,25 @@ async def test_a_connection_is_initialized_once_however_many_ask_at_a_time(mesh:
         assert (await wire.next_event("agent.updated"))["data"]["agent"]["description"] == "once"
         await wire.call("agent.update", description="and once more")
         assert (await wire.next_event("agent.updated"))["data"]["agent"]["description"] == "and once more"
+
+
+async def test_of_two_agents_registered_at_once_a_connection_is_the_first(mesh: Mesh, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        for name in ("one", "two"):
+            await wire.send({"jsonrpc": "2.0", "id": name, "method": "agent.register", "params": {"name": name}})
+        ids = [(await wire.answer(name))["result"]["agent"]["id"] for name in ("one", "two")]
+        shown = [(await wire.call("agent.get", agent_id=agent_id))["agent"] for agent_id in ids]
+        assert [agent["sessions"] for agent in shown] == [1, 0]
+        assert (await wire.call("agent.heartbeat"))["agent"]["id"] == ids[0]
+        assert (await wire.call("subscriptions.list"))["topics"] == [f"agent:{ids[0]}"]
+
+
+async def test_a_connection_whose_agent_has_left_is_the_next_one_that_it_registers(mesh: Mesh, tenant: str) -> None:
+    async with await Agent.join(mesh, tenant, "phoenix") as first:
+        await first.wire.call("agent.deregister")
+        assert (await refusal(first.wire, "agent.heartbeat")).reason == "session.no_agent"
+        again = Agent(first.wire, (await first.wire.call("agent.register", name="phoenix"))["agent"])
+        shown = (await again.wire.call("agent.get", agent_id=again.id))["agent"]
+        assert (again.id != first.id, shown["sessions"], shown["status"]) == (True, 1, "available")
+        await create(again.wire)
+        await again.complete(await again.next_task())
