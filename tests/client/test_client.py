@@ -136,6 +136,29 @@ async def _agent(client: Client) -> uuid.UUID:
     return (await client.agents.register("claimer")).id
 
 
+async def test_a_client_whose_agent_has_left_becomes_the_next_one_that_it_registers(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client, Client(mesh.ws_url, tenant) as other:
+        first = await client.agents.register("phoenix")
+        await other.agents.register("another's")
+        await client.agents.deregister()
+        assert client.agent_id is None
+        agent = await client.agents.register("phoenix")
+        assert client.agent_id == agent.id != first.id
+        assert (await other.agents.get(agent.id)).sessions == 1
+        await client.agents.deregister(other.agent_id)
+        assert client.agent_id == agent.id
+        task = await client.tasks.create("anything", assign="pull")
+        [claimed] = await client.tasks.claim(wait_s=5)
+        assert (claimed.id, claimed.assigned_to) == (task.id, agent.id)
+
+
+async def test_a_client_is_the_first_of_the_agents_that_it_registers_at_once(mesh: Mesh, tenant: str) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        agents = await asyncio.gather(*(client.agents.register(f"number {number}") for number in range(5)))
+        assert client.agent_id == (await client.agents.heartbeat()).id
+        assert [agent.id for agent in agents if (await client.agents.get(agent.id)).sessions] == [client.agent_id]
+
+
 @pytest.mark.parametrize(("key", "why"), [(UNKNOWN_KEY, "not known"), ("nonsense", "neither a key")])
 async def test_a_wrong_key_is_an_error_at_once(mesh: Mesh, key: str, why: str) -> None:
     began = time.monotonic()

@@ -394,35 +394,6 @@ async def _is_assigned(client: Client, task: Task) -> bool:
     return (await client.tasks.get(task.id)).status == "assigned"
 
 
-async def test_stopping_lets_handlers_end_and_hands_back_what_is_not_done_in_time(mesh: Mesh, tenant: str) -> None:
-    agents = Agents(mesh.ws_url, tenant, drain_limit_s=1.0)
-    begun, may_end = asyncio.Semaphore(0), asyncio.Event()
-
-    @agents.agent("stopping", concurrency=2)
-    async def work(task: TaskContext) -> str:
-        begun.release()
-        await (may_end if task.title == "quick" else asyncio.Event()).wait()
-        return "done in time"
-
-    async with Client(mesh.ws_url, tenant) as client:
-        async with at_work(agents):
-            quick, slow = await client.tasks.create("quick"), await client.tasks.create("slow")
-            for _ in range(2):
-                await asyncio.wait_for(begun.acquire(), WITHIN_S)
-            agents.stop()
-            await eventually(lambda: _is_draining(client), "the mesh is told", 5)
-            may_end.set()
-            late = await client.tasks.create("comes too late for this agent")
-        assert (await client.tasks.get(quick.id)).result == "done in time"
-        slow = await client.tasks.get(slow.id)
-        assert (slow.status, slow.attempt, slow.error["type"]) == ("pending", 2, "Stopped")
-        assert (await client.tasks.get(late.id)).attempt == 1
-
-
-async def _is_draining(client: Client) -> bool:
-    return [agent.status async for agent in client.agents.each()] == ["draining"]
-
-
 async def test_what_cannot_go_on_is_raised(mesh: Mesh, tenant: str) -> None:
     async with Client(mesh.ws_url, tenant) as admin:
         await admin.agents.register("taken")

@@ -6,18 +6,25 @@ import asyncio
 import json
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
+import uvicorn
 
+from devmesh.core.errors import unavailable
+from devmesh.edges import sse
+from devmesh.edges.http_guard import guarded
 from tests.edges.rest import Rest, connected, new_key, new_task, problem_of
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 from tests.wire import Wire
 
 EVENTS = "/api/v1/events"
+GIVEN_UP = "devmesh_consumers_given_up_total"
 
 
 class Message(NamedTuple):
@@ -230,12 +237,17 @@ async def test_w08_a_revoked_key_ends_its_stream(rest: Rest, tenant: str) -> Non
 
 async def test_e04_who_does_not_read_is_told_to_resume_and_misses_nothing(own_mesh: Callable[..., Mesh]) -> None:
     mesh = await asyncio.to_thread(own_mesh, "rest-api", DEVMESH_OUTBOX_BYTES_MAX="65536")
-    key = mesh.admin_key
+    [server], key = mesh.of("rest-api"), mesh.admin_key
     filling = "x" * 100_000
     async with connected(mesh.rest_url) as rest, connected(mesh.rest_url) as slow:
         async with streaming(slow, key) as stream:
             first = await begun(stream)
-            made = [(await new_task(rest, key, parameters={"filling": filling}))["id"] for _ in range(150)]
+            made = []
+            many = [{"title": "a task", "assign": "pull", "parameters": {"filling": filling}}] * 9
+            for _ in range(17):
+                result = await rest.call("POST", "/tasks/batch", key, json={"tasks": many})
+                made += [task["id"] for task in result["tasks"]]
+            await eventually(lambda: asyncio.to_thread(server.metric, GIVEN_UP), "it is given up")
             seen, place = [], first.id
             while (message := await stream.next()) is not None and message.event != "error":
                 seen.append(message.data["data"]["task"]["id"])
@@ -266,3 +278,42 @@ async def test_a_server_that_goes_says_so(own_mesh: Callable[..., Mesh]) -> None
 async def test_a_refused_stream_is_a_problem(rest: Rest) -> None:
     answer = await rest.http.get(EVENTS, headers={"Accept": "text/event-stream"})
     assert problem_of(answer)["kind"] == "unauthenticated"
+
+
+@asynccontextmanager
+async def stalled() -> AsyncIterator[sse.EventStream]:
+    """A stream that has more to send than its peer takes, which reads nothing; and the server of that."""
+    streams: Any = SimpleNamespace(outbox_bytes_max=1 << 25, streams=set(), connections=SimpleNamespace(close=print))
+    caller: Any = SimpleNamespace(tenant_id=None)
+    stream = sse.EventStream(streams, caller)
+    subscriber: Any = SimpleNamespace(close=lambda: None)
+    stream.begin(subscriber, "0", recovered=True)
+    stream.outbox.put(b"x" * (1 << 24))
+    stream.outbox.put(b"y")
+    config = uvicorn.Config(stream, http=guarded(60, 60), lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        _, writer = await asyncio.open_connection(*listener.getsockname(), limit=1)
+        try:
+            writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            await eventually(lambda: stream.outbox.taken == 3, "it sends what it can")
+            yield stream
+        finally:
+            writer.transport.abort()
+            server.should_exit = True
+            await serving
+
+
+@pytest.mark.parametrize("is_overflowed", [True, False])
+async def test_a_stream_that_is_not_read_ends_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, is_overflowed: bool
+) -> None:
+    monkeypatch.setattr(sse, "LAST_WORDS_LIMIT_S", 0.1)
+    async with stalled() as stream:
+        if is_overflowed:
+            stream.outbox.overflow()
+        else:
+            stream.end(unavailable("its key was revoked"))
+        await asyncio.wait_for(stream.ended.wait(), 10)
+    assert "ASGI" not in caplog.text

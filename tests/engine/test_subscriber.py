@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import re
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from devmesh.core.events import Event
+from devmesh.core.events import Cursor, Event
 from devmesh.edges.codecs import JSON
 from devmesh.engine import outbox as outboxes
 from devmesh.engine import subscriber as subscribers
@@ -33,19 +35,21 @@ class Log:
 
 
 class Consumer:
-    def __init__(self) -> None:
+    def __init__(self, log: Log | None = None, topic: str = EVERYTHING) -> None:
         self.stream = Stream(uuid.uuid4(), 1, 0)
         self.outbox = Outbox(BYTES_MAX, lambda: None)
-        self.subscriber = Subscriber(Log(), self.stream, JSON, self.outbox)  # type: ignore[arg-type]
-        self.subscriber.topics[EVERYTHING] = 0
-        self.stream.listen(self.subscriber, EVERYTHING)
+        self.subscriber = Subscriber(log or Log(), self.stream, JSON, self.outbox)  # type: ignore[arg-type]
+        self.subscriber.topics[topic] = 0
+        self.stream.listen(self.subscriber, topic)
         self.got = b""
 
-    def comes(self, count: int, size_bytes: int = 900) -> None:
+    def comes(self, count: int, size_bytes: int = 900, topics: Sequence[str] = ("task:1",)) -> None:
         """So many events are read from the log, and handed to whom they concern."""
         now, begin = datetime.datetime.now(datetime.UTC), self.stream.position + 1
         data = '{"is":"' + "x" * size_bytes + '"}'
-        events = [Event(begin + place, now, "task.created", ("task:1",), data) for place in range(count)]
+        events = [
+            Event(begin + place, now, "task.created", (topics[place % len(topics)],), data) for place in range(count)
+        ]
         self.stream.dispatch(self.stream.append(events))
 
     def takes(self) -> bool:
@@ -109,3 +113,46 @@ def test_a_page_of_what_is_in_memory_ends_at_so_many_events_or_bytes() -> None:
         return [recent.event.sequence for recent in stream.after(after, 3, 500_000)]
 
     assert [page(after) for after in range(6)] == [[1, 2, 3], [2, 3], [3], [4], [5], []]
+
+
+class SlowLog(Log):
+    """A log in which it takes a while to find where a cursor lies, and to read on."""
+
+    def __init__(self) -> None:
+        self.has_found = asyncio.Event()
+
+    async def judge(self, stream: Stream, since: Cursor) -> tuple[int, bool]:
+        await self.has_found.wait()
+        return since.sequence, True
+
+    async def page(self, stream: Stream, sequence: int, topics: Any) -> tuple[list[Recent], int]:
+        recents, position = await super().page(stream, sequence, topics)
+        await asyncio.sleep(0)
+        return recents[:5], recents[:5][-1].event.sequence if recents else position
+
+
+async def test_one_that_falls_behind_while_it_asks_for_the_past_gets_each_event_once() -> None:
+    log = SlowLog()
+    consumer = Consumer(log, "task:1")
+    both = ("task:1", "task:2")
+    consumer.comes(8, topics=both)
+    consumer.takes()
+    asking = asyncio.create_task(consumer.subscriber.subscribe(["task:2"], Cursor(1, 0)))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        consumer.comes(16, topics=both)
+    assert not consumer.subscriber.is_live, "more has come than may wait for it"
+    log.has_found.set()
+    await asyncio.sleep(0)
+    consumer.comes(4, topics=both)
+
+    def has_caught_up() -> bool:
+        consumer.takes()
+        return asking.done() and consumer.subscriber.is_live
+
+    await eventually(has_caught_up, "it has caught up")
+    consumer.takes()
+    sequences = [int(place, 16) for place in re.findall(rb'"cursor":"[0-9a-f]{8}([0-9a-f]{16})"}', consumer.got)]
+    assert sorted(sequences) == list(range(1, 45))
+    replayed = sequences[sequences.index(2) :]
+    assert replayed == sorted(replayed)

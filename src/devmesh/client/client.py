@@ -109,12 +109,19 @@ class Client:
         must be asked. Errors that may pass are tried again meanwhile.
         """
         limit_s = self.timeout_s if timeout_s is None else timeout_s
-        if method == "agent.register" and self._agent is None and self._registered is None:
+        if method in ("agent.register", "agent.deregister"):
             answer = await self._session.request(method, params, dict[str, Any], limit_s)
-            self._registered = answer["agent"]["id"]  # as the server does, and so that the next connection does, too
-            self.agent_id = uuid.UUID(self._registered)
+            self._follow(method, answer["agent"]["id"])
             return msgspec.convert(answer, shape)
         return await self._session.request(method, params, shape, limit_s)
+
+    def _follow(self, method: str, agent_id: str) -> None:
+        """Becomes the first agent that it registers, until that one leaves: as the server does, and for the next connection."""
+        if method == "agent.deregister":
+            if self.agent_id == uuid.UUID(agent_id):
+                self.agent_id = self._agent = self._registered = None
+        elif self._agent is None and self._registered is None:
+            self._registered, self.agent_id = agent_id, uuid.UUID(agent_id)
 
     def events(self, *topics: str, since: str | None = None) -> EventStream:
         """Events of topics (`tenant`, `inbox`, `task:ID`, …), from now on or after a cursor, as an endless iterator.

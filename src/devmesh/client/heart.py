@@ -57,6 +57,10 @@ class Heart:
         """Says that an agent lives until `release`, also while its own connection is too busy to. From any thread."""
         self._keep(agent_id, lambda client: _say_alive(client, agent_id))
 
+    def counts_for(self, agent_id: uuid.UUID) -> bool:
+        """Whether its own connection stands for an agent, too: one with a bound key does, whatever it asks for."""
+        return self._client is not None and self._client.agent_id == agent_id
+
     def release(self, held: TaskLease | uuid.UUID) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._let_go, held)

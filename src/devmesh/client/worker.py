@@ -88,6 +88,7 @@ class Worker:
         self._runs: dict[tuple[uuid.UUID, int], asyncio.Task[None]] = {}
         self._leases: set[TaskLease] = set()
         self._is_draining = self._is_handing_back = False
+        self._others_go_on = False  # other processes under this name, while this one drains
 
     async def run(self) -> None:
         """Works until the server does not take the key any more, or whatever else ends the session. Raises MeshError."""
@@ -96,9 +97,10 @@ class Worker:
 
     async def drain(self, limit_s: float) -> None:
         """Takes no more work, lets handlers end within the limit, hands back what they did not, and disconnects."""
-        self._is_draining = True
         if self.client.is_usable:
-            await self._say_draining()
+            self._others_go_on = await self._say_draining()
+        self._is_draining = True  # only now: what has come meanwhile is worked on, for nobody knew to whom to leave it
+        if self.client.is_usable:
             await _all_done(self._runs, limit_s)
         self._is_handing_back = True
         for lease in list(self._leases):
@@ -153,7 +155,7 @@ class Worker:
         """One attempt, from its assignment to its report."""
         async with self._slots:
             if self._is_draining:
-                await self._hand_back(task)
+                await self._turn_away(task)
             elif (lease := await self._accept(task)) is not None:
                 self._leases.add(lease)
                 self._heart.hold(lease)
@@ -247,15 +249,29 @@ class Worker:
         except MeshError as error:
             log.warning("task %s could not be handed back; its lease will end: %s", task.id, error.message)
 
-    async def _say_draining(self) -> None:
-        """Asks for no more work, unless another process works under this name, which goes on."""
-        params = {"agent_id": self.client.agent_id}
+    async def _turn_away(self, task: Task) -> None:
+        """What comes while this process drains: another under its name takes it, or it is handed back.
+
+        Only what was won is handed back: another that nobody knew of might have it already.
+        """
+        if not self._others_go_on and await self._accept(task) is not None:
+            await self._hand_back(task)
+
+    async def _say_draining(self) -> bool:
+        """Asks for no more work, unless another process works under this name, which goes on. Whether one does."""
+        agent_id = self.client.agent_id
+        assert agent_id is not None
+        own_sessions = 1 + self._heart.counts_for(agent_id)
+        params = {"agent_id": agent_id}
         try:
             agent = (await self.client.request("agent.get", params, One, timeout_s=HAND_BACK_LIMIT_S)).agent
-            if agent.sessions <= 1:
-                await self.client.request("agent.drain", params, One, timeout_s=HAND_BACK_LIMIT_S)
+            if agent.sessions > own_sessions:
+                log.info("agent %s stops here; another process goes on under its name", self.declared.name)
+                return True
+            await self.client.request("agent.drain", params, One, timeout_s=HAND_BACK_LIMIT_S)
         except MeshError as error:
             log.warning("the mesh could not be told that %s drains: %s", self.declared.name, error.message)
+        return False
 
 
 def _instead_of(said: Said, refusal: MeshError) -> Said | None:

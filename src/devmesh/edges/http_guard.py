@@ -16,6 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from devmesh.core.errors import Kind, MeshError
 from devmesh.edges.problem import HEAD_TOO_LONG, MEDIA_TYPE, TOO_SLOW, problem_of, status_of
 
+# Of a request's scope; its `abort` ends the connection at once, whatever still waits to be sent.
+EXTENSION = "devmesh"
 HEAD_BYTES_MAX = 65_536  # and what has come with its end
 
 
@@ -46,6 +48,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {EXTENSION: {"abort": self.transport.abort}}
         self._is_begun = True
         if not self._is_head_due:
             self._is_head_due, self._head_bytes = True, 0

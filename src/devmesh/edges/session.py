@@ -6,6 +6,7 @@ frames, codecs or sockets.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, NamedTuple
@@ -115,6 +116,9 @@ class Session:
 
     __slots__ = (
         "_counted_tenant_id",
+        "_identity",
+        "_is_closed",
+        "_is_initializing",
         "_parts",
         "address",
         "agent_tenant_id",
@@ -130,6 +134,8 @@ class Session:
         self.session_id = new_id()
         self.caller: Caller | None = None
         self.subscriber: Subscriber | None = None
+        self._is_closed = self._is_initializing = False
+        self._identity: asyncio.Lock | None = None  # held by who changes whom the session acts as; most never do
         self._counted_tenant_id: uuid.UUID | None = None  # whose connection this is, for the limit
         self.agent_tenant_id: uuid.UUID | None = None  # set while the session makes an agent present
 
@@ -148,11 +154,17 @@ class Session:
                 return _json(await declared.handler(self, asked))
         assert self.caller is not None
         if method == "agent.register" and self.caller.session_agent_id is None:
-            return await self._register(params)
-        return await self._parts.corridor.serve(method, self.caller, params)
+            async with self._changing_identity():
+                if self.caller.session_agent_id is None:
+                    return await self._register(params)
+        result = await self._parts.corridor.serve(method, self.caller, params)
+        if method == "agent.deregister":
+            self._forget(_agent_id_of(result))
+        return result
 
     async def close(self) -> None:
         """The connection has ended."""
+        self._is_closed = True
         self._uncount()
         self._parts.corridor.waits.end_session(self.session_id)
         if self.subscriber is not None:
@@ -161,8 +173,16 @@ class Session:
             await self._parts.sessions.close(self.agent_tenant_id, self.session_id)
 
     async def _initialize(self, asked: Initialize, header_token: str | None) -> Initialized:
-        if self.caller is not None:
-            raise MeshError(Kind.INVALID_REQUEST, "this connection is initialized already")
+        """Once, also when several ask for it in one batch."""
+        if self.caller is not None or self._is_initializing:
+            raise MeshError(Kind.INVALID_REQUEST, "this connection is initialized already, or is about to be")
+        self._is_initializing = True
+        try:
+            return await self._open(asked, header_token)
+        finally:
+            self._is_initializing = False
+
+    async def _open(self, asked: Initialize, header_token: str | None) -> Initialized:
         resume = events.decode_cursor(asked.resume) if asked.resume is not None else None
         caller = await self._parts.authenticator.authenticate(asked.token or header_token, self.address)
         caller = msgspec.structs.replace(caller, session_id=self.session_id)
@@ -171,7 +191,7 @@ class Session:
         self._counted_tenant_id = caller.tenant_id
         try:
             return await self._begin(caller, asked.agent, resume)
-        except MeshError:
+        except BaseException:
             self._uncount()
             raise
 
@@ -183,10 +203,11 @@ class Session:
             if named is not None:
                 async with self._parts.corridor.denials_noted(caller, "initialize"):
                     require(caller, Scope.AGENT)
-                    caller = await self._stand_for(caller, named)
+                    agent_id = await self._stand_for(caller, named)
+                    caller = msgspec.structs.replace(caller, session_agent_id=agent_id)
             topics = [events.agent_topic(caller.agent_id)] if caller.agent_id is not None else []
             begun = await subscriber.subscribe(topics, resume)
-        except MeshError:
+        except BaseException:
             subscriber.close()
             raise
         self.caller, self.subscriber = caller, subscriber
@@ -204,17 +225,29 @@ class Session:
         assert self.subscriber is not None
         before = self.subscriber.position()
         result = await self._parts.corridor.serve("agent.register", self.caller, params)
-        agent_id = msgspec.json.decode(result, type=_Registered).agent.id
-        if self.caller.session_agent_id is None:
-            self.caller = await self._stand_for(self.caller, str(agent_id))
-            await self.subscriber.subscribe([events.agent_topic(agent_id)], before)
+        agent_id = await self._stand_for(self.caller, str(_agent_id_of(result)))
+        self.caller = msgspec.structs.replace(self.caller, session_agent_id=agent_id)
+        await self.subscriber.subscribe([events.agent_topic(agent_id)], before)
         return result
 
-    async def _stand_for(self, caller: Caller, agent: str) -> Caller:
-        """Makes an agent present for as long as the session lives, and the caller act as it."""
+    def _forget(self, agent_id: uuid.UUID) -> None:
+        """An agent has left for good. If it was the session's own, that may become another; it still hears of what it held."""
+        assert self.caller is not None
+        if self.caller.session_agent_id == agent_id:
+            self.caller = msgspec.structs.replace(self.caller, session_agent_id=None)
+
+    async def _stand_for(self, caller: Caller, agent: str) -> uuid.UUID:
+        """Makes an agent present for as long as the session lives. Which one that is."""
         agent_id = await self._parts.sessions.open(caller, self.session_id, agent)
         self.agent_tenant_id = caller.tenant_id
-        return msgspec.structs.replace(caller, session_agent_id=agent_id)
+        if self._is_closed:  # the connection has ended meanwhile: nobody else would ever take this back
+            await self._parts.sessions.close(caller.tenant_id, self.session_id)
+        return agent_id
+
+    def _changing_identity(self) -> asyncio.Lock:
+        if self._identity is None:
+            self._identity = asyncio.Lock()
+        return self._identity
 
     async def _subscribe(self, asked: Subscribe) -> SubscribeResult:
         """Listen to topics from now on, or from a cursor on. Topics: `tenant`, `inbox`, `queue:NAME`, `NOUN:ID`."""
@@ -243,14 +276,15 @@ class Session:
         fresh = await self._parts.authenticator.authenticate(asked.token, self.address)
         if fresh.tenant_id != self.caller.tenant_id:
             raise errors.forbidden("this key belongs to another tenant; open another connection")
-        agent_id = self.caller.session_agent_id
-        if agent_id is not None and fresh.bound_agent_id not in (None, agent_id):
-            raise errors.forbidden("this key is bound to another agent")
-        is_its_own = fresh.owner_id == self.caller.owner_id and self.caller.bound_agent_id is None
-        if agent_id is not None and fresh.bound_agent_id is None and not is_its_own:
-            raise errors.forbidden("this session's agent belongs to another key or subject")
-        self.caller = msgspec.structs.replace(fresh, session_id=self.session_id, session_agent_id=agent_id)
-        return Refreshed(self.session_id, self.caller.tenant_id)
+        async with self._changing_identity():
+            agent_id = self.caller.session_agent_id
+            if agent_id is not None and fresh.bound_agent_id not in (None, agent_id):
+                raise errors.forbidden("this key is bound to another agent")
+            is_its_own = fresh.owner_id == self.caller.owner_id and self.caller.bound_agent_id is None
+            if agent_id is not None and fresh.bound_agent_id is None and not is_its_own:
+                raise errors.forbidden("this session's agent belongs to another key or subject")
+            self.caller = msgspec.structs.replace(fresh, session_id=self.session_id, session_agent_id=agent_id)
+            return Refreshed(self.session_id, self.caller.tenant_id)
 
     async def _ping(self, _: Nothing) -> Pong:
         """See whether the server answers."""
@@ -296,12 +330,16 @@ METHODS: dict[str, Method] = {
 }
 
 
-class _RegisteredAgent(msgspec.Struct):
+class _Agent(msgspec.Struct):
     id: uuid.UUID
 
 
-class _Registered(msgspec.Struct):
-    agent: _RegisteredAgent
+class _OfAgent(msgspec.Struct):
+    agent: _Agent
+
+
+def _agent_id_of(result: Raw) -> uuid.UUID:
+    return msgspec.json.decode(result, type=_OfAgent).agent.id
 
 
 def _limits(settings: Settings) -> Limits:

@@ -1,13 +1,13 @@
 """Events over plain HTTP, as server-sent events: the same that the WebSocket carries, from the same fan-out.
 
 A message's id is its cursor, so that a browser that reconnects goes on where it was. Whatever ends a stream is said in its last
-message, `error`; the log fills in what was missed.
+message, `error`, unless its client does not read any more; the log fills in what was missed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -21,6 +21,7 @@ from devmesh.core.access import Caller, Credential
 from devmesh.core.errors import Kind, MeshError, unavailable
 from devmesh.core.events import Event
 from devmesh.edges.codecs import JSON
+from devmesh.edges.http_guard import EXTENSION
 from devmesh.edges.parameters import from_url
 from devmesh.edges.problem import problem_of
 from devmesh.engine.fanout import Fanout
@@ -32,6 +33,7 @@ from devmesh.settings import Settings
 
 KEEP_ALIVE_INTERVAL_S = 15.0
 KEEP_ALIVE = b": still here\n\n"
+LAST_WORDS_LIMIT_S = 5.0  # in which who does not read may still learn why its stream ends
 RECONNECT_AFTER_MS = 1000
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
@@ -133,10 +135,12 @@ class EventStream:
     def __init__(self, streams: EventStreams, caller: Caller) -> None:
         self._streams, self.caller = streams, caller
         self._woken = asyncio.Event()
-        self.outbox = Outbox(streams.outbox_bytes_max, self._woken.set)
+        self.outbox = Outbox(streams.outbox_bytes_max, self._wake)
         self.ended = asyncio.Event()
         self._subscriber: Subscriber | None = None
         self._ending: MeshError | None = None
+        self._abort: Callable[[], None] | None = None  # ends the connection as it is, once there is one
+        self._limit: asyncio.TimerHandle | None = None
         self._is_left = False
 
     def begin(self, subscriber: Subscriber, cursor: str, recovered: bool) -> None:
@@ -146,9 +150,16 @@ class EventStream:
         self.outbox.put(b"retry: %d\n" % RECONNECT_AFTER_MS + message("subscribed", data, cursor))
 
     def end(self, error: MeshError) -> None:
-        """Ends the stream with a reason, once what is in the outbox has been sent."""
+        """Ends the stream with a reason, once what is in the outbox has been sent, or as it is when nobody reads that."""
         self._ending = self._ending or error
         self._woken.set()
+        if self._limit is None and self._abort is not None:
+            self._limit = asyncio.get_running_loop().call_later(LAST_WORDS_LIMIT_S, self._abort)
+
+    def _wake(self) -> None:
+        self._woken.set()
+        if self.outbox.is_overflowed:
+            self.end(unavailable("this stream was read too slowly, or cannot go on from here; reconnect and resume"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
@@ -156,6 +167,9 @@ class EventStream:
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]
+        self._abort = scope["extensions"][EXTENSION]["abort"]
+        if self._ending is not None:
+            self.end(self._ending)
         watching = asyncio.create_task(self._watch(receive))
         self._streams.streams.add(self)
         telemetry.EVENT_STREAMS.inc()
@@ -166,6 +180,8 @@ class EventStream:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             watching.cancel()
+            if self._limit is not None:
+                self._limit.cancel()
             telemetry.EVENT_STREAMS.dec()
             self._streams.streams.discard(self)
             assert self._subscriber is not None
@@ -179,10 +195,6 @@ class EventStream:
             self._woken.clear()
             while (frame := self.outbox.take()) is not None:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
-            if self.outbox.is_overflowed:
-                self.end(
-                    unavailable("this stream was read too slowly, or cannot go on from here; reconnect and resume")
-                )
             if self._ending is not None:
                 data = msgspec.json.encode(problem_of(self._ending))
                 await send({"type": "http.response.body", "body": message("error", data), "more_body": True})

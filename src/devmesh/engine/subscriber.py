@@ -56,9 +56,9 @@ class Subscriber:
         if self._turn is None:
             self._turn = asyncio.Lock()
         async with self._turn:
-            if self._catching_up is not None:
-                await asyncio.wait([self._catching_up])
+            await self._caught_up()
             start, recovered = await self._fanout.judge(self._stream, since)
+            await self._caught_up()  # it may have fallen behind meanwhile
             before = dict(self.topics)
             for topic in topics:
                 self.topics[topic] = min(start, before.get(topic, start))
@@ -93,6 +93,11 @@ class Subscriber:
         if self._catching_up is not None:
             self._catching_up.cancel()
 
+    async def _caught_up(self) -> None:
+        """Until no catch-up runs. Two at a time would send events twice, and out of order."""
+        while self._catching_up is not None and not self._catching_up.done():
+            await asyncio.wait([self._catching_up])
+
     async def _catch_up(
         self, start: int, stop: int, before: dict[str, int], stall_limit_s: float = STALL_LIMIT_S
     ) -> None:
@@ -114,7 +119,8 @@ class Subscriber:
             log.warning("a replay failed; the client is told to resume", error=error.message)
             self.outbox.overflow()
         finally:
-            self._catching_up = None
+            if self._catching_up is asyncio.current_task():
+                self._catching_up = None
 
     def _is_wanted(self, recent: Recent, stop: int, before: dict[str, int]) -> bool:
         sequence = recent.event.sequence

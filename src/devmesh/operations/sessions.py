@@ -36,7 +36,7 @@ class Sessions:
         self._runner, self._node_id, self._settings = runner, node_id, settings
         self._openings: dict[uuid.UUID, Gather[Opening, uuid.UUID]] = {}
         self._closings: dict[uuid.UUID, Gather[uuid.UUID, None]] = {}
-        self._open: collections.Counter[uuid.UUID] = collections.Counter()
+        self._open: collections.defaultdict[uuid.UUID, set[uuid.UUID]] = collections.defaultdict(set)
         self._leaving: dict[uuid.UUID, set[uuid.UUID]] = {}  # ended, but their rows may still be there
 
     def tenants(self) -> list[uuid.UUID]:
@@ -56,13 +56,13 @@ class Sessions:
                 write, batch_max=SESSIONS_PER_BATCH_MAX, in_flight_max=1, waiting_max=self._settings.gather_queue_max
             )
         agent_id = await gather.add(Opening(caller, session_id, agent))
-        self._open[tenant_id] += 1
+        self._open[tenant_id].add(session_id)
         return agent_id
 
     async def close(self, tenant_id: uuid.UUID, session_id: uuid.UUID) -> None:
         """The connection of a session that was opened has ended."""
-        self._open[tenant_id] -= 1
-        if self._open[tenant_id] <= 0:
+        self._open[tenant_id].discard(session_id)
+        if not self._open[tenant_id]:
             del self._open[tenant_id]
         gather = self._closings.get(tenant_id)
         if gather is None:

@@ -157,10 +157,11 @@ select a.agent_id, a.owner_id, a.name from mcp.agents a
 where a.tenant_id = $1 and a.name = any($3::text[]) and coalesce(a.deregistered_at, 'infinity') = 'infinity';
 
 -- name: open_sessions
--- Connections stand for agents. $1 tenant, $2 node, $3 sessions, $4 their agents.
+-- Connections stand for agents, each for one: the next takes the place of one that has left. $1 tenant, $2 node, $3 sessions,
+-- $4 their agents.
 insert into mcp.agent_sessions (tenant_id, session_id, agent_id, node_id)
 select $1, s.session_id, s.agent_id, $2 from unnest($3::uuid[], $4::uuid[]) as s (session_id, agent_id)
-on conflict (tenant_id, session_id) do nothing;
+on conflict (tenant_id, session_id) do update set agent_id = excluded.agent_id;
 
 -- name: close_sessions
 -- Connections are gone. An agent that is left without any is not there any more, whenever it was last heard of.
