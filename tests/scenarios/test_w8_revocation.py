@@ -179,7 +179,7 @@ async def test_a_claim_that_waits_is_given_nothing_once_its_connection_has_ended
         for _ in range(5):
             leaving = await Wire.connect(mesh.ws_url, tenant)
             waiting = asyncio.create_task(leaving.call("task.claim", agent_id=gone["id"], wait_ms=30_000))
-            await leaving.call("ping")  # so that the claim has been read
+            assert await leaving.call("task.claim", agent_id=gone["id"]) == {"tasks": []}  # behind the one that waits
             await leaving.close()
             with pytest.raises(ConnectionError):
                 await waiting
