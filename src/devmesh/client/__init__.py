@@ -8,6 +8,7 @@ from devmesh.client.errors import EventsMissed, Fail, LeaseLost, MeshError, Reje
 from devmesh.client.events import EventStream
 from devmesh.client.job_context import BlockingJobContext, JobContext
 from devmesh.client.mesh import Mesh
+from devmesh.client.shapes import make_ready
 from devmesh.client.tasks import Task
 
 __all__ = [
@@ -27,3 +28,5 @@ __all__ = [
     "Task",
     "TaskContext",
 ]
+
+make_ready()
