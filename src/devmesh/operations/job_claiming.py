@@ -67,8 +67,6 @@ class _Found(msgspec.Struct):
     moment: datetime.datetime
     status: str | None
     owner_id: uuid.UUID | None
-    capacity: int | None
-    current_load: int | None
     oldest: datetime.datetime | None
     room: int
     queues: list[_Queue]

@@ -12,7 +12,7 @@
 -- `p_leases_since`: no lease of the worker began before. With `p_is_alone` it appends what is told of it; otherwise a last row says so.
 --
 -- The first row has what was found, in `about`: `moment` is when the leases begin; of the worker its `status` (null: there is none),
--- `owner_id`, `capacity`, `current_load` and the `oldest` lease; `room` is for how many jobs; `look_s` how long it took to look; and of each
+-- `owner_id` and the `oldest` lease; `room` is for how many jobs; `look_s` how long it took to look; and of each
 -- queue whether it `is_paused` or `is_rated`, its `share` of the room, when the first `due` job of each priority was to run, and if none is
 -- due in how many seconds the next one is, `due_in_s`. The others are the jobs, those of each queue and priority in order; `run_at` is null
 -- where it is `created_at`, as it mostly is: a time costs the driver as much as all the rest of a row. The last row, if there are jobs and
@@ -27,6 +27,7 @@ declare
     moment timestamptz;
     worker record;
     room integer;
+    look_s double precision;
     queue_found record;
     share integer;
     tokens_left double precision;
@@ -116,7 +117,7 @@ begin
             'due', queue_found.due, 'due_in_s', queue_found.due_in_s);
     end loop;
 
-    about := json_build_object('look_s', extract(epoch from clock_timestamp() - moment));
+    look_s := extract(epoch from clock_timestamp() - moment);
     -- What others gave out while they had the tokens was under leases before, and no two claims of a worker begin at one time.
     moment := greatest(moment, clock_timestamp());
     while exists (select from mcp.jobs_leased l where l.worker_id = p_worker_id and l.started_at = moment
@@ -124,8 +125,8 @@ begin
         moment := moment + interval '1 microsecond';
     end loop;
     about := json_build_object(
-        'look_s', about -> 'look_s', 'moment', moment, 'status', worker.status, 'owner_id', worker.owner_id, 'capacity', worker.capacity,
-        'current_load', worker.current_load, 'oldest', worker.oldest, 'room', room, 'queues', to_json(queues_found));
+        'look_s', look_s, 'moment', moment, 'status', worker.status, 'owner_id', worker.owner_id, 'oldest', worker.oldest, 'room', room,
+        'queues', to_json(queues_found));
     return next;
     if cardinality(open_queues) = 0 then
         return;

@@ -31,9 +31,9 @@ where w.tenant_id = $1 and ($2::uuid is null or w.worker_id < $2) and ($4::text[
 order by w.worker_id desc limit $3;
 
 -- name: lock_claims
--- One at a time claims for a worker, whatever the number of nodes: that keeps its capacity exact. Spelled out: $1 tenant, $2 workers in
--- one text, sorted.
-select pg_advisory_xact_lock(hashtextextended($1::uuid::text || w.id, 12)) from unnest(string_to_array($2, e'\x1e')) as w (id);
+-- One at a time claims for a worker, whatever the number of nodes: that keeps its capacity exact (mcp.claim_jobs takes it, too).
+-- Spelled out: $1 tenant, $2 worker.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text || $2::uuid::text, 12));
 
 -- name: owners
 -- Who registered workers, and which process last. $1 tenant, $2 ids.
@@ -161,12 +161,6 @@ with gone as (
 )
 update mcp.worker_alerts a set cleared_at = now()
 where a.cleared_at is null and a.worker_id = any(array(select gone.worker_id from gone));
-
--- name: seen
--- A worker was heard of, though not by a heartbeat: the beats that it has missed are forgotten by its next one, which clears what was said
--- of them. Nothing: it was given up in this moment. $1 tenant, $2 worker.
-update mcp.workers w set heartbeat_at = now() where w.tenant_id = $1 and w.worker_id = $2 and w.status = 'ACTIVE'
-returning w.worker_id;
 
 -- name: set_status
 -- $1 tenant, $2 worker, $3 status, $4 why.
