@@ -38,6 +38,7 @@ from devmesh.engine.job_loops import job_loops
 from devmesh.engine.key_sets import KeySets
 from devmesh.engine.key_watch import KeyWatch
 from devmesh.engine.limits_keeper import LimitsKeeper
+from devmesh.engine.looks import Looks
 from devmesh.engine.loop import Loop
 from devmesh.engine.notify_bell import NotifyBell
 from devmesh.engine.partition_keeper import PartitionKeeper
@@ -311,9 +312,10 @@ class Service:
     def _compose_worker(self, runner: WorkRunner, bell: Bell, vault: Vault, recalling: Recalling) -> ASGIApp:
         """What moves when nobody asks."""
         settings, database = self._settings, runner.database
-        assigner = Assigner(runner, settings.assigner_interval_s)
+        looks = Looks(database)
+        assigner = Assigner(runner, looks, settings.assigner_interval_s)
         bell.listen(assigner.heard, Concern.TASKS)
-        reaper = Reaper(runner, settings.reaper_interval_s, settings.idempotency_ttl_s)
+        reaper = Reaper(runner, looks, settings.reaper_interval_s, settings.idempotency_ttl_s)
         if self._app is not None:
             from devmesh.engine.app_worker import AppWorker
 
@@ -331,9 +333,9 @@ class Service:
         self._loops += [
             assigner,
             reaper,
-            *job_loops(runner, settings),
+            *job_loops(runner, looks, settings),
             *recalling.loops(runner),
-            Presence(runner, settings.presence_interval_s),
+            Presence(runner, looks, settings.presence_interval_s),
             reencryption,
             keeper,
         ]

@@ -18,6 +18,7 @@ from devmesh.engine import job_promoter, scheduler
 from devmesh.engine.bell import Bell
 from devmesh.engine.job_promoter import JobPromoter
 from devmesh.engine.job_reaper import JobReaper
+from devmesh.engine.looks import Looks
 from devmesh.engine.scheduler import Scheduler
 from devmesh.operations import job_dependencies, schedule_firing
 from devmesh.operations.corridor import Corridor
@@ -73,7 +74,7 @@ async def test_an_attempt_that_cannot_be_ended_in_time_keeps_no_other_from_its_e
     run_sql(node.dsn, OVERDUE)
     run_sql(node.dsn, TOO_SLOW.format(slow))
     with pytest.raises(MeshError, match="too long") as late:
-        await JobReaper(node.runner, 1.0).run_once()
+        await JobReaper(node.runner, Looks(node.runner.database), 1.0).run_once()
     assert late.value.kind is Kind.TIMEOUT
     assert [await node.status(job_id) for job_id in (slow, *others)] == ["PROCESSING"] + ["FAILED"] * 3
 
@@ -86,7 +87,7 @@ async def test_no_more_are_promoted_at_once_than_claims_may_miss_for_a_moment(
     for queue in ("a", "b", "c", "d"):
         for _ in range(2):
             await node.enqueue(queue=queue, priority=1)
-    promoter = JobPromoter(node.runner, 1.0, 1e-6, 0)
+    promoter = JobPromoter(node.runner, Looks(node.runner.database), 1.0, 1e-6, 0)
     promoted: list[int] = []
     is_more = True
     while is_more:
@@ -105,7 +106,7 @@ async def test_a_schedule_in_a_time_zone_that_is_not_known_here_keeps_no_other_f
     odd, *others = [each["schedule"]["id"] for each in made]
     run_sql(node.dsn, "update mcp.schedules set next_fire_at = date_trunc('minute', now())")
     run_sql(node.dsn, f"update mcp.schedules set time_zone = 'Europe/Atlantis' where schedule_id = '{odd}'")
-    while await Scheduler(node.runner, 1.0, 60.0).run_once():
+    while await Scheduler(node.runner, Looks(node.runner.database), 1.0, 60.0).run_once():
         pass
     fired = {each: (await node.call("schedule.get", schedule_id=each)) for each in (odd, *others)}
     assert [fired[each]["schedule"]["fired_count"] for each in (odd, *others)] == [0, 1, 1, 1, 1, 1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 
 from devmesh import telemetry
+from devmesh.engine.looks import Looks
 from devmesh.engine.ring_loop import RingLoop
 from devmesh.operations.assigning import assign_ready
 from devmesh.operations.work import WorkRunner
@@ -19,16 +20,19 @@ TENANTS = load("tenants")
 class Assigner(RingLoop):
     name = "assigner"
 
-    def __init__(self, runner: WorkRunner, interval_s: float) -> None:
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float) -> None:
         super().__init__(interval_s)
-        self._runner = runner
+        self._runner, self._looks = runner, looks
 
     async def run_once(self) -> bool:
         tenants = self.take_rung()
         if tenants is None:  # a round finds the tasks whose wait is over, which nothing rings for
-            tenants = {row["tenant_id"] for row in await self._runner.database.read(TENANTS.with_pending)}
+            tenants = set(await self._looks.tenants(TENANTS.with_pending))
         await self.for_each(self.in_turn(sorted(tenants)), self._assign)
         return bool(self._rung)
+
+    def pause_s(self) -> float:
+        return self._looks.pause_s(self._interval_s)
 
     async def _assign(self, tenant_id: uuid.UUID) -> None:
         given = await self._runner.run(tenant_id, assign_ready)

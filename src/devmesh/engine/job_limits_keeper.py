@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 
+from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import FORGET_INTERVAL_S, FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.job_limits import come_due
 from devmesh.operations.job_uniqueness import SQL as UNIQUENESS
@@ -17,9 +18,9 @@ TENANTS = load("tenants")
 class JobLimitsKeeper(OverdueLoop):
     name = "job-limits-keeper"
 
-    def __init__(self, runner: WorkRunner, interval_s: float, unique_keys_kept_days: int) -> None:
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float, unique_keys_kept_days: int) -> None:
         body = functools.partial(come_due, count_max=REAPED_MAX)
-        super().__init__(runner, interval_s, TENANTS.with_due_limited_jobs, body)
+        super().__init__(runner, looks, interval_s, TENANTS.with_due_limited_jobs, body)
         self._unique_keys_kept_days = unique_keys_kept_days
         self._forgets_at = 0.0
 

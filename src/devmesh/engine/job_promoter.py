@@ -6,6 +6,7 @@ import functools
 import random
 
 from devmesh.core.jobs import Status
+from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import OverdueLoop
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.work import Work, WorkRunner
@@ -20,10 +21,12 @@ PROMOTED_TOGETHER_MAX = 2_000  # of all queues and priorities
 class JobPromoter(OverdueLoop):
     name = "job-promoter"
 
-    def __init__(self, runner: WorkRunner, interval_s: float, low_after_s: float, medium_after_s: float) -> None:
+    def __init__(
+        self, runner: WorkRunner, looks: Looks, interval_s: float, low_after_s: float, medium_after_s: float
+    ) -> None:
         """After how long a job of priority 1 is promoted to 2, and one of 2 or 3 to 4; 0: it is not."""
         body = functools.partial(promote, low_after_s=low_after_s, medium_after_s=medium_after_s)
-        super().__init__(runner, interval_s, TENANTS.with_waiting_jobs, body, PROMOTED_MAX)
+        super().__init__(runner, looks, interval_s, TENANTS.with_waiting_jobs, body, PROMOTED_MAX)
 
 
 async def promote(work: Work, *, low_after_s: float, medium_after_s: float) -> int:

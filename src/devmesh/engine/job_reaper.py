@@ -11,6 +11,7 @@ from devmesh import telemetry
 from devmesh.core import jobs
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.jobs import Ending, Outcome
+from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import REAPED_MAX, OverdueLoop
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.work import Work, WorkRunner
@@ -24,8 +25,8 @@ APART_FAILURES_MAX = 3  # of those that are ended apart in one pass: what fails 
 class JobReaper(OverdueLoop):
     name = "job-reaper"
 
-    def __init__(self, runner: WorkRunner, interval_s: float) -> None:
-        super().__init__(runner, interval_s, TENANTS.with_overdue_jobs, reap)
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float) -> None:
+        super().__init__(runner, looks, interval_s, TENANTS.with_overdue_jobs, reap)
 
     async def _work_through(self, tenant_id: uuid.UUID) -> None:
         try:

@@ -96,6 +96,10 @@ class Loop(ABC):
         if failed is not None:
             raise failed
 
+    def pause_s(self) -> float:
+        """How long a pause is that nothing cuts short: the interval, with jitter so that nodes do not march in step."""
+        return self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311  jitter is no secret
+
     async def _run(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
@@ -123,9 +127,8 @@ class Loop(ABC):
             self._pass_began_at = None
 
     async def _pause(self) -> None:
-        """Until woken or the interval is over, with jitter so that nodes do not march in step; longer after failures."""
-        pause_s = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311  jitter is no secret
-        wanted = self._woken
+        """Until woken or the interval is over; longer after failures."""
+        pause_s, wanted = self.pause_s(), self._woken
         if self._failures:
             pause_s, wanted = min(pause_s * 2 ** min(self._failures, 10), BACKOFF_MAX_S), self._stopping
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 
+from devmesh.engine.looks import Looks
 from devmesh.engine.loop import Loop
 from devmesh.operations.agents import SQL, announce
 from devmesh.operations.sessions import Sessions
@@ -18,15 +19,17 @@ class Presence(Loop):
 
     name = "presence"
 
-    def __init__(self, runner: WorkRunner, interval_s: float) -> None:
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float) -> None:
         super().__init__(interval_s)
-        self._runner = runner
+        self._runner, self._looks = runner, looks
 
     async def run_once(self) -> bool:
+        await self.for_each(await self._looks.tenants(TENANTS.with_unannounced), self._announce)
         await self._runner.database.read(SQL.forget_sessions)
-        tenants = await self._runner.database.read(TENANTS.with_unannounced)
-        await self.for_each([row["tenant_id"] for row in tenants], self._announce)
         return False
+
+    def pause_s(self) -> float:
+        return self._looks.pause_s(self._interval_s)
 
     async def _announce(self, tenant_id: uuid.UUID) -> None:
         await self._runner.run(tenant_id, lambda work: announce(work, None))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from devmesh import telemetry
 from devmesh.core import tasks
 from devmesh.core.tasks import Move, Task
+from devmesh.engine.looks import Looks
 from devmesh.engine.loop import Loop
 from devmesh.operations.task_moving import settle
 from devmesh.operations.work import Work, WorkRunner
@@ -31,6 +32,7 @@ class OverdueLoop(Loop):
     def __init__(
         self,
         runner: WorkRunner,
+        looks: Looks,
         interval_s: float,
         tenants: Statement,
         reap: Callable[[Work], Awaitable[int]],
@@ -42,18 +44,22 @@ class OverdueLoop(Loop):
         """
         super().__init__(interval_s)
         self._usual_interval_s = interval_s
-        self._runner, self._tenants, self._reap, self._part = runner, tenants, reap, part
+        self._runner, self._looks = runner, looks
+        self._tenants, self._reap, self._part = tenants, reap, part
         self._is_more = False
 
     async def run_once(self) -> bool:
         self._is_more = False
         began_s = time.monotonic()
-        rows = await self._runner.database.read(self._tenants)
+        tenants = await self._looks.tenants(self._tenants)
         # What is gone may have to be walked through for as long as somebody holds an old transaction open.
         spared_s = min((time.monotonic() - began_s) / LOOK_SHARE, LOOK_INTERVAL_S_MAX)
         self._interval_s = max(self._usual_interval_s, spared_s)
-        await self.for_each([row["tenant_id"] for row in rows], self._work_through)
+        await self.for_each(tenants, self._work_through)
         return self._is_more
+
+    def pause_s(self) -> float:
+        return self._looks.pause_s(self._interval_s)
 
     async def _work_through(self, tenant_id: uuid.UUID) -> None:
         if await self._runner.run(tenant_id, self._reap) >= self._part:
@@ -63,8 +69,8 @@ class OverdueLoop(Loop):
 class Reaper(OverdueLoop):
     name = "reaper"
 
-    def __init__(self, runner: WorkRunner, interval_s: float, idempotency_ttl_s: float) -> None:
-        super().__init__(runner, interval_s, TENANTS.with_overdue, reap)
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float, idempotency_ttl_s: float) -> None:
+        super().__init__(runner, looks, interval_s, TENANTS.with_overdue, reap)
         self._idempotency_ttl_s = float(idempotency_ttl_s)
         self._forgets_at = 0.0
 

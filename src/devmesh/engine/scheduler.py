@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 
+from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import OverdueLoop
 from devmesh.operations.schedule_firing import FIRED_MAX, fire_due
 from devmesh.operations.work import WorkRunner
@@ -18,6 +19,6 @@ TENANTS = load("tenants")
 class Scheduler(OverdueLoop):
     name = "scheduler"
 
-    def __init__(self, runner: WorkRunner, interval_s: float, grace_s: float) -> None:
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float, grace_s: float) -> None:
         body = functools.partial(fire_due, grace_s=grace_s)
-        super().__init__(runner, interval_s, TENANTS.with_due_schedules, body, FIRED_MAX)
+        super().__init__(runner, looks, interval_s, TENANTS.with_due_schedules, body, FIRED_MAX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from devmesh.core.snapshots import SnapshotKind
+from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import OverdueLoop
 from devmesh.operations.snapshots import SQL, dependents, forget, take
 from devmesh.operations.work import Work, WorkRunner
@@ -15,8 +16,8 @@ AGAIN_S = 300.0  # after which one that has failed is tried again, unless its in
 class Snapshotter(OverdueLoop):
     name = "snapshotter"
 
-    def __init__(self, runner: WorkRunner, interval_s: float) -> None:
-        super().__init__(runner, interval_s, SQL.with_due_policies, take_due)
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float) -> None:
+        super().__init__(runner, looks, interval_s, SQL.with_due_policies, take_due)
 
     async def _work_through(self, tenant_id: uuid.UUID) -> None:
         """In two transactions: a tenant that is too large, or has too many already, is not tried again with each pass."""

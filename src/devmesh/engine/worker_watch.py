@@ -14,6 +14,7 @@ from devmesh.core import health
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.health import WorkerStatus
 from devmesh.core.ids import FIRST_ID, new_ids
+from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.operations.workers import SQL, give_up_jobs
@@ -29,8 +30,8 @@ ALERTS_KEPT_DAYS = 90
 class WorkerWatch(OverdueLoop):
     name = "worker-watch"
 
-    def __init__(self, runner: WorkRunner, interval_s: float, health_days_kept: int) -> None:
-        super().__init__(runner, interval_s, TENANTS.with_late_workers, self._look)
+    def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float, health_days_kept: int) -> None:
+        super().__init__(runner, looks, interval_s, TENANTS.with_late_workers, self._look)
         self._health_days_kept = health_days_kept
         self._counts_at = 0.0
         self._began_at = self._passed_at = -math.inf  # when it began to watch without a gap, and when it last did

@@ -7,7 +7,7 @@ schema is found out by whoever prepares it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,18 @@ class Statement:
         this is for statements that need little of both. Lists go as one text, joined by `SEPARATOR`.
         """
         return _PARAMETER.sub(lambda found: _quoted(values[int(found[1]) - 1]), self.text).rstrip(";")
+
+
+def together(name: str, statements: Sequence[Statement]) -> Statement:
+    """One statement of several whose rows are alike: each says which `statement` it is of. $1 the names of those asked.
+
+    Those that it is made of have no parameters. Those that are not asked are not run.
+    """
+    parts = [
+        f"select '{each.name}' as statement, f.* from ({each.text.rstrip(';')}) f where '{each.name}' = any($1::text[])"  # noqa: S608
+        for each in statements
+    ]
+    return Statement(name, "\nunion all\n".join(parts), "Several statements in one round trip.")
 
 
 class Statements:
