@@ -121,7 +121,7 @@ class SlowLog(Log):
     def __init__(self) -> None:
         self.has_found = asyncio.Event()
 
-    async def judge(self, stream: Stream, since: Cursor) -> tuple[int, bool]:
+    async def judge(self, stream: Stream, since: Cursor, age_s_max: float) -> tuple[int, bool]:
         await self.has_found.wait()
         return since.sequence, True
 

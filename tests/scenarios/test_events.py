@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 
+import httpx
 import pytest
 import websockets
 
@@ -338,6 +339,25 @@ async def test_two_tenants_never_see_each_other_s_events(mesh: Mesh, tenant: str
         await stranger.call("task.create", title="own", assign="pull")
         await stranger.next_event("task.created")
         assert [event["data"]["task"]["title"] for event in stranger.events] == ["own"]
+
+
+async def test_who_begins_to_listen_hears_nothing_of_what_nobody_listened_to(mesh: Mesh, tenant: str) -> None:
+    """Nor does anybody read that: the stream goes on from where the log is by then."""
+    headers = {"Authorization": f"Bearer {tenant}"}
+    [gateway] = mesh.of("mcp-server")
+    async with httpx.AsyncClient(base_url=mesh.rest_url, headers=headers, trust_env=False) as rest:
+        for turn in range(3):
+            async with await Wire.connect(mesh.ws_url, tenant) as wire:
+                read = gateway.metric("devmesh_events_read_total")
+                assert (await rest.post("/api/v1/tasks", json={"title": "unheard", "assign": "pull"})).is_success
+                await create_tasks(wire, 2)
+                await wire.call("subscribe", topics=["tenant"])
+                await create_tasks(wire, 1)
+                await wire.until_events(1)
+                assert titles(wire) == ["0"], turn
+                assert gateway.metric("devmesh_events_read_total") == read + 1
+            for _ in range(3):
+                assert (await rest.post("/api/v1/tasks", json={"title": "unheard", "assign": "pull"})).is_success
 
 
 async def test_topics_that_mean_nothing_are_refused(mesh: Mesh, tenant: str) -> None:

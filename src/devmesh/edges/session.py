@@ -223,7 +223,7 @@ class Session:
         """A session without an agent stands for the first one that it registers, and listens to what concerns it."""
         assert self.caller is not None
         assert self.subscriber is not None
-        before = self.subscriber.position()
+        before = await self.subscriber.position()
         result = await self._parts.corridor.serve("agent.register", self.caller, params)
         agent_id = await self._stand_for(self.caller, str(_agent_id_of(result)))
         self.caller = msgspec.structs.replace(self.caller, session_agent_id=agent_id)

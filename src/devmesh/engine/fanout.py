@@ -68,7 +68,7 @@ class Fanout(RingLoop):
         if rung is None:
             self._forget_unused()
             await self._forget_removed()
-        looked = [s for s in self._streams.values() if (rung is None or s.tenant_id in rung) and s.subscribers]
+        looked = [s for s in self._streams.values() if (rung is None or s.tenant_id in rung) and s.listeners]
         if not looked:
             return False
         by_tenant, unfinished = await self._read(looked)
@@ -99,6 +99,9 @@ class Fanout(RingLoop):
         }
 
     def _take(self, stream: Stream, events: list[Event]) -> None:
+        events = [
+            event for event in events if event.sequence > stream.position
+        ]  # it may have been brought up meanwhile
         if not events:
             return
         if [event.sequence for event in events] != list(range(stream.position + 1, stream.position + 1 + len(events))):
@@ -131,18 +134,30 @@ class Fanout(RingLoop):
     def delivered(self, count: int) -> None:
         telemetry.EVENTS_DELIVERED.inc(count)
 
-    async def judge(self, stream: Stream, since: Cursor | None) -> tuple[int, bool]:
+    async def bring_up(self, stream: Stream, age_s_max: float = 0.0) -> None:
+        """Sees to it that a stream's position is that of the log, or was a moment ago. What nobody listens to is not read."""
+        if stream.listeners or stream.looked_at > time.monotonic() - age_s_max:
+            return
+        asked_at = time.monotonic()
+        [row] = await self._database.read(SQL.position, stream.tenant_id)
+        is_behind = row["epoch"] != stream.epoch or row["last_sequence"] > stream.position
+        if is_behind and not stream.listeners:  # they need what lies between
+            stream.go_on_from(row["epoch"], row["last_sequence"])
+        stream.looked_at = asked_at
+
+    async def judge(self, stream: Stream, since: Cursor | None, age_s_max: float = 0.0) -> tuple[int, bool]:
         """From which sequence a reader goes on that asks to go on after `since`, and whether that loses nothing.
 
         What retention has removed is not recovered: it goes on from the oldest that is held. A cursor of another history
-        (another epoch, or beyond the end) says nothing about this one: it goes on from now.
+        (another epoch, or beyond the end) says nothing about this one: it goes on from now, which may be `age_s_max` ago.
         """
+        if since is not None and stream.has(since):
+            return since.sequence, True
+        await self.bring_up(stream, age_s_max)
         if since is None:
             return stream.position, True
         if since.epoch != stream.epoch:
             return stream.position, False
-        if stream.ring_floor <= since.sequence <= stream.position:
-            return since.sequence, True
         [row] = await self._database.read(SQL.position, stream.tenant_id)
         if since.epoch != row["epoch"] or since.sequence > row["last_sequence"]:
             return stream.position, False

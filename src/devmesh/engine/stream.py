@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -65,14 +66,25 @@ class Stream:
         self._ring: collections.deque[Recent] = collections.deque()
         self.ring_bytes = 0
         self.unused_passes = 0
+        self.looked_at = time.monotonic()  # when the position was that of the log
 
     @property
     def ring_floor(self) -> int:
         """Every event after this sequence is in memory."""
         return self.position - len(self._ring)
 
+    def has(self, since: Cursor) -> bool:
+        """Whether a reader can go on from there with what is in memory."""
+        return since.epoch == self.epoch and self.ring_floor <= since.sequence <= self.position
+
     def cursor(self) -> Cursor:
         return Cursor(self.epoch, self.position)
+
+    def go_on_from(self, epoch: int, position: int) -> None:
+        """Passes over what nobody listened to."""
+        self.epoch, self.position = epoch, position
+        self._ring.clear()
+        self.ring_bytes = 0
 
     def append(self, events: Iterable[Event]) -> list[Recent]:
         """Takes the events that follow the position. The caller has made sure that they do."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+IDLE_AGE_S_MAX = 0.1  # of the position of who listens to nothing: very many may connect at once
+
 
 class Subscribed(NamedTuple):
     """`recovered` is false when what lies between the cursor that was given and this one is lost: look afresh."""
@@ -47,8 +49,9 @@ class Subscriber:
     def is_live(self) -> bool:
         return self._catching_up is None
 
-    def position(self) -> Cursor:
-        """How far the stream has been read: what is committed from now on comes after it."""
+    async def position(self) -> Cursor:
+        """Where the stream has come to: what is committed from now on comes after it."""
+        await self._fanout.bring_up(self._stream)
         return self._stream.cursor()
 
     async def subscribe(self, topics: Sequence[str], since: Cursor | None = None) -> Subscribed:
@@ -57,13 +60,17 @@ class Subscriber:
             self._turn = asyncio.Lock()
         async with self._turn:
             await self._caught_up()
-            start, recovered = await self._fanout.judge(self._stream, since)
+            age_s_max = 0.0 if topics else IDLE_AGE_S_MAX
+            start, recovered = await self._fanout.judge(self._stream, since, age_s_max)
             await self._caught_up()  # it may have fallen behind meanwhile
             before = dict(self.topics)
+            was_heard = bool(self._stream.listeners)
             for topic in topics:
                 self.topics[topic] = min(start, before.get(topic, start))
                 if not self.is_closed:
                     self._stream.listen(self, topic)
+            if self._stream.listeners and not was_heard:  # nobody has read what came since
+                self._fanout.heard(frozenset({self._stream.tenant_id}))
             stop = self._stream.position
             if start < stop and not self.is_closed:
                 self._catching_up = asyncio.get_running_loop().create_task(self._catch_up(start, stop, before))
