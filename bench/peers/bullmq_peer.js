@@ -1,12 +1,12 @@
 // BullMQ, on Redis without persistence: a hundred at once.
 import { Queue, Worker } from "bullmq";
 import { Redis } from "ioredis";
-import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, Counter, HANDLER_MS, pause, rate, steadily, tell } from "./measuring.js";
+import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, Counter, HANDLER_MS, MANY_CALLERS, pause, rate, steadily, tell } from "./measuring.js";
 
 const connection = new Redis(ADDRESS, { maxRetriesPerRequest: null });
 const queues = Object.fromEntries(["noop", "sleep", "timed"].map((name) => [name, new Queue(name, { connection })]));
 const jobs = (name, count) => Array.from({ length: count }, () => ({ name, data: {} }));
-tell("enqueue in thousands", await rate(async () => { await queues.noop.addBulk(jobs("noop", AT_ONCE)); return AT_ONCE; }));
+tell("enqueue in thousands", await rate(async () => { await queues.noop.addBulk(jobs("noop", AT_ONCE)); return AT_ONCE; }, MANY_CALLERS));
 tell("enqueue one at a time", await rate(async () => { await queues.noop.add("noop", {}); return 1; }, CALLERS));
 for (let i = 0; i < BACKLOG; i += AT_ONCE) await queues.sleep.addBulk(jobs("sleep", AT_ONCE));
 const counters = { noop: new Counter(), sleep: new Counter(), timed: new Counter() };

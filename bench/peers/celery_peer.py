@@ -9,7 +9,7 @@ import threading
 import time
 
 from celery import Celery, group
-from measuring import ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, HANDLER_S, Counter, steadily, tell
+from measuring import ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, HANDLER_S, MANY_CALLERS, Counter, steadily, tell
 
 logging.disable(logging.WARNING)
 app = Celery("bench", broker=ADDRESS)
@@ -67,7 +67,7 @@ def one() -> int:
     return 1
 
 
-tell("enqueue in thousands", rate(many))
+tell("enqueue in thousands", rate(many, MANY_CALLERS))
 tell("enqueue one at a time", rate(one, CALLERS))
 
 

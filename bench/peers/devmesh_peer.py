@@ -14,7 +14,7 @@ import psutil
 from tests.harness import Mesh, create_admin_key
 
 from bench.figures import percentile
-from bench.jobs import AT_ONCE, SINGLE_CALLERS, Queue, queue_on, rate
+from bench.jobs import AT_ONCE, MANY_CALLERS, SINGLE_CALLERS, Queue, queue_on, rate
 from devmesh.client import Client
 
 CAPACITY, PREFETCHED = 1_000, 8_000
@@ -29,7 +29,7 @@ async def measure(dsn: str, directory: Path, seconds: float) -> dict[str, float]
     shutil.copy(Path(__file__).with_name("devmesh_app.py"), directory)
     async with queue_on(dsn) as queue:
         noop = _batch("noop")
-        found["enqueue in thousands"] = await rate(seconds, *[lambda: _enqueue(queue, noop)] * 2)
+        found["enqueue in thousands"] = await rate(seconds, *[lambda: _enqueue(queue, noop)] * MANY_CALLERS)
         one = {"type": "noop", "queue": "noop"}
         found["enqueue one at a time"] = await rate(seconds, *[lambda: _enqueue_one(queue, one)] * SINGLE_CALLERS)
         connection = await asyncpg.connect(dsn)

@@ -1,13 +1,13 @@
 // graphile-worker: its local queue and batched completion, which its documentation gives for the highest rates.
 import { makeWorkerUtils, run } from "graphile-worker";
-import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, Counter, HANDLER_MS, pause, rate, steadily, tell } from "./measuring.js";
+import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, Counter, HANDLER_MS, MANY_CALLERS, pause, rate, steadily, tell } from "./measuring.js";
 
 const { Logger } = await import("graphile-worker");
 const logger = new Logger(() => () => {});
 const utils = await makeWorkerUtils({ connectionString: ADDRESS, logger });
 await utils.migrate();
 const jobs = (identifier, count) => Array.from({ length: count }, () => ({ identifier, payload: {} }));
-tell("enqueue in thousands", await rate(async () => { await utils.addJobs(jobs("noop", AT_ONCE)); return AT_ONCE; }));
+tell("enqueue in thousands", await rate(async () => { await utils.addJobs(jobs("noop", AT_ONCE)); return AT_ONCE; }, MANY_CALLERS));
 tell("enqueue one at a time", await rate(async () => { await utils.addJob("noop", {}); return 1; }, CALLERS));
 for (let i = 0; i < BACKLOG; i += AT_ONCE) await utils.addJobs(jobs("sleep", AT_ONCE));
 const counters = { noop: new Counter(), sleep: new Counter(), timed: new Counter() };

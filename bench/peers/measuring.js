@@ -3,7 +3,7 @@ const environment = process.env;
 export const ADDRESS = environment.PEER_ADDRESS;
 export const SECONDS = Number(environment.PEER_SECONDS ?? 5);
 export const BACKLOG = Number(environment.PEER_BACKLOG ?? 20000);
-export const AT_ONCE = 1000, CALLERS = 50, CONCURRENCY = 1000, HANDLER_MS = 10, LATENCY_PER_S = 100;
+export const AT_ONCE = 1000, CALLERS = 50, MANY_CALLERS = 4, CONCURRENCY = 1000, HANDLER_MS = 10, LATENCY_PER_S = 100;
 const now = () => performance.now() / 1000;
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 export const tell = (measure, value) => console.log(JSON.stringify({ measure, value }));

@@ -1,13 +1,13 @@
 // pg-boss: batches of a thousand, several pollers.
 import PgBoss from "pg-boss";
-import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, Counter, HANDLER_MS, pause, rate, steadily, tell } from "./measuring.js";
+import { ADDRESS, AT_ONCE, BACKLOG, CALLERS, Counter, HANDLER_MS, MANY_CALLERS, pause, rate, steadily, tell } from "./measuring.js";
 
 const boss = new PgBoss({ connectionString: ADDRESS, max: 20, schedule: false });
 boss.on("error", () => {});
 await boss.start();
 for (const name of ["noop", "sleep", "timed"]) await boss.createQueue(name);
 const jobs = (name, count) => Array.from({ length: count }, () => ({ name, data: {} }));
-tell("enqueue in thousands", await rate(async () => { await boss.insert(jobs("noop", AT_ONCE)); return AT_ONCE; }));
+tell("enqueue in thousands", await rate(async () => { await boss.insert(jobs("noop", AT_ONCE)); return AT_ONCE; }, MANY_CALLERS));
 tell("enqueue one at a time", await rate(async () => { await boss.send("noop", {}); return 1; }, CALLERS));
 for (let i = 0; i < BACKLOG; i += AT_ONCE) await boss.insert(jobs("sleep", AT_ONCE));
 const counters = { noop: new Counter(), sleep: new Counter(), timed: new Counter() };

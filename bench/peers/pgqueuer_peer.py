@@ -8,7 +8,7 @@ import datetime
 import logging
 
 import asyncpg
-from measuring import ADDRESS, AT_ONCE, BACKLOG, CALLERS, HANDLER_S, Counter, rate, steadily, tell
+from measuring import ADDRESS, AT_ONCE, BACKLOG, CALLERS, HANDLER_S, MANY_CALLERS, Counter, rate, steadily, tell
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgPoolDriver
 from pgqueuer.queries import Queries
@@ -31,7 +31,7 @@ async def main() -> None:
             await queries.enqueue(["noop"], [b"{}"], [0])
             return 1
 
-        tell("enqueue in thousands", await rate(many))
+        tell("enqueue in thousands", await rate(many, MANY_CALLERS))
         tell("enqueue one at a time", await rate(one, CALLERS))
         await queries.enqueue(["sleep"] * BACKLOG, [b"{}"] * BACKLOG, [0] * BACKLOG)
 

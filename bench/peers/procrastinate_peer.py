@@ -5,7 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from measuring import ADDRESS, AT_ONCE, BACKLOG, CALLERS, CONCURRENCY, HANDLER_S, Counter, rate, steadily, tell
+from measuring import (
+    ADDRESS,
+    AT_ONCE,
+    BACKLOG,
+    CALLERS,
+    CONCURRENCY,
+    HANDLER_S,
+    MANY_CALLERS,
+    Counter,
+    rate,
+    steadily,
+    tell,
+)
 from procrastinate import App, PsycopgConnector
 
 logging.disable(logging.WARNING)
@@ -42,7 +54,7 @@ async def one() -> int:
 async def main() -> None:
     async with app.open_async():
         await app.schema_manager.apply_schema_async()
-        tell("enqueue in thousands", await rate(many))
+        tell("enqueue in thousands", await rate(many, MANY_CALLERS))
         tell("enqueue one at a time", await rate(one, CALLERS))
         for task, counter, measure in ((noop, noops, "no-op"), (sleep, sleeps, "10 ms handlers")):
             await task.batch_defer_async(*[{"n": n} for n in range(min(BACKLOG, 5_000))])
