@@ -42,9 +42,10 @@ class Extent(msgspec.Struct, frozen=True):
     hold_s: float = 30.0  # longer than the interval of pings
     warm_up_s: float = 2.0
     measured_s: float = 10.0
+    jobs_waiting: int = 1_000_000
 
 
-QUICK = Extent(connections=1_000, hold_s=3.0, warm_up_s=1.0, measured_s=4.0)
+QUICK = Extent(connections=1_000, hold_s=3.0, warm_up_s=1.0, measured_s=4.0, jobs_waiting=100_000)
 
 
 class Stage:
