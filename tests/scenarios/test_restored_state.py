@@ -39,6 +39,20 @@ async def test_no_time_of_a_schedule_that_is_put_back_has_its_job_twice(archive:
     assert len(times) == len(set(times))
 
 
+async def test_a_schedule_in_a_time_zone_that_is_not_known_here_is_put_back_with_the_rest(
+    archive: Archive, bench: Bench
+) -> None:
+    about = {"cron": "0 0 1 1 *", "job": {"type": "t"}}
+    schedule = (await bench.wire.call("schedule.create", name=uuid.uuid4().hex, **about))["schedule"]
+    archive.run("update mcp.schedules set time_zone = 'Europe/Atlantis' where tenant_id = $1")
+    snapshot = await archive.take()
+    archive.run("update mcp.schedules set last_fired_at = next_fire_at, next_fire_at = next_fire_at + interval '1 year',"
+                " missed = 'all' where tenant_id = $1")  # fmt: skip
+    assert (await archive.restore(snapshot, "overwrite"))["restored"]["schedules"] == 1
+    found = (await bench.wire.call("schedule.get", schedule_id=schedule["id"]))["schedule"]
+    assert (found["missed"], found["next_fire_at"] > schedule["next_fire_at"]) == (schedule["missed"], True)
+
+
 async def test_whatever_would_be_put_back_is_compared_and_told(archive: Archive, bench: Bench) -> None:
     queue, call = bench.queue, bench.wire.call
     await call("queue.limit", queue=queue, rate_per_s=10, burst=5)

@@ -17,6 +17,7 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Status, queue_topic
 from devmesh.core.names import Moment
+from devmesh.core.schedules import TimingUnusable
 from devmesh.core.snapshots import OnConflict
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, mark, settle, unblock
@@ -154,9 +155,15 @@ async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple
 async def _next_times(work: Work, whole: uuid.UUID) -> tuple[list[uuid.UUID], list[datetime.datetime | None]]:
     """When schedules fire next that have fired since they were to by the snapshot: after that, or times had jobs twice."""
     rows = await work.tx.fetch(SQL.lock_schedules, work.tenant_id, whole)
-    return (
-        [row["schedule_id"] for row in rows], [timing_of(row).next_after(row["last_fired_at"]) for row in rows]
-    )  # fmt: skip
+    return [row["schedule_id"] for row in rows], [_next_time(row) for row in rows]
+
+
+def _next_time(row: Record) -> datetime.datetime | None:
+    try:
+        return timing_of(row).next_after(row["last_fired_at"])
+    except TimingUnusable:  # its time zone is not known here: who fires it next knows it, and counts on from there
+        next_fire_at: datetime.datetime | None = row["next_fire_at"]
+        return next_fire_at
 
 
 class _Jobs(NamedTuple):

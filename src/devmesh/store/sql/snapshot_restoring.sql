@@ -285,7 +285,7 @@ select m.* from missing m union all select c.* from changed c;
 -- name: lock_schedules
 -- Locks schedules that are to become as they were, and gives those that have fired since the time at which they were to fire next.
 -- $1 tenant, $2 the rows.
-select now.schedule_id, now.last_fired_at, now.starts_at, p.cron, p.interval_s, p.time_zone, p.ends_at
+select now.schedule_id, now.last_fired_at, now.starts_at, now.next_fire_at, p.cron, p.interval_s, p.time_zone, p.ends_at
 from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
 cross join lateral (select * from mcp.schedules k where k.tenant_id = $1 and k.schedule_id = r.id::uuid limit 1 for update) now
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and p.next_fire_at <= now.last_fired_at;
