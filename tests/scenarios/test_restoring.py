@@ -199,3 +199,25 @@ async def test_a_completed_job_is_run_again_only_when_it_is_overwritten_and_its_
     with pytest.raises(WireError):
         await bench.wire.call("job.complete", jobs=[held(done)])
     await bench.wire.call("job.complete", jobs=[held(job) for job in again])
+
+
+async def test_jobs_that_are_put_back_draw_no_circle_with_what_was_said_since(archive: Archive, bench: Bench) -> None:
+    first = await bench.enqueue()
+    middle = await bench.enqueue(depends_on=[first["id"]])
+    last = await bench.enqueue(depends_on=[middle["id"]])
+    snapshot = await archive.take()
+    await bench.wire.call("job.cancel", job_id=last["id"])
+    await bench.wire.call("job.retry", job_id=last["id"])
+    await bench.wire.call("job.depend", job_id=middle["id"], depends_on=[last["id"]])
+    await archive.restore(snapshot, "overwrite")
+    done: list[str] = []
+
+    async def all_are_done() -> bool:
+        for job in await bench.claim():
+            await bench.wire.call("job.complete", jobs=[held(job)])
+            done.append(job["id"])
+        return len(done) == 3
+
+    await eventually(all_are_done, "each is done")
+    assert done.index(first["id"]) < done.index(middle["id"])
+    assert await archive.broken_rules() == []

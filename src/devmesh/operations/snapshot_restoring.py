@@ -19,6 +19,7 @@ from devmesh.core.jobs import Status, queue_topic
 from devmesh.core.names import Moment
 from devmesh.core.schedules import TimingUnusable
 from devmesh.core.snapshots import OnConflict
+from devmesh.operations.job_circles import without_circles
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import Patch, patch, tell
@@ -134,6 +135,8 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
 
 async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple[Restored, set[Thing]]:
     """Writes what was decided upon, and gives what was written."""
+    # Before any job is locked, as those take it who say what waits for what.
+    await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     if "conflict" in decisions:
         await _take_away(work, whole)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)
@@ -237,12 +240,10 @@ async def _bind(work: Work, blocked: Sequence[Record]) -> None:
     dead = {
         row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(parents.failed))
     }
-    edges = [
-        (parent_id, row["job_id"])
-        for row in blocked
-        for parent_id in row["parent_ids"]
-        if parent_id in parents.alive | parents.failed
-    ]
+    there = parents.alive | parents.failed
+    edges = await without_circles(  # somebody may have said since that one of these waits for the other
+        work, {row["job_id"]: [parent_id for parent_id in row["parent_ids"] if parent_id in there] for row in blocked}
+    )
     await work.tx.execute(
         DEPENDENCIES.add, work.tenant_id, [parent for parent, _ in edges], [child for _, child in edges]
     )
