@@ -31,6 +31,19 @@ async def test_those_that_are_replayed_together_run_in_the_order_that_was_asked_
     assert sorted(await do(bench)) == sorted([child["id"], grandchild["id"]]), "what is over is waited for no more"
 
 
+async def test_one_that_was_cancelled_while_it_waited_waits_again_when_it_is_retried(bench: Bench) -> None:
+    over = await bench.enqueue()
+    assert await do(bench) == [over["id"]]
+    parent = await bench.enqueue()
+    child = await bench.enqueue(depends_on=[over["id"], parent["id"]])
+    await bench.wire.call("job.cancel", job_id=child["id"], reason="a while")
+    assert await bench.status(child) == "CANCELLED"
+    await bench.wire.call("job.retry", job_id=child["id"])
+    assert await reason(bench, child) == "waiting_for_parents"
+    assert await do(bench) == [parent["id"]]
+    assert await do(bench) == [child["id"]]
+
+
 async def test_one_that_is_replayed_does_not_wait_for_whoever_waits_for_it_by_now(bench: Bench) -> None:
     first = await bench.enqueue(max_retries=0)
     child = await bench.enqueue(depends_on=[first["id"]])

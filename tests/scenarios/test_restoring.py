@@ -207,6 +207,7 @@ async def test_jobs_that_are_put_back_draw_no_circle_with_what_was_said_since(ar
     last = await bench.enqueue(depends_on=[middle["id"]])
     snapshot = await archive.take()
     await bench.wire.call("job.cancel", job_id=last["id"])
+    archive.run("update mcp.job_executions set error = null where tenant_id = $1")  # it is not known what it waited for
     await bench.wire.call("job.retry", job_id=last["id"])
     await bench.wire.call("job.depend", job_id=middle["id"], depends_on=[last["id"]])
     await archive.restore(snapshot, "overwrite")

@@ -1,7 +1,7 @@
 """Puts jobs that are over back to work: one of a unique key at a time, and behind those that they had waited for.
 
-Who fails because another did remembers in its error whom it was waiting for. Put back together, in whatever order they are
-named, they run in the order that was asked for.
+Who is cancelled while it waits, or fails because another did, remembers in its error whom it was waiting for. Put back
+together, in whatever order they are named, they run in the order that was asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.core.jobs import Job, Status
+from devmesh.core.jobs import Job, Outcome, Status
 from devmesh.operations.job_circles import without_circles
 from devmesh.operations.job_dependencies import PARENT_FAILED, End, Parents, Policy, block, mark, settle
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
@@ -79,8 +79,8 @@ async def _put_back(
 
 
 async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None) -> set[uuid.UUID]:
-    """Has jobs that failed with another wait again for whom they waited, as far as that is to be completed. Which do."""
-    waited = {row["job_id"]: found for row in rows if (found := _Waited.of(row["error"])) is not None}
+    """Has jobs that ended while they waited wait again for the same, as far as that is to be completed. Which do."""
+    waited = {row["job_id"]: found for row in rows if (found := _Waited.of(row["error"], row["outcome"])) is not None}
     if not waited:
         return set()
     parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
@@ -97,7 +97,7 @@ async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None)
 async def _wanted(
     work: Work, waited: Mapping[uuid.UUID, _Waited], parents: Parents, rest: Rest | None
 ) -> dict[uuid.UUID, list[uuid.UUID]]:
-    """For whom each of the jobs is to wait that failed with others."""
+    """For whom each of the jobs is to wait that ended while it waited."""
     patient = {job_id for job_id, each in waited.items() if each.on_parent_failure is Policy.WAIT}
     dead = {parent_id for job_id in patient for parent_id in waited[job_id].parent_ids} & parents.failed
     rows = await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(dead)) if dead else []
@@ -125,23 +125,23 @@ async def _block(work: Work, policies: dict[uuid.UUID, Policy]) -> None:
 
 
 class _Waited(msgspec.Struct):
-    """What the error of a job says that failed because another did."""
+    """What the error of a job says that was cancelled while it waited for others, or failed because one of them did."""
 
-    type: str
     waited_for: list[uuid.UUID]
     on_parent_failure: Policy
+    type: str = ""
 
     @property
     def parent_ids(self) -> list[uuid.UUID]:
         return list(dict.fromkeys(self.waited_for))
 
     @classmethod
-    def of(cls, error: Any) -> _Waited | None:
+    def of(cls, error: Any, outcome: str) -> _Waited | None:
         """None of any other error: they are whatever handlers make them."""
-        if error is None or PARENT_FAILED not in error:
+        if error is None or "waited_for" not in error:
             return None
         try:
             found = msgspec.json.decode(error, type=cls)
         except msgspec.MsgspecError:
             return None
-        return found if found.type == PARENT_FAILED else None
+        return found if outcome == Outcome.CANCELLED or found.type == PARENT_FAILED else None

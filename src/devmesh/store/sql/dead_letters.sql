@@ -45,7 +45,7 @@ with gone as (
     insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
     select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
 )
-select g.job_id, g.queue, g.is_parent, g.error from gone g order by g.job_id;
+select g.job_id, g.queue, g.error, 'FAILED' as outcome from gone g order by g.job_id;
 
 -- name: unique_keys
 -- The unique keys of those of these dead letters that have one. $1 tenant, $2 jobs.
@@ -70,12 +70,15 @@ with over as materialized (
     where x.tenant_id = $1 and x.job_id = any(array(select over.job_id from over))
       and x.attempt = any(array(select over.attempt from over)) and x.next_run_at is null and x.outcome <> 'COMPLETED'
       and (x.job_id, x.finished_at) in (select over.job_id, over.finished_at from over)
-    returning x.job_id, x.attempt
+    returning x.job_id, x.attempt, x.outcome, x.error
+), back as materialized (
+    select g.*, j.created_at, j.priority, j.queue from again g
+    cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id limit 1) j
+), ready as (
+    insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
+    select $1, now(), b.job_id, b.created_at, b.attempt, 0, b.priority, false, b.queue from back b
 )
-insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
-select $1, now(), g.job_id, j.created_at, g.attempt, 0, j.priority, false, j.queue from again g
-cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = g.job_id limit 1) j
-returning job_id, queue, is_parent, null::json as error;
+select b.job_id, b.queue, b.error, b.outcome from back b;
 
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.

@@ -113,13 +113,12 @@ left join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id 
 
 -- name: end_blocked
 -- Ends jobs that wait for others, as failed or as cancelled. $1 tenant, $2 jobs, $3 the outcome, $4 why, as JSON; and for those that
--- are dead letters $5 ids, or null. Their errors say besides whom they were waiting for, for when they are replayed.
+-- are dead letters $5 ids, or null. Their errors say besides whom they were waiting for, for when they are put back.
 with gone as (
     delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
 ), told as materialized (
     select g.*, ($5::uuid[])[row_number() over (order by g.job_id)] as letter_id,
-           case when $5::uuid[] is null then $4::json
-                     else ($4::jsonb || jsonb_build_object('waited_for', w.ids, 'on_parent_failure', g.policy))::json end as error
+           ($4::jsonb || jsonb_build_object('waited_for', w.ids, 'on_parent_failure', g.policy))::json as error
     from gone g
     cross join lateral (select coalesce(jsonb_agg(d.parent_id), '[]') as ids
                         from (select d.parent_id from mcp.job_dependencies d where d.child_id = g.job_id and d.tenant_id = $1
