@@ -8,6 +8,7 @@ import time
 import uuid
 
 FIRST_ID = uuid.UUID(int=0)  # no other is below it
+_set_number, _set_safety = (vars(uuid.UUID)[slot].__set__ for slot in ("int", "is_safe"))
 _lock = threading.Lock()
 _last = 0
 
@@ -36,6 +37,12 @@ def new_ids(count: int) -> list[uuid.UUID]:
         _last = first + count - 1
     noise = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF
     low = 0x7 << 76 | 0x2 << 62 | noise
-    return [
-        uuid.UUID(int=(tick >> 12) << 80 | (tick & 0xFFF) << 64 | low) for tick in range(first, first + count)
-    ]  # fmt: skip
+    return [_of((tick >> 12) << 80 | (tick & 0xFFF) << 64 | low) for tick in range(first, first + count)]
+
+
+def _of(number: int) -> uuid.UUID:
+    """What `uuid.UUID(int=number)` is, in a quarter of the time: the number need not be looked at."""
+    made = uuid.UUID.__new__(uuid.UUID)
+    _set_number(made, number)
+    _set_safety(made, uuid.SafeUUID.unknown)
+    return made
