@@ -8,16 +8,18 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
 from devmesh.core.errors import MeshError
-from devmesh.engine import looks
 from devmesh.engine.looks import SNAPSHOTS, TENANTS, Looks
 from devmesh.store.database import Database, Record
 from devmesh.store.statements import Statement
 from tests.conftest import run_sql
 from tests.sealed import new_tenant, opened
+
+APART = ("late_workers", "overdue_jobs", "pending")
 
 
 class Counted:
@@ -83,16 +85,27 @@ async def test_a_look_that_fails_leaves_the_others_their_answers(database: Datab
     assert counted.asked == ["looks", *[each.name for each in asked]]
 
 
-async def test_after_a_slow_look_each_goes_by_itself_for_a_while(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_look_that_is_locked_out_holds_up_no_other(database: Database, fresh_database: str) -> None:
+    tenant_id = await new_tenant(database)
+    worker_is_late(fresh_database, tenant_id)
     counted = Counted(database)
     shared = Looks(cast("Database", counted))
-    monkeypatch.setattr(looks, "TOGETHER_S_MAX", 0.0)
-    assert await shared.tenants(TENANTS.with_overdue_jobs) == []
-    monkeypatch.undo()
-    assert await asyncio.gather(*map(shared.tenants, (TENANTS.with_overdue_jobs, TENANTS.with_pending))) == [[], []]
-    assert counted.asked == ["looks", "tenants.with_overdue_jobs", "tenants.with_pending"]
+    bystander = await asyncpg.connect(fresh_database)
+    try:
+        await bystander.execute("begin; lock table mcp.snapshot_policies")
+        waiting = asyncio.create_task(shared.tenants(SNAPSHOTS.with_due_policies))
+        assert await shared.tenants(TENANTS.with_late_workers) == [tenant_id]
+        assert await asyncio.gather(*map(shared.tenants, (TENANTS.with_overdue_jobs, TENANTS.with_pending))) == [[], []]
+        assert not waiting.done()
+        await bystander.execute("rollback")
+    finally:
+        await bystander.close()
+    assert await waiting == []
+    assert sorted(counted.asked) == [
+        "looks",
+        "snapshots.with_due_policies",
+        *(f"tenants.with_{name}" for name in APART),
+    ]
 
 
 async def test_pauses_of_one_interval_end_at_one_moment_and_are_never_next_to_nothing(

@@ -103,6 +103,45 @@ async def test_e02_a_cursor_older_than_retention_is_said_to_be(
         assert again["recovered"] is True
 
 
+async def test_e02_what_was_removed_while_nobody_listened_is_missing_to_who_resumes_and_to_nobody_else(
+    mesh: Mesh, tenant: str
+) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as idle:
+        async with await Wire.connect(mesh.ws_url, tenant) as wire:
+            await wire.call("subscribe", topics=["tenant"])
+            await create_tasks(idle, 1)
+            await wire.until_events(1)
+            cursor = wire.cursor
+        await create_tasks(idle, 9)
+        own = f"tenant_id = '{idle.initialized['tenant_id']}'"
+        run_sql(mesh.dsn, f"delete from mcp.events where {own} and sequence <= 6")
+        run_sql(mesh.dsn, f"update mcp.tenants set stream_floor = 6 where {own}")
+        async with await Wire.connect(mesh.ws_url, tenant) as again:
+            assert (await again.call("subscribe", topics=["tenant"], since=cursor))["recovered"] is False
+            await again.until_events(4)
+            assert titles(again) == ["5", "6", "7", "8"]
+        await create_tasks(idle, 1)  # it was not sent away
+
+
+async def test_who_resumes_keeps_what_it_missed_from_those_who_listen_from_now_on(mesh: Mesh, tenant: str) -> None:
+    async with await Wire.connect(mesh.ws_url, tenant) as idle:
+        agent = f"a{uuid.uuid4().hex}"
+        async with await Wire.connect(mesh.ws_url, tenant) as wire:
+            await wire.call("agent.register", name=agent, capabilities=[])
+            await wire.next_event("agent.registered")
+            cursor = wire.cursor
+        await create_tasks(idle, 3_000)
+        async with (
+            await Wire.connect(mesh.ws_url, tenant, agent=agent, resume=cursor) as again,
+            await Wire.connect(mesh.ws_url, tenant) as other,
+        ):
+            assert again.initialized["recovered"] is True
+            await other.call("subscribe", topics=["tenant"])
+            await idle.call("task.create", title="last", assign="pull")
+            await eventually(lambda: "last" in titles(other), "the last event comes")
+            assert titles(other) == ["last"]
+
+
 async def test_e02_a_cursor_of_another_history_is_said_to_be(mesh: Mesh, tenant: str) -> None:
     async with await Wire.connect(mesh.ws_url, tenant) as wire:
         await create_tasks(wire, 1)

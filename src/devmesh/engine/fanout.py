@@ -151,11 +151,11 @@ class Fanout(RingLoop):
         What retention has removed is not recovered: it goes on from the oldest that is held. A cursor of another history
         (another epoch, or beyond the end) says nothing about this one: it goes on from now, which may be `age_s_max` ago.
         """
-        if since is not None and stream.has(since):
-            return since.sequence, True
-        await self.bring_up(stream, age_s_max)
+        await self.bring_up(stream, age_s_max if since is None else 0.0)
         if since is None:
             return stream.position, True
+        if stream.has(since):
+            return since.sequence, True
         if since.epoch != stream.epoch:
             return stream.position, False
         [row] = await self._database.read(SQL.position, stream.tenant_id)

@@ -24,7 +24,7 @@ KNOWN = (
 )  # fmt: skip
 
 GATHER_S = 0.005  # timers of one moment do not fire in one
-TOGETHER_S_MAX = 0.1  # a look that takes longer is not to hold up those that are quick
+TOGETHER_S_MAX = 0.1  # for which loops wait for each other's looks: one that is slow, or locked out, holds up no other
 APART_S = 60.0  # for which each then goes by itself
 TOGETHER = together("looks", KNOWN)
 
@@ -47,10 +47,11 @@ class Looks:
     async def tenants(self, statement: Statement) -> list[uuid.UUID]:
         if time.monotonic() >= self._apart_until:
             try:
-                found = await self._together(statement.name)
-            except MeshError as error:
-                self._apart_until = time.monotonic() + APART_S  # which of them fails is seen apart
-                if error.kind is Kind.UNAVAILABLE:
+                async with asyncio.timeout(TOGETHER_S_MAX):
+                    found = await self._together(statement.name)
+            except (MeshError, TimeoutError) as error:
+                self._apart_until = time.monotonic() + APART_S  # which of them fails, or is slow, is seen apart
+                if isinstance(error, MeshError) and error.kind is Kind.UNAVAILABLE:
                     raise
             else:
                 return [row["tenant_id"] for row in found if row["statement"] == statement.name]
@@ -60,13 +61,16 @@ class Looks:
         self._asked.add(name)
         if self._under_way is None:
             self._under_way = asyncio.get_running_loop().create_task(self._look())
+            self._under_way.add_done_callback(_has_been_heard)
         return await asyncio.shield(self._under_way)
 
     async def _look(self) -> list[Record]:
         await asyncio.sleep(GATHER_S)
         asked, self._asked, self._under_way = sorted(self._asked), set(), None
-        began_s = time.monotonic()
-        found = await self._database.read(TOGETHER, asked)
-        if time.monotonic() - began_s > TOGETHER_S_MAX:
-            self._apart_until = time.monotonic() + APART_S
-        return found
+        return await self._database.read(TOGETHER, asked)
+
+
+def _has_been_heard(look: asyncio.Task[list[Record]]) -> None:
+    """Who asked may have stopped to wait, or have been stopped: what the look failed of is nobody's business then."""
+    if not look.cancelled():
+        look.exception()

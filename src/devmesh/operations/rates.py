@@ -180,7 +180,9 @@ class Rates:
 
     def _not_drawn(self, buckets: Sequence[Bucket], error: Exception) -> None:
         if not self._is_away:
-            log.warning("rates cannot be counted; nobody is refused meanwhile", error=str(error))
+            log.warning(
+                "rates cannot be counted; nobody is refused meanwhile", error=str(error) or type(error).__name__
+            )
         self._is_away = True
         for bucket in buckets:
             bucket.share.not_drawn(time.monotonic())
