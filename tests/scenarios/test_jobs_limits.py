@@ -374,6 +374,25 @@ async def test_a_job_that_has_waited_for_long_is_promoted(impatient: Bench) -> N
     assert [job["id"] for job in await impatient.claim()] == [high["id"], low["id"], medium["id"]]
 
 
+async def test_a_promoted_job_is_shown_with_its_priority_until_it_is_over_and_as_a_dead_letter(
+    impatient: Bench,
+) -> None:
+    jobs = [await impatient.enqueue(priority=1, max_retries=0) for _ in range(2)]
+
+    async def shown() -> list[int]:
+        return [(await impatient.get(job))["priority"] for job in jobs]
+
+    async def are_promoted() -> bool:
+        return await shown() == [4, 4]
+
+    await eventually(are_promoted, "they are promoted")
+    done, failed = await impatient.claim()
+    assert ([done["priority"], failed["priority"]], await shown()) == ([4, 4], [4, 4])
+    await impatient.wire.call("job.complete", jobs=[held(done)])
+    await impatient.wire.call("job.fail", jobs=[held(failed, error="no")])
+    assert await shown() == [1, 4]
+
+
 async def test_a_job_is_promoted_though_hundreds_that_came_later_wait_above_it(impatient: Bench) -> None:
     jobs = [await impatient.enqueue(priority=priority) for priority in (1, 3)]
     fresh = [{"type": "t", "queue": impatient.queue, "priority": priority} for priority in (2, 4)] * 500
