@@ -204,6 +204,23 @@ async def test_j43_places_are_given_back_by_whatever_ends_a_job(bench: Bench) ->
     assert {await bench.status(job) for job in waiting} == {"CANCELLED"}
 
 
+async def test_j43_the_latest_job_says_the_limit_also_when_it_waits_for_others(bench: Bench) -> None:
+    parent = await bench.enqueue(queue=f"{bench.queue}-above")
+
+    def spec(limit: int, **about: Any) -> dict[str, Any]:
+        return {"type": "t", "queue": bench.queue, "concurrency_key": "k", "concurrency_limit": limit, **about}
+
+    for _ in range(4):
+        await bench.enqueue(**spec(3))
+    child = await bench.enqueue(**spec(1, depends_on=[parent["id"]]))
+    first, *others = await bench.claim()
+    assert len(others) == 2
+    await bench.wire.call("job.complete", jobs=[held(first)])
+    assert await bench.claim() == [], "two are under way, and one may be"
+    await bench.wire.call("job.enqueue_many", jobs=[spec(1), spec(4, depends_on=[child["id"]])])
+    assert len(await bench.claim()) == 2
+
+
 async def test_j43_a_lost_worker_s_place_is_given_on(bench: Bench) -> None:
     first, second = [await bench.enqueue(concurrency_key="k", max_retries=0) for _ in range(2)]
     [claimed] = await bench.claim(lease_s=0.5)
