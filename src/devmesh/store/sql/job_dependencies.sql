@@ -1,6 +1,7 @@
 -- name: lock
--- One at a time says in a tenant which job waits for which: two could make a circle together. $1 tenant.
-select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 13));
+-- One at a time says in a tenant which job waits for which, and puts back to work what is over: two could make a circle together. Nor
+-- is a month of jobs dropped meanwhile (partitions.try_keep_over): who drops it would not see that one of them is to run again. $1 tenant.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 13)), pg_advisory_xact_lock_shared(hashtextextended('mcp.jobs', 15));
 
 -- name: mark_held
 -- Notes at held jobs that others wait for them: whoever ends one of these has to look. $1 tenant, $2 jobs.
