@@ -44,6 +44,19 @@ async def test_j27_to_j30_the_highest_priority_is_inherited_unless_that_is_switc
     assert (off["priority"], (await bench.get(off))["priority"]) == (1, 1)
 
 
+async def test_a_priority_that_a_job_has_come_to_have_is_told_and_inherited(bench: Bench) -> None:
+    await bench.wire.call("subscribe", topics=[f"queue:{bench.queue}"])
+    high, low = await bench.enqueue(priority=5), await bench.enqueue(priority=1)
+    raised = (await bench.wire.call("job.depend", job_id=low["id"], depends_on=[high["id"]]))["job"]
+    told = (await bench.wire.next_event("job.blocked"))["data"]["jobs"]
+    assert (raised["priority"], told) == (5, [{"id": low["id"], "attempt": 0, "priority": 5}])
+    assert (await bench.enqueue(priority=1, depends_on=[low["id"]]))["priority"] == 5
+    await bench.wire.call("job.cancel", job_id=low["id"])
+    again = (await bench.wire.call("job.retry", job_id=low["id"]))["job"]
+    told = (await bench.wire.next_event("job.replayed"))["data"]["jobs"]
+    assert (again["priority"], told) == (1, [{"id": low["id"], "retry_count": 0, "priority": 1}])
+
+
 async def test_j33_a_chain_goes_in_order(bench: Bench) -> None:
     chain = [await bench.enqueue()]
     for _ in range(5):

@@ -204,6 +204,23 @@ async def test_j43_places_are_given_back_by_whatever_ends_a_job(bench: Bench) ->
     assert {await bench.status(job) for job in waiting} == {"CANCELLED"}
 
 
+async def test_j43_the_latest_job_says_the_limit_also_when_it_waits_for_others(bench: Bench) -> None:
+    parent = await bench.enqueue(queue=f"{bench.queue}-above")
+
+    def spec(limit: int, **about: Any) -> dict[str, Any]:
+        return {"type": "t", "queue": bench.queue, "concurrency_key": "k", "concurrency_limit": limit, **about}
+
+    for _ in range(4):
+        await bench.enqueue(**spec(3))
+    child = await bench.enqueue(**spec(1, depends_on=[parent["id"]]))
+    first, *others = await bench.claim()
+    assert len(others) == 2
+    await bench.wire.call("job.complete", jobs=[held(first)])
+    assert await bench.claim() == [], "two are under way, and one may be"
+    await bench.wire.call("job.enqueue_many", jobs=[spec(1), spec(4, depends_on=[child["id"]])])
+    assert len(await bench.claim()) == 2
+
+
 async def test_j43_a_lost_worker_s_place_is_given_on(bench: Bench) -> None:
     first, second = [await bench.enqueue(concurrency_key="k", max_retries=0) for _ in range(2)]
     [claimed] = await bench.claim(lease_s=0.5)
@@ -372,6 +389,25 @@ async def test_a_job_that_has_waited_for_long_is_promoted(impatient: Bench) -> N
     assert sorted(steps[1:]) == sorted([(low["id"], 4), (medium["id"], 4)])
     assert [(await impatient.get(job))["priority"] for job in (low, medium, high)] == [4, 4, 5]
     assert [job["id"] for job in await impatient.claim()] == [high["id"], low["id"], medium["id"]]
+
+
+async def test_a_promoted_job_is_shown_with_its_priority_until_it_is_over_and_as_a_dead_letter(
+    impatient: Bench,
+) -> None:
+    jobs = [await impatient.enqueue(priority=1, max_retries=0) for _ in range(2)]
+
+    async def shown() -> list[int]:
+        return [(await impatient.get(job))["priority"] for job in jobs]
+
+    async def are_promoted() -> bool:
+        return await shown() == [4, 4]
+
+    await eventually(are_promoted, "they are promoted")
+    done, failed = await impatient.claim()
+    assert ([done["priority"], failed["priority"]], await shown()) == ([4, 4], [4, 4])
+    await impatient.wire.call("job.complete", jobs=[held(done)])
+    await impatient.wire.call("job.fail", jobs=[held(failed, error="no")])
+    assert await shown() == [1, 4]
 
 
 async def test_a_job_is_promoted_though_hundreds_that_came_later_wait_above_it(impatient: Bench) -> None:

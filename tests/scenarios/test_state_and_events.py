@@ -154,15 +154,23 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
     await wire.call("job.fail", jobs=[{"job_id": again["id"], "attempt": again["attempt"], "error": "no"}])
     await wire.call("dead_letter.discard", all=True)
     await wire.call("job.fail", jobs=[{**await given(backoff_ms=60_000), "error": "again"}])
-    await wire.call("job.snooze", jobs=[{**await given(), "delay_ms": 60_000}])
+    late = await given()
+    await wire.call("job.snooze", jobs=[{**late, "delay_ms": 60_000}])
     stopped = await given()
     await wire.call("job.cancel", job_id=stopped["job_id"])
     await wire.call("job.release", jobs=[stopped])
     await wire.call("job.cancel", job_id=(await enqueued())["id"])
     parent = await given()
     child = await enqueued(depends_on=[parent["job_id"]])
-    third = await enqueued()
-    await wire.call("job.depend", job_id=third["id"], depends_on=[child["id"]])
+    third, fourth, fifth = [await enqueued(priority=1) for _ in range(3)]
+    for job_id, parent_id in (
+        (third["id"], child["id"]),
+        (fourth["id"], child["id"]),
+        (fifth["id"], late["job_id"]),
+    ):  # each comes to have the other's priority
+        await wire.call("job.depend", job_id=job_id, depends_on=[parent_id])
+    await wire.call("job.cancel", job_id=fourth["id"])
+    await wire.call("job.retry", job_id=fourth["id"])
     await wire.call("job.complete", jobs=[parent])
     await wire.call("job.cancel", job_id=child["id"])
     await wire.call("queue.pause", queue="default", reason="enough")

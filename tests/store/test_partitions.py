@@ -281,44 +281,6 @@ async def test_what_is_too_old_goes_and_nothing_else(database: Database, fresh_d
     assert await partitions.prune(database, shorter) == []
 
 
-async def test_a_month_of_jobs_is_kept_while_one_of_them_is_alive(database: Database, fresh_database: str) -> None:
-    for table in ("jobs", "job_executions"):
-        await partitions.ensure(database, 12, [table])
-    old = f"'{month(-9)}Z'"
-    run_sql(
-        fresh_database,
-        "insert into mcp.jobs (tenant_id, job_id, created_at, run_at, created_by_key_id, timeout_ms, backoff_ms, max_retries,"
-        " priority, queue, type, payload)"
-        f" select gen_random_uuid(), gen_random_uuid(), at, at, gen_random_uuid(), 1, 1, 1, 3, 'q', 't', '{{}}'"
-        f" from unnest(array[{old}::timestamptz, '{month(-11)}Z']) at",
-    )
-    run_sql(
-        fresh_database,
-        "insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, priority, queue)"
-        f" select tenant_id, run_at, job_id, created_at, priority, queue from mcp.jobs where created_at = {old}",
-    )
-    await partitions.drain(database, "jobs")
-    assert [part.name for part in await partitions.prune(database, POLICY)] == [f"jobs_{month(-11):%Y_%m}"]
-    run_sql(fresh_database, "delete from mcp.jobs_ready")
-    assert [part.name for part in await partitions.prune(database, POLICY)] == [f"jobs_{month(-9):%Y_%m}"]
-
-
-async def test_how_jobs_ended_is_kept_as_long_as_they_are(database: Database) -> None:
-    for table in ("jobs", "job_executions"):
-        await partitions.ensure(database, 2, [table])
-    for number in (8, 7):
-        for table in ("jobs", "job_executions"):
-            await partitions._make(database, table, month(-number))
-    longer = Policy(2, 6, {"jobs": 8})
-    oldest, next_one = f"job_executions_{month(-8):%Y_%m}", f"job_executions_{month(-7):%Y_%m}"
-    assert await partitions.expired(database, longer) == []
-    assert await partitions.prune(database, longer, ["job_executions"]) == []
-    assert [part.name for part in await partitions.prune(database, Policy(2, 6), ["jobs"])][
-        -1
-    ] < f"jobs_{month(-6):%Y_%m}"
-    assert [part.name for part in await partitions.prune(database, Policy(2, 6))] == [oldest, next_one]
-
-
 async def test_numbering_goes_on_after_events_that_are_gone(database: Database, fresh_database: str) -> None:
     whole, partly, empty = (new_tenant(fresh_database) for _ in range(3))
     for tenant in (whole, whole, whole, partly, partly):

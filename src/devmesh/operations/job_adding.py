@@ -177,8 +177,14 @@ async def _write_each_kind(work: Work, made: Sequence[NewJob]) -> datetime.datet
         await copy_ready(work.tx, [(work.tenant_id, new.id, new.spec.priority, new.spec.queue) for new in some], times)
     if bound:
         await _block(work, bound, moment)
-    if limited:
-        await wait_for_places(work, [_limited(new, moment) for new in limited], moment)
+    # The latest job of a key says its limit, whether it waits for others first or not.
+    limits = {
+        (new.spec.queue, new.spec.concurrency_key): new.spec.concurrency_limit
+        for new in made
+        if new.spec.concurrency_key is not None
+    }
+    if limits:
+        await wait_for_places(work, [_limited(new, moment) for new in limited], limits, moment)
     return moment
 
 
@@ -230,9 +236,7 @@ async def _block(work: Work, bound: Sequence[NewJob], moment: datetime.datetime)
 def _limited(new: NewJob, moment: datetime.datetime) -> LimitedJob:
     spec = new.spec
     assert spec.concurrency_key is not None
-    return LimitedJob(
-        new.id, run_at(spec, moment), spec.priority, spec.queue, spec.concurrency_key, spec.concurrency_limit
-    )
+    return LimitedJob(new.id, run_at(spec, moment), spec.priority, spec.queue, spec.concurrency_key)
 
 
 def _tell(work: Work, made: Sequence[NewJob]) -> None:

@@ -62,7 +62,7 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
     if job.status is not Status.PENDING:
         raise errors.conflict("job.state", f"the job is {job.status} and waits for nothing any more")
     if parent_ids:
-        tell(work, "job.blocked", [(job.queue, patch(job.id, job.attempt))], Status.PENDING)
+        tell(work, "job.blocked", [(job.queue, patch(job.id, job.attempt, priority=job.priority))], Status.PENDING)
     return JobResult(job)
 
 

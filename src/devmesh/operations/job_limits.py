@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from devmesh.core.events import Concern
@@ -28,17 +28,27 @@ class LimitedJob(NamedTuple):
     priority: int
     queue: str
     concurrency_key: str
-    concurrency_limit: int
 
 
-async def wait_for_places(work: Work, jobs: Sequence[LimitedJob], moment: datetime.datetime) -> None:
-    """New jobs wait for places, and get those that are free. The limit of a key is the latest that was asked for."""
-    limits = {(job.queue, job.concurrency_key): job.concurrency_limit for job in jobs}
-    await work.tx.execute(
-        SQL.wait, work.tenant_id, [job.job_id for job in jobs], [moment] * len(jobs), [job.run_at for job in jobs],
-        [job.priority for job in jobs], [job.queue for job in jobs], [job.concurrency_key for job in jobs],
-    )  # fmt: skip
-    await _admit(work, SQL.set, limits)
+async def wait_for_places(
+    work: Work, jobs: Sequence[LimitedJob], limits: Mapping[tuple[str, str], int], moment: datetime.datetime
+) -> None:
+    """New jobs wait for places, and get those that are free.
+
+    `limits` are what the latest new job of each queue and key asks for, also of keys whose new jobs wait for others first.
+    """
+    if jobs:
+        await work.tx.execute(
+            SQL.wait, work.tenant_id, [job.job_id for job in jobs], [moment] * len(jobs), [job.run_at for job in jobs],
+            [job.priority for job in jobs], [job.queue for job in jobs], [job.concurrency_key for job in jobs],
+        )  # fmt: skip
+    waited_for = {(job.queue, job.concurrency_key) for job in jobs}
+    if others := {place: limit for place, limit in limits.items() if place not in waited_for}:
+        columns = [queue for queue, _ in others], [key for _, key in others]
+        rows = await work.tx.fetch(SQL.otherwise, work.tenant_id, *columns, list(others.values()))
+        waited_for |= {(row["queue"], row["concurrency_key"]) for row in rows}
+    if waited_for:
+        await _admit(work, SQL.set, {place: limits[place] for place in waited_for})
 
 
 async def leave_places(work: Work, ids: Iterable[uuid.UUID], again: Sequence[uuid.UUID] = ()) -> None:

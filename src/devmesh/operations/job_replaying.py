@@ -69,9 +69,9 @@ async def _put_back(
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     await settle(work, refused, End.FAILED)  # an earlier step may have had others wait for these
     rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
-    tell(
-        work, "job.replayed", [(row["queue"], {"id": row["job_id"], "retry_count": 0}) for row in rows], Status.PENDING
-    )
+    # One that others had given a higher priority, or that was promoted, may have its own again.
+    moved = [(row["queue"], {"id": row["job_id"], "retry_count": 0, "priority": row["priority"]}) for row in rows]
+    tell(work, "job.replayed", moved, Status.PENDING)
     blocked = await _behind_parents(work, rows, rest)
     if free := [row["job_id"] for row in rows if row["job_id"] not in blocked]:
         await wait_again(work, free)

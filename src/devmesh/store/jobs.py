@@ -72,8 +72,8 @@ def from_row(row: Record) -> Job:
     if row["held_by"] is not None:
         job |= {
             "status": Status.PROCESSING, "worker_id": row["held_by"], "attempt": row["held_attempt"],
-            "retry_count": row["held_retries"], "started_at": row["held_since"], "lease_until": row["lease_until"],
-            "progress": row["progress"], "progress_message": row["progress_message"],
+            "retry_count": row["held_retries"], "priority": row["held_priority"], "started_at": row["held_since"],
+            "lease_until": row["lease_until"], "progress": row["progress"], "progress_message": row["progress_message"],
             "is_cancel_requested": row["cancel_requested_at"] is not None,
         }  # fmt: skip
     elif row["blocked_attempt"] is not None:
@@ -96,6 +96,7 @@ def from_row(row: Record) -> Job:
             "status": ENDED_AS.get(Outcome(row["outcome"]), Status.PENDING) if row["outcome"] else Status.PENDING,
             "worker_id": row["latest_worker"], "result": raw(row["result"]), "started_at": row["latest_started_at"],
             "finished_at": row["latest_finished_at"], "retry_count": row["latest_retries"] or 0,
+            "priority": row["dead_priority"] or row["priority"],
         }  # fmt: skip
     return Job(**job)
 

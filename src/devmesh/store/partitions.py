@@ -10,7 +10,7 @@ import asyncio
 import datetime
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from devmesh.core import errors
 from devmesh.core.components import Component, State, degraded, healthy, unhealthy
 from devmesh.settings import Settings
 from devmesh.store import connections
-from devmesh.store.database import Database, Record
+from devmesh.store.database import Database, Record, Transaction
 from devmesh.store.faults import translate
 from devmesh.store.statements import Statement, load
 
@@ -47,6 +47,7 @@ DRAINED_BLOCKS = 64  # half a MiB in one transaction
 SCAN_LIMIT_S = 600.0  # for what reads or removes a whole partition, while nobody waits
 COUNTED_ROWS_MAX = 10_000  # for a report
 _random = random.SystemRandom()
+Change = Callable[[Transaction], Awaitable[Record | None]]
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -255,7 +256,7 @@ async def drain(database: Database, table: str) -> int:
     drained = 0
     while True:
         await _drop_detached(database, table)
-        begun = await _until_granted(database, table, SQL.begin_drain, table, DRAINED_MONTHS_MAX)
+        begun = await _until_granted(database, table, _asking(SQL.begin_drain, table, DRAINED_MONTHS_MAX))
         if begun["outcome"] == "empty":
             return drained
         if begun["outcome"] == "again":
@@ -265,7 +266,7 @@ async def drain(database: Database, table: str) -> int:
         copied = 0
         for first_block in range(0, begun["blocks"], DRAINED_BLOCKS):
             copied += await _copy(database, table, first_block)
-        [outcome] = await _until_granted(database, table, SQL.end_drain, table, begun["drain"])
+        [outcome] = await _until_granted(database, table, _asking(SQL.end_drain, table, begun["drain"]))
         if outcome == "overtaken":
             raise errors.unavailable(f"another keeper drains mcp.{table}")
         log.info("drained a default partition", table=table, rows=copied)
@@ -299,18 +300,38 @@ def _holds(part: Partition, day: datetime.date | None) -> bool:
 
 async def prune(database: Database, policy: Policy, tables: Iterable[str] = TABLES) -> list[Partition]:
     """Drops what retention no longer keeps, and answers with it. For the sole keeper. Raises MeshError."""
-    gone = []
-    for part in await expired(database, policy, tables):
-        await _until_granted(database, part.table, SQL.detach, part.table, part.name)
-        await _drop_detached(database, part.table)
-        log.info("dropped a partition", partition=part.name, bytes=part.bytes)
-        telemetry.PARTITIONS_DROPPED.labels(part.table).inc()
-        gone.append(part)
+    wanted, gone = set(tables), []
+    for table in filter(wanted.__contains__, TABLES):  # jobs first, then how they ended: by those that are left
+        for part in await expired(database, policy, [table]):
+            [outcome] = await _until_granted(database, table, _detaching(part))
+            if outcome != "done":
+                log.info("kept a partition: a job was put back to work", partition=part.name, oldest_job=outcome)
+                continue
+            await _drop_detached(database, table)
+            log.info("dropped a partition", partition=part.name, bytes=part.bytes)
+            telemetry.PARTITIONS_DROPPED.labels(table).inc()
+            gone.append(part)
     return gone
 
 
+def _detaching(part: Partition) -> Change:
+    """Answers with done or busy; or with the day of a job that has been put back to work since it was looked for."""
+
+    async def detach(tx: Transaction) -> Record | None:
+        if part.table == "jobs":
+            kept = await tx.fetch_row(SQL.try_keep_over)
+            if kept is None or kept["outcome"] == "busy":
+                return kept
+            oldest = await tx.fetch_row(SQL.oldest_job_alive)
+            if oldest is not None and _holds(part, oldest["day"]):
+                return oldest
+        return await tx.fetch_row(SQL.detach, part.table, part.name)
+
+    return detach
+
+
 async def _make(database: Database, table: str, month: datetime.date | None) -> str:
-    [outcome] = await _until_granted(database, table, SQL.make, table, month)
+    [outcome] = await _until_granted(database, table, _asking(SQL.make, table, month))
     if outcome == "unfit":
         raise _name_is_taken(table, f"{table}_{month:%Y_%m}" if month else f"{table}_default")
     if outcome == "made":
@@ -332,11 +353,15 @@ async def _drop_detached(database: Database, table: str) -> None:
     await database.run(lambda tx: tx.fetch(SQL.drop_detached, table), deadline_s=SCAN_LIMIT_S)
 
 
-async def _until_granted(database: Database, table: str, statement: Statement, *args: Any) -> Record:
+def _asking(statement: Statement, *args: Any) -> Change:
+    return lambda tx: tx.fetch_row(statement, *args)
+
+
+async def _until_granted(database: Database, table: str, change: Change) -> Record:
     """The answer of a change of partitions, tried again while others hold its locks. Raises MeshError."""
     for number in range(BUSY_TRIES_MAX):
         began = time.perf_counter()
-        row = await database.run(lambda tx: tx.fetch_row(statement, *args), deadline_s=SCAN_LIMIT_S)
+        row = await database.run(change, deadline_s=SCAN_LIMIT_S)
         telemetry.PARTITION_CHANGE_SECONDS.observe(time.perf_counter() - began)
         assert row is not None
         if row[0] != "busy":

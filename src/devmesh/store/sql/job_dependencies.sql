@@ -1,6 +1,7 @@
 -- name: lock
--- One at a time says in a tenant which job waits for which: two could make a circle together. $1 tenant.
-select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 13));
+-- One at a time says in a tenant which job waits for which, and puts back to work what is over: two could make a circle together. Nor
+-- is a month of jobs dropped meanwhile (partitions.try_keep_over): who drops it would not see that one of them is to run again. $1 tenant.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 13)), pg_advisory_xact_lock_shared(hashtextextended('mcp.jobs', 15));
 
 -- name: mark_held
 -- Notes at held jobs that others wait for them: whoever ends one of these has to look. $1 tenant, $2 jobs.
@@ -150,11 +151,13 @@ update mcp.jobs_blocked b set priority = $3 where b.tenant_id = $1 and b.job_id 
 select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.queue = $2 order by b.job_id limit $3;
 
 -- name: wishes
--- The priorities of jobs as they were asked for, and whether so many wait for each already. $1 tenant, $2 jobs, $3 how many.
-select j.job_id, j.priority,
+-- The priorities of jobs as they were asked for, or as those for which they wait have raised them, and whether so many wait for each
+-- already. $1 tenant, $2 jobs, $3 how many.
+select j.job_id, greatest(j.priority, b.priority) as priority,
        exists (select from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = j.job_id offset $3 - 1) as is_crowded
 from unnest($2::uuid[]) as a (job_id)
-cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j;
+cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
+left join lateral (select * from mcp.jobs_blocked w where w.tenant_id = $1 and w.job_id = a.job_id limit 1) b on true;
 
 -- name: take_ready
 -- Takes jobs out of their queues, so that they may wait for others. $1 tenant, $2 the jobs.

@@ -7,6 +7,14 @@ order by a.queue, a.concurrency_key
 on conflict (tenant_id, queue, concurrency_key) do update set concurrency_limit = excluded.concurrency_limit
 where m.concurrency_limit <> excluded.concurrency_limit;
 
+-- name: otherwise
+-- Which of these keys have another limit. One that nobody has has none: who comes to have it brings its own. $1 tenant, then one entry a
+-- key: $2 queues, $3 keys, $4 limits.
+select a.queue, a.concurrency_key from unnest($2::text[], $3::text[], $4::integer[]) as a (queue, concurrency_key, concurrency_limit)
+cross join lateral (select * from mcp.job_limits l
+                    where l.tenant_id = $1 and l.queue = a.queue and l.concurrency_key = a.concurrency_key limit 1) m
+where m.concurrency_limit <> a.concurrency_limit;
+
 -- name: lock
 -- Takes limits of keys in hand, in the same order, and leaves them as they are: no row is written, only locked. A key that nobody had
 -- any more gets one. $1 tenant, then one entry a key: $2 queues, $3 keys, $4 how many places it has if it has to be made.

@@ -124,9 +124,9 @@ returning l.job_id, l.queue, l.worker_id;
 select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.attempt as ready_attempt, ready.retries as ready_retries,
        blocked.attempt as blocked_attempt, blocked.retries as blocked_retries, blocked.priority as blocked_priority,
        limited.attempt as limited_attempt, limited.retries as limited_retries, limited.priority as limited_priority,
-       latest.next_run_at,
-       held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.started_at as held_since,
-       held.lease_until, held.progress, held.progress_message, held.cancel_requested_at,
+       latest.next_run_at, dead.priority as dead_priority,
+       held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.priority as held_priority,
+       held.started_at as held_since, held.lease_until, held.progress, held.progress_message, held.cancel_requested_at,
        latest.attempt as latest_attempt, latest.retries as latest_retries, latest.outcome, latest.result, latest.error,
        latest.worker_id as latest_worker, latest.started_at as latest_started_at, latest.finished_at as latest_finished_at
 from unnest($2::uuid[]) as a (job_id)
@@ -136,6 +136,7 @@ left join lateral (select * from mcp.job_executions x where x.tenant_id = $1 and
 left join lateral (select * from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = a.job_id limit 1) held on true
 left join lateral (select * from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = a.job_id limit 1) blocked on true
 left join lateral (select * from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = a.job_id limit 1) limited on true
+left join lateral (select * from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = a.job_id limit 1) dead on true
 left join lateral (select s.ready_at from mcp.job_slots s where s.tenant_id = $1 and s.job_id = a.job_id limit 1) slot on true
 left join lateral (select r.* from generate_series(1, 5) as level (priority)
                    cross join lateral (select * from mcp.jobs_ready w

@@ -53,3 +53,8 @@ select mcp.drop_detached($1);
 select (least((select min(r.created_at) from mcp.jobs_ready r), (select min(l.created_at) from mcp.jobs_leased l),
               (select min(b.created_at) from mcp.jobs_blocked b), (select min(w.created_at) from mcp.jobs_limited w),
               (select min(d.created_at) from mcp.dead_letter_queue d)) at time zone 'UTC')::date as day;
+
+-- name: try_keep_over
+-- Has nobody put a job that is over back to work until this transaction ends: kept, or busy while somebody does (job_dependencies.lock).
+-- No parameters.
+select case when pg_try_advisory_xact_lock(hashtextextended('mcp.jobs', 15)) then 'kept' else 'busy' end as outcome;
