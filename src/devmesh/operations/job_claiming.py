@@ -173,12 +173,14 @@ def _learn(work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows:
     last = {(row["queue"], row["priority"]): row for row in rows}
     is_short = len(rows) < found.room
     counts = collections.Counter(row["queue"] for row in rows) if is_short else {}
+    is_shared = sum(queue.share > 0 for queue in found.queues) > 1
     for queue in found.queues:
         look = looks.queues[queue.queue]
         horizons.claimed(
             tenant_id, queue.queue, look, {level: due for level, due in enumerate(queue.due, 1) if due is not None}
         )
-        is_empty = not queue.is_due or (is_short and counts[queue.queue] < queue.share)
+        # Several share the room beforehand: one gives less than it could also where others are taking another's jobs.
+        is_empty = not queue.is_due or (is_short and not is_shared and counts[queue.queue] < queue.share)
         horizons.looked(
             tenant_id, queue.queue, look, found.look_s, found.moment if is_empty else None,
             in_vain=queue.is_due and queue.share <= 0,
