@@ -22,6 +22,8 @@ from devmesh.store.connections import session_settings
 from devmesh.store.jobs import JOB_COLUMNS, READY_COLUMNS, SQL
 from tests.harness import Child, Mesh, create_admin_key, eventually
 from tests.judging import broken_rules
+from tests.scenarios.archive import Archive, Bystander
+from tests.scenarios.jobs import Bench
 
 APP = """
 import asyncio, time
@@ -213,6 +215,35 @@ async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
         return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
     finally:
         await connection.close()
+
+
+async def test_a_queue_whose_jobs_others_are_taking_hides_those_of_no_other(
+    archive: Archive, bench: Bench, bystander: Bystander
+) -> None:
+    taken, waiting, rated = queues = [f"{bench.queue}{letter}" for letter in "abc"]
+    await bench.wire.call("queue.limit", queue=rated, rate_per_s=1, burst=1)
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": rated, "priority": 1}] * 2)
+    assert len(await bench.claim(queues=[rated])) == 1, "there is a row with its tokens now"
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": waiting, "priority": 2}] * 4)
+    archive.run(
+        f"update mcp.jobs_ready set run_at = run_at - interval '1 min' where tenant_id = $1 and queue = '{waiting}'"
+    )
+    assert len(await bench.claim(limit=2, queues=[waiting])) == 2, "the look from the front is over"
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": taken, "priority": 5}] * 2)
+    await bystander.begin("select from mcp.jobs_ready where queue = $1 for update", taken)
+    await bystander.connection.execute("savepoint before")
+    await bystander.connection.fetch("select from mcp.queue_tokens where queue = $1 for update", rated)
+    claiming = asyncio.create_task(bench.claim(limit=2, queues=queues))
+
+    async def costs_much() -> bool:
+        held_up = "wait_event_type = 'Lock' and clock_timestamp() - query_start > interval '50 ms'"
+        return bool(await bystander.connection.fetchval(f"select true from pg_stat_activity where {held_up} limit 1"))
+
+    await eventually(costs_much, "its look has taken long")
+    await bystander.connection.execute("rollback to savepoint before")
+    assert await claiming == [], "there was room for two, which somebody else was taking"
+    await bystander.commit()
+    assert len(await bench.claim(queues=[waiting])) == 2
 
 
 async def test_j46_with_100000_waiting_a_claim_touches_no_more_than_twice_the_pages_that_it_does_with_100(

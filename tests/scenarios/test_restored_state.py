@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.harness import eventually
-from tests.scenarios.archive import TABLES, Archive
+from tests.scenarios.archive import TABLES, Archive, Bystander
 from tests.scenarios.jobs import Bench, held, register
 from tests.wire import WireError
 
@@ -158,6 +159,27 @@ async def test_a_lease_that_is_put_back_counts_at_once_against_its_worker_s_capa
     await archive.restore(snapshot)
     await bench.enqueue()
     assert await bench.claim(worker_id=worker_id) == []
+
+
+async def test_a_claim_waits_for_what_is_being_put_back_into_its_worker_s_hands(
+    archive: Archive, bench: Bench, bystander: Bystander
+) -> None:
+    worker_id = await register(bench.wire, capacity=1)
+    await bench.enqueue()
+    assert len(await bench.claim(worker_id=worker_id)) == 1
+    snapshot = await archive.take()
+    archive.lose(*JOB_TABLES)
+    another = await bench.enqueue()
+    # A restore appends its events last.
+    await bystander.begin("select pg_advisory_xact_lock(hashtextextended($1, 7))", str(archive.tenant_id))
+    restoring = asyncio.create_task(archive.restore(snapshot))
+    await bystander.are_held_up(1)
+    claiming = asyncio.create_task(bench.claim(worker_id=worker_id))
+    await bystander.are_held_up(2)
+    await bystander.commit()
+    assert (await restoring)["restored"]["processing"] == 1
+    assert await claiming == []
+    assert [job["id"] for job in await bench.claim()] == [another["id"]]
 
 
 async def test_a_limit_is_as_high_as_it_was(archive: Archive, bench: Bench) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import itertools
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
 from tests.conftest import QUICK, run_sql
 from tests.harness import Mesh, eventually, running_mesh
+from tests.scenarios.archive import Bystander
 from tests.wire import Wire, WireError
 
 SETTINGS = {**QUICK, "DEVMESH_SCHEDULER_INTERVAL_S": "0.05", "DEVMESH_SCHEDULE_GRACE_S": "5"}
@@ -41,6 +44,11 @@ class Planner:
         found: dict[str, Any] = (await self.wire.call("schedule.get", schedule_id=schedule["id"]))["schedule"]
         return found
 
+    async def act(self, schedule: dict[str, Any], verb: str, **about: Any) -> dict[str, Any]:
+        acted = await self.wire.call(f"schedule.{verb}", schedule_id=schedule["id"], **about)
+        found: dict[str, Any] = acted["schedule"]
+        return found
+
     async def jobs(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (await self.wire.call("job.list", queue=self.queue, limit=200))["jobs"]
         return found
@@ -64,6 +72,15 @@ class Planner:
 async def planner(nodes: Mesh) -> Any:
     async with await Wire.connect(nodes.ws_url, nodes.new_tenant()) as wire:
         yield Planner(nodes, wire)
+
+
+@pytest_asyncio.fixture
+async def connection(nodes: Mesh) -> AsyncIterator[asyncpg.Connection]:
+    made = await asyncpg.connect(nodes.dsn)
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 async def test_j41_three_nodes_fire_each_time_once_and_one_is_killed_meanwhile(planner: Planner) -> None:
@@ -157,10 +174,7 @@ async def test_a_schedule_is_changed_paused_resumed_and_deleted(planner: Planner
     assert (len(shown["upcoming"]), shown["upcoming"][0]) == (5, schedule["next_fire_at"])
 
     async def act(verb: str, **about: Any) -> dict[str, Any]:
-        found: dict[str, Any] = (await planner.wire.call(f"schedule.{verb}", schedule_id=schedule["id"], **about))[
-            "schedule"
-        ]
-        return found
+        return await planner.act(schedule, verb, **about)
 
     assert (await act("pause"))["next_fire_at"] is None
     changed = await act("update", interval_s=60, missed="all", name=f"other {schedule['id']}")
@@ -178,6 +192,36 @@ async def test_a_schedule_is_changed_paused_resumed_and_deleted(planner: Planner
     with pytest.raises(WireError) as refused:
         await planner.get(schedule)
     assert refused.value.kind == "not_found"
+
+
+@pytest.mark.parametrize(("verb", "about"), [("update", {"ends_at": "2999-01-01T00:00:00Z"}), ("resume", {})])
+async def test_a_time_that_is_fired_while_a_change_is_waiting_is_not_fired_again(
+    planner: Planner, connection: asyncpg.Connection, verb: str, about: dict[str, Any]
+) -> None:
+    schedule, tenant_id = await planner.create(interval_s=1), planner.wire.initialized["tenant_id"]
+    if verb == "resume":
+        await planner.act(schedule, "pause")
+    undone = connection.transaction()  # of a request with the same key, for which that of the change waits
+    await undone.start()
+    await connection.execute(
+        "insert into mcp.idempotency_keys (tenant_id, idempotency_key, operation, params_hash) values ($1, 'key', 'o', 'h')",
+        tenant_id,
+    )
+    changing = asyncio.create_task(planner.act(schedule, verb, idempotency_key="key", **about))
+    await Bystander(connection).are_held_up(1)
+    fired_count = (await planner.get(schedule))["fired_count"]
+
+    async def has_fired() -> bool:
+        return bool((await planner.get(schedule))["fired_count"] > fired_count)
+
+    if verb == "resume":
+        await planner.act(schedule, "resume")
+    await eventually(has_fired, "it has fired meanwhile")
+    if verb == "resume":
+        await planner.act(schedule, "pause")
+    await undone.rollback()
+    changed = await changing
+    assert changed["next_fire_at"] > changed["last_fired_at"]
 
 
 @pytest.mark.parametrize(

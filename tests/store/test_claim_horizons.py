@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devmesh.store import claim_horizons
 from devmesh.store.claim_horizons import (
     BEGINNING,
     EMPTIED_S,
@@ -23,6 +24,7 @@ from devmesh.store.claim_horizons import (
     LATE_LOOK_INTERVAL_MAX,
     MARGIN,
     ClaimHorizons,
+    Look,
 )
 
 TENANT, QUEUE = uuid.uuid4(), "q"
@@ -44,7 +46,7 @@ class Claims:
         last, self.now = self.now, self.now + seconds(after_s)
         look = self.horizons.look(TENANT, QUEUE, self.now)
         if not is_empty:
-            self.horizons.claimed(TENANT, QUEUE, {3: self.now})
+            self.horizons.claimed(TENANT, QUEUE, look, {3: self.now})
         is_far = last - look.since[2] > MARGIN
         self.horizons.looked(TENANT, QUEUE, look, took_s if is_far else 0.001, self.now if is_empty else None)
         return look.since[2]
@@ -85,6 +87,81 @@ def test_whatever_looks_cost_they_come_from_further_back_often_enough(seed: int,
             late_at = claims.now
         assert claims.now - late_at <= LATE_LOOK_INTERVAL_MAX + seconds(after_s)
         assert claims.now - front_at <= FRONT_LOOK_INTERVAL_MAX + seconds(after_s)
+
+
+def begun(horizons: ClaimHorizons, after_s: float) -> Look:
+    return horizons.look(TENANT, QUEUE, START + seconds(after_s))
+
+
+def ended(horizons: ClaimHorizons, look: Look, found: datetime.datetime, *, is_empty: bool = False) -> None:
+    """A claim has ended that found a job of this time, or nothing until then, which cost much to find out."""
+    horizons.claimed(TENANT, QUEUE, look, {} if is_empty else {3: found})
+    horizons.looked(TENANT, QUEUE, look, 0.1, found if is_empty else None)
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_claims_that_began_before_a_look_from_the_front_has_ended_do_not_hide_what_it_found(is_empty: bool) -> None:
+    horizons, old = ClaimHorizons(), START - seconds(100)
+    ended(horizons, begun(horizons, 0), START)
+    before, front, meanwhile = begun(horizons, 9), begun(horizons, 11), begun(horizons, 11.1)
+    assert (front.margin, front.since[2]) == (None, BEGINNING)
+    assert meanwhile.since[2] == START - MARGIN, "one at a time looks from the front, which may take long"
+    ended(horizons, front, old)
+    for look in (before, meanwhile):
+        ended(horizons, look, START + seconds(11), is_empty=is_empty)
+    after = begun(horizons, 11.2)
+    assert after.since[2] == old - MARGIN
+    ended(horizons, after, START + seconds(11), is_empty=is_empty)
+    assert begun(horizons, 11.3).since[2] == START + seconds(11) - MARGIN
+
+
+def test_an_older_look_from_the_front_that_ends_after_a_newer_one_has_no_say() -> None:
+    horizons = ClaimHorizons()
+    older, newer = begun(horizons, 0), begun(horizons, 11)
+    assert older.margin is newer.margin is None
+    ended(horizons, newer, START - seconds(100))
+    ended(horizons, older, START)
+    assert begun(horizons, 11.1).since[2] == START - seconds(100) - MARGIN
+
+
+def test_a_look_of_a_place_that_was_forgotten_since_silences_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    horizons = ClaimHorizons()
+    _, second = begun(horizons, 0), begun(horizons, 11)
+    monkeypatch.setattr(claim_horizons, "PLACES_MAX", 1)
+    horizons.look(TENANT, "other", START)
+    ended(horizons, second, START + seconds(11))
+    ended(horizons, begun(horizons, 22), START + seconds(22))
+    assert begun(horizons, 22.1).since[2] == START + seconds(22) - MARGIN
+
+
+@given(st.integers(0, 1 << 32))
+def test_whatever_overlaps_what_a_look_from_the_front_found_is_found_by_the_next_claim(seed: int) -> None:
+    chance, horizons, now_s = random.Random(seed), ClaimHorizons(), 0.0
+    under_way: list[tuple[Look, bool]] = []  # each with whether it began after the latest look from the front had ended
+    found: datetime.datetime | None = None  # by that look; None: a claim that knew of it has gone on from there
+    for _ in range(200):
+        now_s += chance.uniform(0, 4)
+        look = begun(horizons, now_s)
+        assert found is None or look.since[2] <= found
+        under_way.append((look, True))
+        while len(under_way) > chance.randrange(8):
+            look, is_after = under_way.pop(chance.randrange(len(under_way)))
+            if look.margin is None and is_after:
+                found = START + seconds(now_s) - seconds(chance.uniform(0, 200))
+                ended(horizons, look, found)
+                under_way = [(other, other.front_look > look.front_look) for other, _ in under_way]
+            else:
+                ended(horizons, look, START + seconds(now_s), is_empty=chance.random() < 0.5)
+                found = None if is_after else found
+
+
+def test_a_worker_whose_oldest_lease_was_found_from_the_front_is_looked_at_from_there() -> None:
+    horizons, worker_id = ClaimHorizons(), uuid.uuid4()
+    before, front = (horizons.look_at_leases(TENANT, worker_id, START + seconds(after_s)) for after_s in (0, 11))
+    horizons.oldest_lease(TENANT, worker_id, front, 0.001, START - seconds(100))
+    horizons.oldest_lease(TENANT, worker_id, before, 0.001, START)
+    after = horizons.look_at_leases(TENANT, worker_id, START + seconds(11.1))
+    assert after.since[0] == START - seconds(100) - MARGIN
 
 
 def test_looks_that_cost_much_come_less_often() -> None:

@@ -115,7 +115,10 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
         is_alone,
     )  # fmt: skip
     found = _found_decoder.decode(first["about"])
-    _require_active(call, found)
+    if (refused := _refusal(call, found)) is not None:
+        # Nothing was taken, but what was found is true. Were it forgotten, who is refused could have all looks from the front.
+        _learn(work, asked.worker_id, looks, found, rows)
+        raise refused
     work.tx.after_commit(lambda: _learn(work, asked.worker_id, looks, found, rows))
     if not rows:
         return NotYet(ClaimedResult([]), asked.wait_ms, _again_s(found))
@@ -138,19 +141,20 @@ def _tell(work: Work, last: Record | None) -> None:
             work.emit("job.claimed", tuple(topics.split(",")), data.encode())
 
 
-def _require_active(call: Call[Claim], found: _Found) -> None:
-    """Raises what keeps a worker from being given jobs."""
+def _refusal(call: Call[Claim], found: _Found) -> errors.MeshError | None:
+    """What keeps a worker from being given jobs."""
     worker_id = call.params.worker_id
     known: dict[uuid.UUID, Any] = {}
     if found.status is not None:
         known[worker_id] = {"owner_id": found.owner_id, "status": found.status}
     if (refused := refusal(call.caller, worker_id, known)) is not None:
-        raise refused
+        return refused
     if found.status != WorkerStatus.ACTIVE:
         message = f"this worker is {found.status}, and only an ACTIVE one is given jobs"
         if found.status == WorkerStatus.FAILED:
             message += "; a heartbeat makes it ACTIVE again"
-        raise errors.conflict("worker.state", message)
+        return errors.conflict("worker.state", message)
+    return None
 
 
 def _again_s(found: _Found) -> float:
@@ -169,17 +173,20 @@ def _learn(work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows:
     last = {(row["queue"], row["priority"]): row for row in rows}
     is_short = len(rows) < found.room
     counts = collections.Counter(row["queue"] for row in rows) if is_short else {}
+    is_shared = sum(queue.share > 0 for queue in found.queues) > 1
     for queue in found.queues:
+        look = looks.queues[queue.queue]
         horizons.claimed(
-            tenant_id, queue.queue, {level: due for level, due in enumerate(queue.due, 1) if due is not None}
+            tenant_id, queue.queue, look, {level: due for level, due in enumerate(queue.due, 1) if due is not None}
         )
-        is_empty = not queue.is_due or (is_short and counts[queue.queue] < queue.share)
+        # Several share the room beforehand: one gives less than it could also where others are taking another's jobs.
+        is_empty = not queue.is_due or (is_short and not is_shared and counts[queue.queue] < queue.share)
         horizons.looked(
-            tenant_id, queue.queue, looks.queues[queue.queue], found.look_s, found.moment if is_empty else None,
+            tenant_id, queue.queue, look, found.look_s, found.moment if is_empty else None,
             in_vain=queue.is_due and queue.share <= 0,
         )  # fmt: skip
     for (name, priority), row in last.items():
-        horizons.claimed(tenant_id, name, {priority: _run_at(row)})
+        horizons.claimed(tenant_id, name, looks.queues[name], {priority: _run_at(row)})
 
 
 def _run_at(row: Record) -> datetime.datetime:

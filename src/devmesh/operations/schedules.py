@@ -168,7 +168,7 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
     name = asked.name or row["name"]
     if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
         raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
-    next_fire_at = row["next_fire_at"] if timing == timing_of(row) else timing.next_after(work.now)
+    next_fire_at = row["next_fire_at"] if timing == timing_of(row) else _next_after_now(work, row, timing)
     changed = await work.tx.fetch_row(
         SQL.change, work.tenant_id, asked.schedule_id, timing.cron, timing.interval_s, timing.time_zone, timing.ends_at,
         None if row["paused_at"] is not None else next_fire_at, (asked.missed or Missed(row["missed"])).value,
@@ -190,7 +190,7 @@ async def resume(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     """Have a schedule fire again. The times of the pause do not count as missed."""
     row = await _lock(work, call.params.schedule_id)
     _check(timing_of(row))
-    next_fire_at = row["next_fire_at"] or timing_of(row).next_after(work.now)
+    next_fire_at = row["next_fire_at"] or _next_after_now(work, row, timing_of(row))
     row = _require(
         await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, False, next_fire_at),
         call.params.schedule_id,
@@ -224,6 +224,11 @@ def _check(timing: Timing) -> None:
         timing.check()
     except TimingUnusable as problem:
         raise errors.invalid(str(problem), problem.field) from None
+
+
+def _next_after_now(work: Work, row: Record, timing: Timing) -> datetime.datetime | None:
+    """When a schedule fires next that is locked. It may have fired while the lock was waited for, which is after `work.now`."""
+    return timing.next_after(max(work.now, row["last_fired_at"] or work.now))
 
 
 def _template(job: JobTemplate) -> str:

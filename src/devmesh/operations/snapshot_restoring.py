@@ -47,6 +47,8 @@ from devmesh.store.statements import load
 
 SQL = load("snapshot_restoring")
 TAKES_MAX = 20  # looks for jobs that others move meanwhile
+# Workers whose claims wait for a restore: PostgreSQL has room for some thousands of locks. Others may be given too much.
+CLAIMS_LOCKED_MAX = 1_000
 
 
 class Restore(Mutation, kw_only=True):
@@ -137,6 +139,8 @@ async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple
     """Writes what was decided upon, and gives what was written."""
     # Before any job is locked, as those take it who say what waits for what.
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
+    # The same goes for who gives a worker jobs or empties it: after its claims they lock jobs, and the worker itself.
+    await work.tx.execute(SQL.lock_claims, work.tenant_id, whole, CLAIMS_LOCKED_MAX)
     if "conflict" in decisions:
         await _take_away(work, whole)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)

@@ -5,6 +5,9 @@ front then slows down by the minute. So a claim begins just behind the last one.
 what it passes over (jobs whose transaction was committed late, or whose claim was undone) is found by looks from further back,
 at intervals. While an old transaction makes these cost much they come less often. Times are the database's.
 
+Claims of one process overlap. Once a look from the front has ended, the next claims begin where it has found something. Those
+that began before then pass that over and have no say any more: one of them would put the place back to where all began before.
+
 And a claim that took all there was need not be followed by one that finds nothing, before a bell has rung.
 
 Where tasks wait in more lanes than one look goes through, the next look goes on where the last one has ended.
@@ -34,16 +37,22 @@ EMPTIED_S = 0.025  # for so long nothing comes without a ring, on trust: one may
 
 
 class Look(NamedTuple):
-    """Where a claim begins to look, for each priority from 1 to 5, and how far behind the last one; None: at the front."""
+    """Where a claim begins to look, for each priority from 1 to 5, and how far behind the last one; None: at the front.
+
+    `front_look` is its own number if it is one from the front, and else that of the one on which it goes on.
+    """
 
     since: list[datetime.datetime]
     margin: datetime.timedelta | None
+    front_look: int
 
 
 class _Place:
     __slots__ = (
+        "front_look",
         "front_look_at",
         "front_look_every",
+        "front_looks_begun",
         "front_took",
         "horizon",
         "late_look_at",
@@ -53,6 +62,7 @@ class _Place:
 
     def __init__(self) -> None:
         self.horizon = [BEGINNING] * PRIORITIES  # the latest time claimed at each priority
+        self.front_looks_begun = self.front_look = 0  # how many there were, and the number of the latest that has ended
         self.front_look_at = self.late_look_at = BEGINNING
         self.front_look_every, self.late_look_every = FRONT_LOOK_INTERVAL, LATE_LOOK_INTERVAL
         self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
@@ -62,12 +72,23 @@ class _Place:
         is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
         if is_set_back or now - self.front_look_at >= self.front_look_every:
             self.front_look_at = self.late_look_at = now
-            self.horizon = [BEGINNING] * PRIORITIES
-            return Look(list(self.horizon), None)
+            self.front_looks_begun = max(self.front_looks_begun, self.front_look) + 1
+            return Look([BEGINNING] * PRIORITIES, None, self.front_looks_begun)
         margin = MARGIN
         if now - self.late_look_at >= self.late_look_every:
             self.late_look_at, margin = now, LATE
-        return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin)
+        return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin, self.front_look)
+
+    def is_heard(self, look: Look) -> bool:
+        """Whether a look that has ended has a say in where the next ones begin. After one from the front all begin anew."""
+        if look.front_look > self.front_look:  # one that a place which was forgotten since began counts on as well
+            self.front_look, self.horizon = look.front_look, [BEGINNING] * PRIORITIES
+        return look.front_look == self.front_look
+
+    def gone(self, look: Look, until: Mapping[int, datetime.datetime]) -> None:
+        if self.is_heard(look):
+            for priority, run_at in until.items():
+                self.horizon[priority - 1] = max(self.horizon[priority - 1], run_at)
 
     def looked(
         self,
@@ -87,7 +108,8 @@ class _Place:
             self.late_look_every = min(max(LATE_LOOK_INTERVAL, every), LATE_LOOK_INTERVAL_MAX)
         else:
             self.usual += (took - self.usual) / 10
-        if empty_until is not None and took >= COSTLY:  # to find that out again would cost as much
+        # To find that out again would cost as much.
+        if self.is_heard(look) and empty_until is not None and took >= COSTLY:
             self.horizon = [max(time, empty_until) for time in self.horizon]
         if in_vain and look.margin is LATE:  # the next one has to find again what came late
             self.late_look_at = BEGINNING
@@ -126,11 +148,9 @@ class ClaimHorizons:
         """Where a claim of a queue begins."""
         return self._place(tenant_id, queue).look(now)
 
-    def claimed(self, tenant_id: uuid.UUID, queue: str, until: Mapping[int, datetime.datetime]) -> None:
+    def claimed(self, tenant_id: uuid.UUID, queue: str, look: Look, until: Mapping[int, datetime.datetime]) -> None:
         """What was to run before these times, of some priorities, is gone: it was given out."""
-        horizon = self._place(tenant_id, queue).horizon
-        for priority, run_at in until.items():
-            horizon[priority - 1] = max(horizon[priority - 1], run_at)
+        self._place(tenant_id, queue).gone(look, until)
 
     def looked(
         self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None,
@@ -162,7 +182,8 @@ class ClaimHorizons:
         """How long it took to find out when the oldest lease began of those that a worker holds now."""
         place = self._place(tenant_id, worker_id)
         place.looked(look, datetime.timedelta(seconds=took_s))
-        place.horizon[0] = began_at
+        if place.is_heard(look):
+            place.horizon[0] = began_at
 
     def _place(self, tenant_id: uuid.UUID, what: str | uuid.UUID) -> _Place:
         found = self._places.get((tenant_id, what))

@@ -2,6 +2,14 @@
 -- One at a time puts snapshots back in a tenant: two would both find the same jobs missing. $1 tenant.
 select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 14));
 
+-- name: lock_claims
+-- Has claims wait for this transaction of workers that are to be given back what they held, in one order (`lock_claims` of workers): they
+-- would not see these leases yet, and afterwards count a worker's leases from its oldest one on. $1 tenant, $2 the rows, $3 how many workers.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text || w.worker_id, 12)) from (
+    select distinct r."row" ->> 'worker_id' as worker_id from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
+    order by 1 limit $3) w;
+
 -- name: take_away
 -- Takes jobs that are otherwise now from where they are, and notes in their history that they go on. Gives the attempts that are ended by
 -- that. One that somebody is moving meanwhile is waited for, and may then be elsewhere than where this statement sees it: see `left`.
