@@ -14,12 +14,13 @@ from devmesh.core.access import Scope
 from devmesh.core.errors import Kind
 from devmesh.core.ids import FIRST_ID
 from devmesh.core.jobs import QueueName, Status
-from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.core.names import PAGE_BYTES_MAX, Label, PageCursor, PageLimit, decode_page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
 from devmesh.operations.job_replaying import KEY_TAKEN, SQL, Rest
 from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -74,12 +75,16 @@ class DeadLettersResult(msgspec.Struct):
 
 @operation("dead_letter.list", scope=Scope.READ, http="GET /dead-letters", single=True)
 async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLettersResult:
-    """List dead letters, the latest failure first, filtered by queue and type."""
+    """List dead letters, the latest failure first, filtered by queue and type.
+
+    A page holds 1 MiB at most, unless its only dead letter is larger.
+    """
     asked = call.params
     below = decode_page_cursor(asked.cursor) or LAST_ID
-    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.limit)
-    found = [_from_row(row) for row in rows]
-    return DeadLettersResult(found, page_cursor([row["dead_letter_id"] for row in rows], asked.limit))
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.limit, PAGE_BYTES_MAX)
+    page = fit(rows, asked.limit, "error")
+    next_cursor = page.rows[-1]["dead_letter_id"].hex if page.is_more else None
+    return DeadLettersResult([_from_row(row) for row in page.rows], next_cursor)
 
 
 class Chosen(Mutation, kw_only=True):

@@ -1,9 +1,16 @@
 -- name: page
--- A page of dead letters, the latest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 how many.
-select d.job_id, d.dead_letter_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at
-from mcp.dead_letter_queue d
-where d.tenant_id = $1 and d.dead_letter_id < $2 and ($3::text is null or d.queue = $3) and ($4::text is null or d.type = $4)
-order by d.dead_letter_id desc limit $5;
+-- A page of dead letters, the latest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 how many,
+-- $6 up to how many bytes, as they are stored, and one more. `found` is how many there were of $5.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(coalesce(pg_column_size(f.error), 0))
+           over (order by f.dead_letter_id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select d.job_id, d.dead_letter_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at
+        from mcp.dead_letter_queue d
+        where d.tenant_id = $1 and d.dead_letter_id < $2 and ($3::text is null or d.queue = $3) and ($4::text is null or d.type = $4)
+        order by d.dead_letter_id desc limit $5) f) p
+where coalesce(p.bytes_before, 0) < $6 order by p.dead_letter_id desc;
 
 -- name: get
 -- One of them. $1 tenant, $2 job.
