@@ -194,7 +194,7 @@ cross join lateral (select from mcp.jobs j where j.tenant_id = $1 and j.job_id =
 -- How many ACTIVE workers take jobs of a queue, and how much room they have; how others are that would, those heard of last, at
 -- most three. $1 tenant, $2 queue.
 select count(*) filter (where w.status = 'ACTIVE') as workers,
-       coalesce(sum(w.capacity - held.count) filter (where w.status = 'ACTIVE'), 0) as free,
+       coalesce(sum(greatest(w.capacity - held.count, 0)) filter (where w.status = 'ACTIVE'), 0) as free,
        (array_agg(w.name || ' is ' || w.status || coalesce(': ' || nullif(w.reason, ''), '') order by w.heartbeat_at desc)
         filter (where w.status <> 'ACTIVE'))[:3] as others
 from mcp.workers w
