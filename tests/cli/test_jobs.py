@@ -54,7 +54,9 @@ def test_jobs_are_listed_shown_explained_and_cancelled(command: Command) -> None
     listed = command("jobs", "list", "--queue", queue)
     assert [job_id in listed.stdout, other_id in listed.stdout, "PENDING" in listed.stdout] == [True] * 3
     assert answer(command("jobs", "list", "--status", "FAILED", "--queue", queue, "--json"))["jobs"] == []
-    assert command("jobs", "explain", job_id).stdout.startswith("PENDING, no_worker: no ACTIVE worker takes jobs")
+    assert command("jobs", "explain", job_id).stdout.startswith(
+        "PENDING, no_worker: no ACTIVE worker is registered for"
+    )
     assert answer(command("jobs", "cancel", job_id, "--json"))["job"]["status"] == "CANCELLED"
     shown = command("jobs", "show", job_id)
     assert "CANCELLED" in shown.stdout
