@@ -159,6 +159,20 @@ async def test_an_error_of_a_handler_that_looks_like_one_of_a_parent_keeps_nothi
     assert await do(bench) == [job["id"]]
 
 
+@pytest.mark.parametrize("verb", ["dead_letter.replay", "job.retry"])
+async def test_nor_one_that_names_a_job_for_which_its_own_has_never_waited(bench: Bench, verb: str) -> None:
+    other = await bench.enqueue(delay_ms=60_000)
+    job = await bench.enqueue(max_retries=0)
+    error = {"type": "ParentFailed", "waited_for": [other["id"]], "on_parent_failure": "wait"}
+    await do(bench, "fail", error=error)
+    assert (await bench.get(job))["error"] == error
+    if verb == "job.retry":
+        await bench.wire.call("dead_letter.discard", job_ids=[job["id"]])
+    asked: dict[str, Any] = {"job_id": job["id"]} if verb == "job.retry" else {"job_ids": [job["id"]]}
+    await bench.wire.call(verb, **asked)
+    assert await do(bench) == [job["id"]]
+
+
 @pytest.mark.parametrize("verb", ["replay", "discard"])
 @pytest.mark.parametrize(
     "narrower", [{"queue": "q"}, {"type": "t"}, {"limit": 1}, {"up_to": "0" * 32}, {"after": "0" * 32}]

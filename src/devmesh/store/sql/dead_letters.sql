@@ -52,7 +52,13 @@ with gone as (
     insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
     select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
 )
-select g.job_id, g.queue, g.error, 'FAILED' as outcome from gone g order by g.job_id;
+select g.job_id, g.queue, g.attempt, g.error, 'FAILED' as outcome from gone g order by g.job_id;
+
+-- name: begun
+-- Which of these attempts a worker had begun. $1 tenant, $2 jobs, $3 attempts.
+select a.job_id from unnest($2::uuid[], $3::integer[]) as a (job_id, attempt)
+cross join lateral (select from mcp.job_executions x
+                    where x.tenant_id = $1 and x.job_id = a.job_id and x.attempt = a.attempt and x.started_at is not null limit 1) found;
 
 -- name: unique_keys
 -- The unique keys of those of these dead letters that have one. $1 tenant, $2 jobs.
@@ -85,7 +91,7 @@ with over as materialized (
     insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
     select $1, now(), b.job_id, b.created_at, b.attempt, 0, b.priority, false, b.queue from back b
 )
-select b.job_id, b.queue, b.error, b.outcome from back b;
+select b.job_id, b.queue, b.attempt, b.error, b.outcome from back b;
 
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.
