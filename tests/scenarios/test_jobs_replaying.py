@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.scenarios.jobs import Bench, do, reason
+from tests.wire import WireError
 
 
 async def test_those_that_are_replayed_together_run_in_the_order_that_was_asked_for(bench: Bench) -> None:
@@ -156,3 +157,32 @@ async def test_an_error_of_a_handler_that_looks_like_one_of_a_parent_keeps_nothi
     await do(bench, "fail", error=error)
     await bench.wire.call("dead_letter.replay", job_ids=[job["id"]])
     assert await do(bench) == [job["id"]]
+
+
+@pytest.mark.parametrize("verb", ["dead_letter.replay", "job.retry"])
+async def test_nor_one_that_names_a_job_for_which_its_own_has_never_waited(bench: Bench, verb: str) -> None:
+    other = await bench.enqueue(delay_ms=60_000)
+    job = await bench.enqueue(max_retries=0)
+    error = {"type": "ParentFailed", "waited_for": [other["id"]], "on_parent_failure": "wait"}
+    await do(bench, "fail", error=error)
+    assert (await bench.get(job))["error"] == error
+    if verb == "job.retry":
+        await bench.wire.call("dead_letter.discard", job_ids=[job["id"]])
+    asked: dict[str, Any] = {"job_id": job["id"]} if verb == "job.retry" else {"job_ids": [job["id"]]}
+    await bench.wire.call(verb, **asked)
+    assert await do(bench) == [job["id"]]
+
+
+@pytest.mark.parametrize("verb", ["replay", "discard"])
+@pytest.mark.parametrize(
+    "narrower", [{"queue": "q"}, {"type": "t"}, {"limit": 1}, {"up_to": "0" * 32}, {"after": "0" * 32}]
+)
+async def test_what_narrows_all_is_refused_beside_jobs_by_name(
+    bench: Bench, verb: str, narrower: dict[str, Any]
+) -> None:
+    job = await bench.enqueue(max_retries=0)
+    await do(bench, "fail", error="broken")
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call(f"dead_letter.{verb}", job_ids=[job["id"]], **narrower)
+    assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", *narrower)
+    assert [letter["job_id"] for letter in await bench.dead_letters()] == [job["id"]]

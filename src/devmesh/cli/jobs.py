@@ -79,16 +79,12 @@ def list_jobs(
 
 
 @jobs.command("show")
-def show_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+def show_job(job_id: JobId, cursor: Cursor = None, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """Show a job and the attempts that have ended."""
-    answer = invoke("job.executions", {"job_id": job_id}, data_dir)
-    from devmesh.operations.job_views import EXECUTIONS_MAX  # which has been loaded by now
-
+    answer = invoke("job.executions", {"job_id": job_id, "cursor": cursor}, data_dir)
     print_thing(answer, "job", JOB_FIELDS, as_json)
     if not as_json and answer["executions"]:
         print_page(answer, "executions", EXECUTION_COLUMNS, as_json)
-    if len(answer["executions"]) == EXECUTIONS_MAX:
-        note(f"these are the first {EXECUTIONS_MAX:,} attempts; there may be more")
 
 
 @jobs.command("explain")

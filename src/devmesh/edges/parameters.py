@@ -41,6 +41,13 @@ def from_url(request: Request, shape: type[ParamsT], beside: Mapping[str, Any] |
         raise refusal(problem) from None
 
 
+async def refuse_body(request: Request) -> None:
+    """Raises when a request has a body whose parameters stand in its URL. Of a body no more is read than its first piece."""
+    async for piece in request.stream():
+        if piece:
+            raise invalid(f"parameters of {request.method} belong into the query; send no body")
+
+
 async def from_body(request: Request, operation: Operation, settings: Settings, beside: Mapping[str, Any]) -> bytes:
     """The parameters of a request with a body, which is a JSON object; an empty one is `{}`. `beside` stands in headers."""
     body = await _read(request, settings.message_bytes_max)

@@ -24,7 +24,7 @@ from devmesh.core.errors import MeshError, conflict
 from devmesh.edges import openapi, preconditions
 from devmesh.edges.boundary import Handler, Resource
 from devmesh.edges.credentials import peer_address, presented_secret
-from devmesh.edges.parameters import from_body, from_url
+from devmesh.edges.parameters import from_body, from_url, refuse_body
 from devmesh.edges.sse import EventStreams
 from devmesh.operations.authentication import Authenticator
 from devmesh.operations.corridor import Corridor
@@ -119,6 +119,7 @@ class Endpoint:
         if operation.method in openapi.METHODS_WITH_BODY:
             raw = await from_body(request, operation, self._settings, beside)
         else:
+            await refuse_body(request)
             raw = msgspec.json.encode(from_url(request, operation.params, beside))
         try:
             result = await while_connected(request, self._corridor.serve(operation.name, caller, raw))

@@ -22,7 +22,7 @@ from devmesh.core.errors import Kind, MeshError, unavailable
 from devmesh.core.events import Event
 from devmesh.edges.codecs import JSON
 from devmesh.edges.http_guard import EXTENSION
-from devmesh.edges.parameters import from_url
+from devmesh.edges.parameters import from_url, refuse_body
 from devmesh.edges.problem import problem_of
 from devmesh.engine.fanout import Fanout
 from devmesh.engine.outbox import Outbox
@@ -74,6 +74,7 @@ class EventStreams:
     async def open(self, request: Request, caller: Caller) -> EventStream:
         """The stream that a request asks for; it is the response. Raises MeshError."""
         access.require(caller, access.Scope.READ)
+        await refuse_body(request)
         asked = from_url(request, Follow)
         topics = [events.check_topic(topic, caller.agent_id) for topic in asked.topics]
         limit = self._settings.subscriptions_per_connection_max

@@ -17,15 +17,16 @@ from devmesh.core.contexts import By
 from devmesh.core.ids import new_ids
 from devmesh.core.names import (
     EMPTY_OBJECT,
+    PAGE_BYTES_MAX,
     WITHOUT_NUL,
     Label,
     Labels,
     PageCursor,
     PageLimit,
     decode_page_cursor,
-    page_cursor,
 )
 from devmesh.core.tasks import JsonValue
+from devmesh.operations.pages import fit
 from devmesh.operations.recall import Embedded, Recall, Sought, Wanted
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
@@ -38,6 +39,7 @@ SQL = load("contexts")
 TEXT_CHARACTERS_MAX = 65_536
 DIMENSIONS_MAX = 4_096
 LOOKED_AT_MAX = 1_000
+LONG = ("text", "data")  # what of a context may be
 SMALLEST = 1e-18  # its square is about the smallest number of single precision, in which vectors are compared
 OWN_MODEL = "own"
 NO_VECTORS = "the database compares no vectors: install the extension pgvector (`create extension vector`)"
@@ -216,14 +218,19 @@ class ContextsResult(msgspec.Struct):
 
 @operation("context.list", scope=Scope.READ, http="GET /contexts", single=True)
 async def list_contexts(work: Work, call: Call[ListContexts]) -> ContextsResult:
-    """List contexts, the latest first, filtered by job, type and one tag."""
+    """List contexts, the latest first, filtered by job, type and one tag.
+
+    A page holds 1 MiB at most, unless its only context is larger.
+    """
     asked = call.params
     below = decode_page_cursor(asked.cursor) or LAST_ID
-    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.job_id, asked.type, asked.tag, asked.limit)
+    filters = (asked.job_id, asked.type, asked.tag)
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, *filters, asked.limit, PAGE_BYTES_MAX)
     if not rows:
         await _require_job(work, asked.job_id)
-    found = [_from_row(row) for row in rows]
-    return ContextsResult(found, page_cursor([context.id for context in found], asked.limit))
+    page = fit(rows, asked.limit, *LONG)
+    found = [_from_row(row) for row in page.rows]
+    return ContextsResult(found, found[-1].id.hex if page.is_more else None)
 
 
 class OneContext(Mutation, kw_only=True):
@@ -277,12 +284,14 @@ class Found(msgspec.Struct):
 
 
 class SearchResult(msgspec.Struct):
-    """`by` says how it was searched: `vector`, with its model and how long it is, or `text`."""
+    """`by` says how it was searched: `vector`, with its model and how long it is, or `text`. `left_out` is how many more were
+    found, which are less alike, and for which there was no room."""
 
     by: By
     model: str | None
     dimensions: int | None
     results: list[Found]
+    left_out: int
 
 
 async def _seek(recall: Recall, call: Call[Search]) -> Call[Search]:
@@ -321,7 +330,10 @@ def _told_what_to_do(error: errors.MeshError) -> errors.MeshError:
 
 @operation("context.search", scope=Scope.READ, http="POST /contexts/search", single=True, ahead=_seek)
 async def search(work: Work, call: Call[Search]) -> SearchResult:
-    """Find contexts that are alike, the most alike first: by a vector, or by the words of a text."""
+    """Find contexts that are alike, the most alike first: by a vector, or by the words of a text.
+
+    An answer holds 1 MiB at most, unless its only context is larger.
+    """
     found = await _search(work, call)
     if not found.results:
         await _require_job(work, call.params.job_id)
@@ -333,21 +345,28 @@ async def _search(work: Work, call: Call[Search]) -> SearchResult:
     filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
     if isinstance(sought, Sought):
         if sought.matches is not None:
-            ids, scores = [match.context_id for match in sought.matches], [match.score for match in sought.matches]
-            rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores)
-            return _by_vector(sought, rows)
+            return await _by_vector(work, sought, [(match.context_id, match.score) for match in sought.matches])
         if await work.tx.fetch_value(SQL.has_vectors):
-            return _by_vector(
-                sought, await work.tx.fetch(SQL.by_vector, work.tenant_id, sought.vector, sought.model, *filters)
-            )
+            rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, sought.vector, sought.model, *filters)
+            return await _by_vector(work, sought, [(row["context_id"], row["score"]) for row in rows])
         if asked.text is None or asked.by is By.VECTOR:
             raise errors.unavailable(f"{NO_VECTORS}, or search by text")
     rows = await work.tx.fetch(SQL.by_words, work.tenant_id, asked.text, *filters, LOOKED_AT_MAX)
-    return SearchResult(By.TEXT, None, None, [_found(row) for row in rows])
+    return SearchResult(By.TEXT, None, None, *await _shown(work, [(row["context_id"], row["score"]) for row in rows]))
 
 
-def _by_vector(sought: Sought, rows: Sequence[Record]) -> SearchResult:
-    return SearchResult(By.VECTOR, sought.model, len(sought.vector), [_found(row) for row in rows])
+async def _by_vector(work: Work, sought: Sought, found: Sequence[tuple[uuid.UUID, float]]) -> SearchResult:
+    return SearchResult(By.VECTOR, sought.model, len(sought.vector), *await _shown(work, found))
+
+
+async def _shown(work: Work, found: Sequence[tuple[uuid.UUID, float]]) -> tuple[list[Found], int]:
+    """Contexts that were found, each by its id and its score, as many as there is room for; and how many others there are."""
+    if not found:
+        return [], 0
+    ids, scores = zip(*found, strict=True)
+    rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores, PAGE_BYTES_MAX)
+    shown = fit(rows, len(ids), *LONG).rows
+    return [_found(row) for row in shown], (rows[0]["found"] if rows else 0) - len(shown)
 
 
 async def _require_job(work: Work, job_id: uuid.UUID | None) -> None:

@@ -14,12 +14,13 @@ from devmesh.core.access import Scope
 from devmesh.core.errors import Kind
 from devmesh.core.ids import FIRST_ID
 from devmesh.core.jobs import QueueName, Status
-from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.core.names import PAGE_BYTES_MAX, Label, PageCursor, PageLimit, decode_page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
 from devmesh.operations.job_replaying import KEY_TAKEN, SQL, Rest
 from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -74,23 +75,29 @@ class DeadLettersResult(msgspec.Struct):
 
 @operation("dead_letter.list", scope=Scope.READ, http="GET /dead-letters", single=True)
 async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLettersResult:
-    """List dead letters, the latest failure first, filtered by queue and type."""
+    """List dead letters, the latest failure first, filtered by queue and type.
+
+    A page holds 1 MiB at most, unless its only dead letter is larger.
+    """
     asked = call.params
     below = decode_page_cursor(asked.cursor) or LAST_ID
-    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.limit)
-    found = [_from_row(row) for row in rows]
-    return DeadLettersResult(found, page_cursor([row["dead_letter_id"] for row in rows], asked.limit))
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.limit, PAGE_BYTES_MAX)
+    page = fit(rows, asked.limit, "error")
+    next_cursor = page.rows[-1]["dead_letter_id"].hex if page.is_more else None
+    return DeadLettersResult([_from_row(row) for row in page.rows], next_cursor)
 
 
 class Chosen(Mutation, kw_only=True):
-    """Either `job_ids`, or all of a queue, a type, or everything with `all`, up to `limit`, the oldest first.
+    """Either `job_ids` alone, or with `all` those of a queue, a type, or everything, up to `limit`, the oldest first.
 
     With `up_to` nothing that has failed later, and with `after` nothing that was looked at already: who works through many in
     steps gives back both as the step before answered with, and comes to an end also while jobs go on failing, or are refused.
     """
 
     together = ({"oneOf": [
-        {"required": ["job_ids"], "properties": {"job_ids": {"type": "array"}, "all": {"const": False}}},
+        {"required": ["job_ids"], "properties": {
+            "job_ids": {"type": "array"}, "all": {"const": False}, "limit": {"const": REPLAYED_MAX},
+            **{name: {"type": "null"} for name in ("queue", "type", "up_to", "after")}}},
         {"required": ["all"], "properties": {"job_ids": {"type": "null"}, "all": {"const": True}}},
     ]},)  # fmt: skip
 
@@ -161,6 +168,7 @@ async def _chosen(work: Work, asked: Chosen) -> _Choice:
     if (asked.job_ids is not None) == asked.all:
         raise errors.invalid("give job_ids, or all with perhaps a queue and a type", "job_ids")
     if asked.job_ids is not None:
+        _require_whole(asked)
         return _Choice(asked.job_ids)
     last = decode_page_cursor(asked.up_to, "up_to")
     if last is None:
@@ -173,6 +181,19 @@ async def _chosen(work: Work, asked: Chosen) -> _Choice:
     is_more = len(rows) == asked.limit
     rest = Rest(asked.queue, asked.type, last, rows[-1]["dead_letter_id"]) if is_more else None
     return _Choice([row["job_id"] for row in rows], last.hex, rest)
+
+
+def _require_whole(asked: Chosen) -> None:
+    """Jobs that are named are all meant: nobody is to believe that a filter spares some of them."""
+    narrower = {
+        "queue": asked.queue, "type": asked.type, "up_to": asked.up_to, "after": asked.after,
+        "limit": asked.limit if asked.limit != REPLAYED_MAX else None,
+    }  # fmt: skip
+    for name, value in narrower.items():
+        if value is not None:
+            raise errors.invalid(
+                f"{name}: it narrows what `all` chooses; beside job_ids there is nothing to narrow", name
+            )
 
 
 def _from_row(row: Record) -> DeadLetter:

@@ -11,6 +11,7 @@ from devmesh.core.jobs import Job, Status
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_views import ById, require_job
+from devmesh.operations.queues import SQL as QUEUES
 from devmesh.operations.registry import Call, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL
@@ -40,8 +41,9 @@ async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
 
 async def _reason(work: Work, job: Job) -> Reason:
     if job.status is Status.PROCESSING:
+        until = job.lease_until.isoformat() if job.lease_until is not None else "its lease ends"
         asked = "; it has been asked to stop" if job.is_cancel_requested else ""
-        return "running", f"worker {job.worker_id} holds it until {job.lease_until}{asked}"
+        return "running", f"worker {job.worker_id} holds it until {until}{asked}"
     if job.status is not Status.PENDING:
         return "finished", f"it is {job.status}"
     for look in LOOKS:
@@ -82,7 +84,7 @@ async def _workers(work: Work, job: Job) -> Reason | None:
     assert row is not None
     if row["workers"] == 0:
         others = "".join(f"; {other}" for other in row["others"] or ())
-        return "no_worker", f"no ACTIVE worker takes jobs of the queue {job.queue}{others}"
+        return "no_worker", f"no ACTIVE worker is registered for the queue {job.queue}{others}"
     if row["free"] <= 0:
         return "workers_busy", f"all {row['workers']} workers of the queue {job.queue} are at their capacity"
     return None
@@ -90,8 +92,8 @@ async def _workers(work: Work, job: Job) -> Reason | None:
 
 async def _others(work: Work, job: Job) -> Reason | None:
     before = await work.tx.fetch_value(SQL.count_before, work.tenant_id, job.queue, job.priority, job.run_at, job.id)
-    rate = await work.tx.fetch_row(SQL.held_up, work.tenant_id, [job.queue])
-    if rate is not None and rate["rate_per_s"] is not None:
+    rate = await work.tx.fetch_row(QUEUES.tokens, work.tenant_id, job.queue)
+    if rate is not None and rate["tokens"] < 1:
         return (
             "rate",
             f"the queue {job.queue} gives out {rate['rate_per_s']:g} jobs a second; {before:,} come before it",

@@ -80,7 +80,7 @@ async def _put_back(
 
 async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None) -> set[uuid.UUID]:
     """Has jobs that ended while they waited wait again for the same, as far as that is to be completed. Which do."""
-    waited = {row["job_id"]: found for row in rows if (found := _Waited.of(row["error"], row["outcome"])) is not None}
+    waited = await _waited(work, rows)
     if not waited:
         return set()
     parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
@@ -92,6 +92,16 @@ async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None)
     policies = {job_id: waited[job_id].on_parent_failure for _, job_id in edges}
     await _block(work, policies)
     return set(policies)
+
+
+async def _waited(work: Work, rows: Sequence[Record]) -> dict[uuid.UUID, _Waited]:
+    """Those that ended while they waited. What had begun has the error of its handler, which may say anything."""
+    found = {row["job_id"]: each for row in rows if (each := _Waited.of(row["error"], row["outcome"])) is not None}
+    attempts = [row["attempt"] for row in rows if row["job_id"] in found]
+    begun = await work.tx.fetch(SQL.begun, work.tenant_id, list(found), attempts) if found else []
+    for row in begun:
+        del found[row["job_id"]]
+    return found
 
 
 async def _wanted(

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Execution, Job, Outcome, QueueName, Status
-from devmesh.core.names import Label, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
+from devmesh.core.names import (
+    PAGE_BYTES_MAX,
+    Label,
+    PageCursor,
+    PageLimit,
+    Text,
+    decode_page_cursor,
+    fitting,
+    page_cursor,
+)
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, end_blocked, settle
 from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -24,7 +35,10 @@ from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, execution_from_row, from_row, json_text
 
 WALKED_MAX = 10_000  # jobs that one page looks through
+READ_BYTES_MAX = 16 * PAGE_BYTES_MAX  # of jobs, as they are stored, that one page looks through
 EXECUTIONS_MAX = 1_000
+ATTEMPTS_MAX = 2_147_483_647
+EPOCH = datetime.datetime.fromtimestamp(0, datetime.UTC)
 MOVES_MAX = 5  # a job may be moved from one place to another while it is looked for in these
 
 
@@ -60,42 +74,100 @@ class JobsResult(msgspec.Struct):
 async def list_jobs(work: Work, call: Call[ListJobs]) -> JobsResult:
     """List jobs, newest first, filtered by status, queue, type and one tag.
 
-    A page looks through 10,000 jobs at most: where few match, it may be short or empty although `next_cursor` leads on.
+    A page holds 1 MiB at most, unless its only job is larger, and looks through 10,000 jobs at most, or 16 MiB of them: it may
+    be short, or empty where few match, although `next_cursor` leads on.
     """
     asked = call.params
-    below = decode_page_cursor(asked.cursor) or LAST_ID
-    found: list[Job] = []
-    walked = 0
-    while walked < WALKED_MAX:
-        step = min(max(asked.limit - len(found), 1) if walked == 0 else 500, WALKED_MAX - walked)
-        rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.tag, step)
-        wanted = [row["job_id"] for row in rows if row["is_wanted"]]
-        jobs = await _jobs(work, wanted)
+    page = _Page(asked)
+    while not page.is_done and page.walked < WALKED_MAX:
+        step = min(asked.limit if page.walked == 0 else 500, WALKED_MAX - page.walked)
+        rows = await work.tx.fetch(SQL.page, work.tenant_id, page.below, asked.queue, asked.type, asked.tag, step)
+        for some in _in_portions(rows):
+            await page.fill(work, some)
+        if len(rows) < step and not page.is_done:
+            return JobsResult(page.jobs, None)
+    return JobsResult(page.jobs, page_cursor([page.below], 1))
+
+
+class _Page:
+    """A page that is being filled. All above `below` was looked through."""
+
+    def __init__(self, asked: ListJobs) -> None:
+        self._asked = asked
+        self._shown_bytes = self._read_bytes = 0
+        self.below = decode_page_cursor(asked.cursor) or LAST_ID
+        self.jobs: list[Job] = []
+        self.walked, self.is_done = 0, False
+
+    async def fill(self, work: Work, rows: Sequence[Record]) -> None:
+        """Takes those of the next jobs that were asked for, as long as there is room."""
+        jobs = await _jobs(work, [row["job_id"] for row in rows if row["is_wanted"]]) if not self.is_done else {}
         for row in rows:
-            below = row["job_id"]
-            job = jobs.get(below)
-            if job is not None and (asked.status is None or job.status in asked.status):
-                found.append(job)
-                if len(found) == asked.limit:
-                    return JobsResult(found, page_cursor([below], 1))
-        if len(rows) < step:
-            return JobsResult(found, None)
-        walked += step
-    return JobsResult(found, page_cursor([below], 1))
+            self.is_done = self.is_done or not self._takes(jobs.get(row["job_id"]))
+            if self.is_done:
+                return
+            self.below = row["job_id"]
+            self.walked += 1
+            self.is_done = len(self.jobs) == self._asked.limit
+        self._read_bytes += sum(row["bytes"] for row in rows)
+        self.is_done = self.is_done or self._read_bytes >= READ_BYTES_MAX
+
+    def _takes(self, job: Job | None) -> bool:
+        """Whether there is room for a job, if it was asked for."""
+        if job is None or (self._asked.status is not None and job.status not in self._asked.status):
+            return True
+        self._shown_bytes += sum(len(bytes(each)) for each in (job.payload, job.result, job.error) if each is not None)
+        if self._shown_bytes > PAGE_BYTES_MAX and self.jobs:
+            return False
+        self.jobs.append(job)
+        return True
+
+
+def _in_portions(rows: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """As many at a time as may be read at once."""
+    while rows:
+        count = fitting(row["bytes"] for row in rows)
+        yield rows[:count]
+        rows = rows[count:]
+
+
+class Executions(ById, kw_only=True):
+    cursor: PageCursor | None = None
 
 
 class ExecutionsResult(msgspec.Struct):
     job: Job
     executions: list[Execution]
+    next_cursor: str | None = None
 
 
 @operation("job.executions", scope=Scope.READ, http="GET /jobs/{job_id}/executions", single=True)
-async def executions(work: Work, call: Call[ById]) -> ExecutionsResult:
-    """Show the attempts of a job that have ended, the first 1,000, each with its worker, how it ended and how long it took."""
-    job_id = call.params.job_id
+async def executions(work: Work, call: Call[Executions]) -> ExecutionsResult:
+    """Show the attempts of a job that have ended, in order, each with its worker, how it ended and how long it took.
+
+    A page has 1,000 of them at most, and of what they ended with 1 MiB, unless its only one has more.
+    """
+    job_id, after = call.params.job_id, _decode_end(call.params.cursor)
     job = await require_job(work, job_id)
-    rows = await work.tx.fetch(SQL.executions, work.tenant_id, job_id, EXECUTIONS_MAX)
-    return ExecutionsResult(job, [execution_from_row(row) for row in rows])
+    rows = await work.tx.fetch(SQL.executions, work.tenant_id, job_id, *after, EXECUTIONS_MAX, PAGE_BYTES_MAX)
+    page = fit(rows, EXECUTIONS_MAX, "result", "error")
+    found = [execution_from_row(row) for row in page.rows]
+    return ExecutionsResult(job, found, _end_cursor(found[-1]) if page.is_more else None)
+
+
+def _end_cursor(execution: Execution) -> str:
+    """What stands for the end of an attempt, in the form of any page's cursor."""
+    moment = (execution.finished_at - EPOCH) // datetime.timedelta(microseconds=1)
+    return f"{execution.attempt:016x}{moment:016x}"
+
+
+def _decode_end(cursor: str | None) -> tuple[int, datetime.datetime]:
+    place = decode_page_cursor(cursor)
+    attempt, moment = divmod(place.int, 1 << 64) if place is not None else (0, 0)
+    try:
+        return min(attempt, ATTEMPTS_MAX), EPOCH + datetime.timedelta(microseconds=moment)
+    except OverflowError:
+        raise errors.invalid("this is not a cursor that an answer has handed out", "cursor") from None
 
 
 class Cancel(Mutation, kw_only=True):

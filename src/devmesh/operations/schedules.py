@@ -13,9 +13,10 @@ from msgspec import Meta, Raw
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.ids import new_id
-from devmesh.core.names import Moment, Name, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.core.names import PAGE_BYTES_MAX, Moment, Name, PageCursor, PageLimit, decode_page_cursor
 from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Missed, Timing, TimingUnusable
 from devmesh.operations.job_adding import JobTemplate
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.schedule_firing import SQL, Fired, schedule_topic, timing_of, write
 from devmesh.operations.work import Work
@@ -131,11 +132,16 @@ class SchedulesResult(msgspec.Struct):
 
 @operation("schedule.list", scope=Scope.READ, http="GET /schedules", single=True)
 async def list_schedules(work: Work, call: Call[ListSchedules]) -> SchedulesResult:
-    """List schedules, newest first; the one of a name, if that is given."""
+    """List schedules, newest first; the one of a name, if that is given.
+
+    A page holds 1 MiB at most, unless its only schedule is larger.
+    """
     asked = call.params
-    rows = await work.tx.fetch(SQL.page, work.tenant_id, decode_page_cursor(asked.cursor), asked.name, asked.limit)
-    found = [_from_row(row) for row in rows]
-    return SchedulesResult(found, page_cursor([schedule.id for schedule in found], asked.limit))
+    below = decode_page_cursor(asked.cursor)
+    rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.name, asked.limit, PAGE_BYTES_MAX)
+    page = fit(rows, asked.limit, "job")
+    found = [_from_row(row) for row in page.rows]
+    return SchedulesResult(found, found[-1].id.hex if page.is_more else None)
 
 
 class OneSchedule(Mutation, kw_only=True):

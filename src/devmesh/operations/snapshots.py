@@ -13,8 +13,9 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import Status
-from devmesh.core.names import PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
+from devmesh.core.names import PAGE_BYTES_MAX, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
 from devmesh.core.snapshots import PLACES, SnapshotKind
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -194,13 +195,20 @@ class SnapshotJobsResult(msgspec.Struct):
 
 @operation("snapshot.jobs", scope=Scope.READ, http="GET /snapshots/{snapshot_id}/jobs", single=True)
 async def list_jobs(work: Work, call: Call[Jobs]) -> SnapshotJobsResult:
-    """List the jobs in a snapshot, the oldest first; of an incremental one those that differ from its base."""
+    """List the jobs in a snapshot, the oldest first; of an incremental one those that differ from its base.
+
+    A page may be short although `next_cursor` leads on: of what is written down of the jobs, such as their errors, it reads
+    1 MiB at most, unless its only job has more.
+    """
     asked = call.params
     await require(work, asked.snapshot_id)
     above = decode_page_cursor(asked.cursor)
-    rows = await work.tx.fetch(SQL.jobs, work.tenant_id, asked.snapshot_id, str(above) if above else "", asked.limit)
-    found = [_job(row["id"], row["noun"], msgspec.json.decode(row["row"])) for row in rows]
-    return SnapshotJobsResult(found, page_cursor([job.id for job in found], asked.limit))
+    rows = await work.tx.fetch(
+        SQL.jobs, work.tenant_id, asked.snapshot_id, str(above or ""), asked.limit, PAGE_BYTES_MAX
+    )
+    page = fit(rows, asked.limit, "row")
+    found = [_job(row["id"], row["noun"], msgspec.json.decode(row["row"])) for row in page.rows]
+    return SnapshotJobsResult(found, found[-1].id.hex if page.is_more else None)
 
 
 def _job(job_id: str, noun: str, row: dict[str, Any]) -> SnapshotJob:

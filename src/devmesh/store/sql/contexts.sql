@@ -13,11 +13,18 @@ returning context_id, created_at;
 select c.* from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = $2;
 
 -- name: page
--- A page of contexts, the latest first. $1 tenant, $2 ids below this one, $3 job or null, $4 type or null, $5 tag or null, $6 how many.
-select c.* from mcp.execution_contexts c
-where c.tenant_id = $1 and c.context_id < $2 and ($3::uuid is null or c.job_id = $3) and ($4::text is null or c.type = $4)
-  and ($5::text is null or $5 = any(c.tags))
-order by c.context_id desc limit $6;
+-- A page of contexts, the latest first. $1 tenant, $2 ids below this one, $3 job or null, $4 type or null, $5 tag or null, $6 how many,
+-- $7 up to how many bytes, as they are stored, and one more. `found` is how many there were of $6.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.text) + pg_column_size(f.data))
+           over (order by f.context_id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select c.* from mcp.execution_contexts c
+        where c.tenant_id = $1 and c.context_id < $2 and ($3::uuid is null or c.job_id = $3) and ($4::text is null or c.type = $4)
+          and ($5::text is null or $5 = any(c.tags))
+        order by c.context_id desc limit $6) f) p
+where coalesce(p.bytes_before, 0) < $7 order by p.context_id desc;
 
 -- name: delete
 -- Forgets some. A vector that may be in the index leaves a note, so that it is taken out of there as well. $1 tenant, $2 ids.
@@ -30,10 +37,15 @@ with gone as (
 select g.* from gone g;
 
 -- name: scored
--- Those that an index has found, in its order. $1 tenant, $2 ids, $3 their scores.
-select k.*, f.score from unnest($2::uuid[], $3::double precision[]) with ordinality as f (context_id, score, place)
-cross join lateral (select * from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = f.context_id limit 1) k
-order by f.place;
+-- Those that a search has found, in its order. $1 tenant, $2 ids, $3 their scores, $4 up to how many bytes, as they are stored, and one
+-- more. `found` is how many there are of all.
+select p.* from (
+    select k.*, f.score, f.place, count(*) over () as found,
+           sum(pg_column_size(k.text) + pg_column_size(k.data))
+           over (order by f.place rows between unbounded preceding and 1 preceding) as bytes_before
+    from unnest($2::uuid[], $3::double precision[]) with ordinality as f (context_id, score, place)
+    cross join lateral (select * from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = f.context_id limit 1) k) p
+where coalesce(p.bytes_before, 0) < $4 order by p.place;
 
 -- name: by_words
 -- Those that have most of the words of a text. The score is the share of its words that they have. $1 tenant, $2 the text, $3 job or null,
@@ -51,15 +63,14 @@ with asked as materialized (
            / greatest(cardinality((select asked.words from asked)), 1) as score
     from found f
 )
-select k.*, s.score from scored s
-cross join lateral (select * from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = s.context_id limit 1) k
+select s.context_id, s.score from scored s
 where s.score >= $6 and s.score > 0 order by s.score desc, s.rank desc, s.context_id desc limit $7;
 
 -- name: by_vector
 -- Those whose vectors are most alike one. $1 tenant, $2 the vector, $3 its model, $4 job or null, $5 type or null, $6 tag or null, $7 the least
 -- score, $8 how many. What cannot be compared is like none: NaN would be greater than every score.
-select f.* from (
-    select c.*, mcp.similarity(c.vector, $2::real[]) as score from mcp.execution_contexts c
+select f.context_id, f.score from (
+    select c.context_id, mcp.similarity(c.vector, $2::real[]) as score from mcp.execution_contexts c
     where c.tenant_id = $1 and c.model = $3 and cardinality(c.vector) = cardinality($2::real[])
       and ($4::uuid is null or c.job_id = $4) and ($5::text is null or c.type = $5) and ($6::text is null or $6 = any(c.tags))
     offset 0) f

@@ -1,9 +1,16 @@
 -- name: page
--- A page of dead letters, the latest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 how many.
-select d.job_id, d.dead_letter_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at
-from mcp.dead_letter_queue d
-where d.tenant_id = $1 and d.dead_letter_id < $2 and ($3::text is null or d.queue = $3) and ($4::text is null or d.type = $4)
-order by d.dead_letter_id desc limit $5;
+-- A page of dead letters, the latest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 how many,
+-- $6 up to how many bytes, as they are stored, and one more. `found` is how many there were of $5.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(coalesce(pg_column_size(f.error), 0))
+           over (order by f.dead_letter_id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select d.job_id, d.dead_letter_id, d.queue, d.type, d.priority, d.attempt, d.retries, d.error, d.failed_at, d.created_at
+        from mcp.dead_letter_queue d
+        where d.tenant_id = $1 and d.dead_letter_id < $2 and ($3::text is null or d.queue = $3) and ($4::text is null or d.type = $4)
+        order by d.dead_letter_id desc limit $5) f) p
+where coalesce(p.bytes_before, 0) < $6 order by p.dead_letter_id desc;
 
 -- name: get
 -- One of them. $1 tenant, $2 job.
@@ -45,7 +52,13 @@ with gone as (
     insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
     select $1, now(), g.job_id, g.created_at, g.attempt, 0, g.priority, g.is_parent, g.queue from gone g
 )
-select g.job_id, g.queue, g.priority, g.error, 'FAILED' as outcome from gone g order by g.job_id;
+select g.job_id, g.queue, g.attempt, g.priority, g.error, 'FAILED' as outcome from gone g order by g.job_id;
+
+-- name: begun
+-- Which of these attempts a worker had begun. $1 tenant, $2 jobs, $3 attempts.
+select a.job_id from unnest($2::uuid[], $3::integer[]) as a (job_id, attempt)
+cross join lateral (select from mcp.job_executions x
+                    where x.tenant_id = $1 and x.job_id = a.job_id and x.attempt = a.attempt and x.started_at is not null limit 1) found;
 
 -- name: unique_keys
 -- The unique keys of those of these dead letters that have one. $1 tenant, $2 jobs.
@@ -78,7 +91,7 @@ with over as materialized (
     insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
     select $1, now(), b.job_id, b.created_at, b.attempt, 0, b.priority, false, b.queue from back b
 )
-select b.job_id, b.queue, b.priority, b.error, b.outcome from back b;
+select b.job_id, b.queue, b.attempt, b.priority, b.error, b.outcome from back b;
 
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.

@@ -146,16 +146,31 @@ left join lateral (select r.* from generate_series(1, 5) as level (priority)
                    limit 1) ready on true;
 
 -- name: page
--- Ids of jobs, newest first. $1 tenant, $2 ids below this one, $3 queue or null, $4 type or null, $5 tag or null, $6 how many to look
--- at, at the most.
-select w.job_id, ($3::text is null or w.queue = $3) and ($4::text is null or w.type = $4) and ($5::text is null or $5 = any(w.tags))
-       as is_wanted
-from mcp.jobs w where w.tenant_id = $1 and w.job_id < $2 order by w.job_id desc limit $6;
+-- Ids of jobs, newest first, and how many bytes those that are wanted have, as they are stored. $1 tenant, $2 ids below this one, $3 queue
+-- or null, $4 type or null, $5 tag or null, $6 how many to look at, at the most.
+select f.job_id, f.is_wanted, case when f.is_wanted then f.bytes + coalesce(latest.bytes, 0) else 0 end as bytes
+from (select w.job_id, ($3::text is null or w.queue = $3) and ($4::text is null or w.type = $4)
+             and ($5::text is null or $5 = any(w.tags)) as is_wanted, pg_column_size(w.payload) as bytes
+      from mcp.jobs w where w.tenant_id = $1 and w.job_id < $2 order by w.job_id desc limit $6) f
+left join lateral (select coalesce(pg_column_size(x.result), 0) + coalesce(pg_column_size(x.error), 0) as bytes
+                   from mcp.job_executions x where f.is_wanted and x.tenant_id = $1 and x.job_id = f.job_id
+                   order by x.attempt desc, x.finished_at desc limit 1) latest on true
+order by f.job_id desc;
 
 -- name: executions
--- The attempts of a job that have ended, in order; when what it waited for had ended is none. $1 tenant, $2 job, $3 how many at most.
-select x.attempt, x.worker_id, x.outcome, x.result, x.error, x.started_at, x.finished_at, x.next_run_at from mcp.job_executions x
-where x.tenant_id = $1 and x.job_id = $2 and x.attempt > 0 and x.outcome <> 'UNBLOCKED' order by x.attempt, x.finished_at limit $3;
+-- The attempts of a job that have ended, in order; when what it waited for had ended is none. $1 tenant, $2 job, those after an attempt, $3,
+-- that ended at a time, $4, $5 how many, $6 up to how many bytes, as they are stored, and one more. `found` is how many there were of $5.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(coalesce(pg_column_size(f.result), 0) + coalesce(pg_column_size(f.error), 0))
+           over (order by f.attempt, f.finished_at rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select x.attempt, x.worker_id, x.outcome, x.result, x.error, x.started_at, x.finished_at, x.next_run_at
+        from mcp.job_executions x
+        where x.tenant_id = $1 and x.job_id = $2 and x.attempt > 0 and (x.attempt, x.finished_at) > ($3::integer, $4::timestamptz)
+          and x.outcome <> 'UNBLOCKED'
+        order by x.attempt, x.finished_at limit $5) f) p
+where coalesce(p.bytes_before, 0) < $6 order by p.attempt, p.finished_at;
 
 -- name: overdue_ids
 -- Held jobs whose lease or time has run out. $1 tenant, $2 how many.
@@ -180,7 +195,7 @@ cross join lateral (select from mcp.jobs j where j.tenant_id = $1 and j.job_id =
 -- How many ACTIVE workers take jobs of a queue, and how much room they have; how others are that would, those heard of last, at
 -- most three. $1 tenant, $2 queue.
 select count(*) filter (where w.status = 'ACTIVE') as workers,
-       coalesce(sum(w.capacity - held.count) filter (where w.status = 'ACTIVE'), 0) as free,
+       coalesce(sum(greatest(w.capacity - held.count, 0)) filter (where w.status = 'ACTIVE'), 0) as free,
        (array_agg(w.name || ' is ' || w.status || coalesce(': ' || nullif(w.reason, ''), '') order by w.heartbeat_at desc)
         filter (where w.status <> 'ACTIVE'))[:3] as others
 from mcp.workers w

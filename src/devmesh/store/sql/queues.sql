@@ -14,6 +14,14 @@ on conflict (tenant_id, queue) do update set paused_at = null, reason = '', upda
 insert into mcp.queues (tenant_id, queue, rate_per_s, burst) values ($1, $2, $3, $4)
 on conflict (tenant_id, queue) do update set rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now();
 
+-- name: tokens
+-- What a queue with a rate may give out now; nothing of one without. $1 tenant, $2 queue.
+select q.rate_per_s, least(q.burst, coalesce(t.tokens + q.rate_per_s * greatest(extract(epoch from clock_timestamp() - t.filled_at), 0),
+                                             q.burst)) as tokens
+from mcp.queues q
+left join lateral (select k.tokens, k.filled_at from mcp.queue_tokens k where k.tenant_id = $1 and k.queue = $2 limit 1) t on true
+where q.tenant_id = $1 and q.queue = $2 and q.rate_per_s is not null;
+
 -- name: stats
 -- What is in queues and what was said about them: of all that have jobs or a row, or of one. One statement, since a job that is claimed
 -- between two would be in neither or in both. What waits is counted up to a limit, and so are what waits for a place and what waits for

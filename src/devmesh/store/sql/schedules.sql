@@ -20,10 +20,16 @@ select s.* from mcp.schedules s where s.tenant_id = $1 and s.schedule_id = $2;
 select s.* from mcp.schedules s where s.tenant_id = $1 and s.schedule_id = $2 for update;
 
 -- name: page
--- A page of schedules, newest first. $1 tenant, $2 ids below this one or null, $3 a name or null, $4 how many.
-select s.* from mcp.schedules s
-where s.tenant_id = $1 and ($2::uuid is null or s.schedule_id < $2) and ($3::text is null or s.name = $3)
-order by s.schedule_id desc limit $4;
+-- A page of schedules, newest first. $1 tenant, $2 ids below this one or null, $3 a name or null, $4 how many, $5 up to how many bytes,
+-- as they are stored, and one more. `found` is how many there were of $4.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f.job)) over (order by f.schedule_id desc rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select s.* from mcp.schedules s
+        where s.tenant_id = $1 and ($2::uuid is null or s.schedule_id < $2) and ($3::text is null or s.name = $3)
+        order by s.schedule_id desc limit $4) f) p
+where coalesce(p.bytes_before, 0) < $5 order by p.schedule_id desc;
 
 -- name: change
 -- Changes a schedule that this transaction has locked. $1 tenant, $2 id, then as for `insert`: $3 cron, $4 interval, $5 time zone, $6

@@ -125,11 +125,17 @@ select s.* from mcp.state_snapshots s
 where s.tenant_id = $1 and s.snapshot_id < $2 and ($3::text is null or s.kind = $3) order by s.snapshot_id desc limit $4;
 
 -- name: jobs
--- Jobs of a snapshot and where they were. $1 tenant, $2 the snapshot, $3 ids after this one, $4 how many.
-select r.id, r.noun, r."row" from mcp.state_snapshot_rows r
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.id > $3 and r."row" is not null
-  and r.noun in ('jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue', 'ended')
-order by r.id limit $4;
+-- Jobs of a snapshot and where they were. $1 tenant, $2 the snapshot, $3 ids after this one, $4 how many, $5 up to how many
+-- bytes, as they are stored, and one more. `found` is how many there were of $4.
+select p.* from (
+    select f.*, count(*) over () as found,
+           sum(pg_column_size(f."row")) over (order by f.id rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select r.id, r.noun, r."row" from mcp.state_snapshot_rows r
+        where r.tenant_id = $1 and r.snapshot_id = $2 and r.id > $3 and r."row" is not null
+          and r.noun in ('jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue', 'ended')
+        order by r.id limit $4) f) p
+where coalesce(p.bytes_before, 0) < $5 order by p.id;
 
 -- name: dependents
 -- What stands on a snapshot. $1 tenant, $2 the snapshot.

@@ -1,0 +1,82 @@
+"""Of what is large a few are listed at a time, be it stored small or not: a page holds 1 MiB at most, and the next goes on."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import pytest
+
+from tests.scenarios.archive import Archive
+from tests.scenarios.jobs import Bench, held
+from tests.wire import WireError
+
+TEXTS = ["x" * 400_000, secrets.token_urlsafe(300_000)] * 2
+
+
+async def pages(bench: Bench, verb: str, noun: str, **asked: Any) -> list[list[Any]]:
+    """What is on each page, from the first to the last."""
+    found = [await bench.wire.call(verb, **asked)]
+    while found[-1]["next_cursor"] is not None:
+        assert len(found) < 20
+        found.append(await bench.wire.call(verb, **asked, cursor=found[-1]["next_cursor"]))
+    return [page[noun] for page in found]
+
+
+async def ids(bench: Bench, verb: str, noun: str, key: str = "id", **asked: Any) -> list[list[str]]:
+    return [[each[key] for each in page] for page in await pages(bench, verb, noun, **asked)]
+
+
+def in_twos(made: list[str]) -> list[list[str]]:
+    return [made[:2], made[2:]]
+
+
+async def test_jobs_by_what_they_were_given_and_by_how_they_failed(archive: Archive, bench: Bench) -> None:
+    made = [(await bench.enqueue(payload=text, max_retries=0))["id"] for text in TEXTS]
+    newest_first = in_twos(made[::-1])
+    assert await ids(bench, "job.list", "jobs", queue=bench.queue) == newest_first
+    assert await ids(bench, "job.list", "jobs", limit=1) == [[job_id] for job_id in made[::-1]] + [[]]
+    assert await ids(bench, "job.list", "jobs", status=["PENDING"]) == newest_first
+    for text in TEXTS:
+        [job] = await bench.claim(limit=1)
+        await bench.wire.call("job.fail", jobs=[held(job, error={"message": text})])
+    small = await bench.enqueue()
+    failed: dict[str, Any] = {"status": ["FAILED"], "limit": 3}
+    assert await ids(bench, "job.list", "jobs", **failed) == [[job_id] for job_id in made[::-1]]
+    assert await ids(bench, "dead_letter.list", "dead_letters", "job_id") == newest_first
+    snapshot = await archive.take()
+    in_it = await ids(bench, "snapshot.jobs", "jobs", snapshot_id=snapshot["id"])
+    assert in_it == [made[:2], [*made[2:], small["id"]]]
+
+
+async def test_the_attempts_of_a_job(bench: Bench) -> None:
+    job = await bench.enqueue(max_retries=10, backoff_ms=0)
+    for text in TEXTS:
+        [claimed] = await bench.claim(limit=1, wait_ms=5_000)
+        await bench.wire.call("job.fail", jobs=[held(claimed, error={"message": text})])
+    found = await pages(bench, "job.executions", "executions", job_id=job["id"])
+    assert [[each["error"]["message"] for each in page] for page in found] == in_twos(TEXTS)
+    for strange in ("f" * 32, "0" * 16 + "f" * 16):
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call("job.executions", job_id=job["id"], cursor=strange)
+        assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", "cursor")
+
+
+async def test_schedules(bench: Bench) -> None:
+    made = []
+    for name, text in enumerate(TEXTS):
+        about = {"name": f"s{name}", "interval_s": 3600, "job": {"type": "t", "payload": text}}
+        made.append((await bench.wire.call("schedule.create", **about))["schedule"]["id"])
+    assert await ids(bench, "schedule.list", "schedules") == in_twos(made[::-1])
+
+
+async def test_contexts_and_those_that_a_search_has_found(bench: Bench) -> None:
+    made = []
+    for text in TEXTS:
+        about = {"type": "t", "text": "a song of ice", "data": {"large": text}, "vector": [1.0, 2.0]}
+        made.append((await bench.wire.call("context.store", **about))["context"]["id"])
+    assert await ids(bench, "context.list", "contexts") == in_twos(made[::-1])
+    for sought in ({"text": "song", "by": "text"}, {"vector": [1.0, 2.0]}):
+        found = await bench.wire.call("context.search", **sought)
+        assert [each["context"]["id"] for each in found["results"]] == made[:1:-1]
+        assert found["left_out"] == 2
