@@ -233,6 +233,19 @@ async def test_j12_falling_scores_are_foretold_as_a_failure(ward: Ward) -> None:
     assert (await ward.beat())["status"] == "ACTIVE"
 
 
+async def test_silence_makes_an_unwell_worker_no_healthier(ward: Ward) -> None:
+    for step in range(10):
+        await ward.beat(health_score=0.3 - step / 90)
+
+    async def has_missed() -> bool:
+        return bool((await ward.worker())["missed_beats"])
+
+    await eventually(has_missed, "a beat is missed")
+    assert (await ward.worker())["health_score"] < 0.2
+    found = await ward.wire.call("worker.predict", worker_id=ward.worker_id)
+    assert (found["health_score"] < 0.2, found["recommendation"]) == (True, "PREEMPTIVE_RESTART")
+
+
 async def test_a_worker_whose_jobs_have_all_failed_recovers_with_its_next_heartbeat(bench: Bench, ward: Ward) -> None:
     await bench.wire.call(
         "job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue, "max_retries": 0} for _ in range(60)]
@@ -347,12 +360,6 @@ async def test_an_alert_of_a_worker_that_claims_before_it_beats_is_cleared_by_it
     await ward.beat()
     assert not await is_missed()
     assert (await ward.health())["log"][0]["kind"] == "recovered"
-
-
-async def test_of_a_worker_that_has_left_nothing_is_missed_any_more(ward: Ward) -> None:
-    await eventually(lambda: ward.alerts(only_open=True), "a heartbeat was missed")
-    await ward.wire.call("worker.deregister", worker_id=ward.worker_id)
-    assert await ward.alerts(only_open=True) == []
 
 
 async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:

@@ -83,7 +83,7 @@ async def _note(work: Work, late: Sequence[Record], watched_s: float) -> int:
     news = [row for row in rows if missed[row["worker_id"]] > row["missed_beats"] or _is_stale(row)]
     if not news:
         return 0
-    scores = [health.score(missed[row["worker_id"]], row["failure_level"], row["capacity"], None, None) for row in news]
+    scores = [health.score_in_silence(row["health_score"], missed[row["worker_id"]]) for row in news]
     statuses = [_status(row, score) for row, score in zip(news, scores, strict=True)]
     changed = await work.tx.fetch(
         SQL.note_missed, work.tenant_id, [row["worker_id"] for row in news], [missed[row["worker_id"]] for row in news], scores,

@@ -94,7 +94,7 @@ async def _note(work: Work, beats: Sequence[Heartbeat], states: dict[uuid.UUID, 
 
 def _score(beat: Heartbeat, state: Record) -> float:
     latency_ms = (beat.metrics or {}).get(LATENCY_METRIC)
-    return health.score(0, state["failure_level"], state["capacity"], latency_ms, beat.health_score)
+    return health.score(state["failure_level"], state["capacity"], latency_ms, beat.health_score)
 
 
 def _status(status: str, score: float) -> str:
@@ -205,7 +205,9 @@ class OptimalResult(msgspec.Struct):
 async def optimal(work: Work, call: Call[Optimal]) -> OptimalResult:
     """Find ACTIVE workers that have room, are at least so healthy and at most so loaded (1 is full), the healthiest first."""
     asked = call.params
-    rows = await work.tx.fetch(SQL.optimal, work.tenant_id, asked.min_health, asked.max_load, asked.queue, asked.limit)
+    rows = await work.tx.fetch(
+        SQL.optimal, work.tenant_id, asked.min_health, asked.max_load, asked.queue, asked.limit, health.SCORE_A_MISSED_BEAT,
+    )  # fmt: skip
     found = [worker_from_row(row) for row in rows]
     return OptimalResult(found[0] if found else None, found)
 
