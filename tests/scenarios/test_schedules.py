@@ -104,6 +104,20 @@ async def test_j41_what_was_missed_while_all_were_down_is_treated_as_was_asked(
     assert (len(await planner.jobs()), now["fired_count"], now["missed_count"]) == (jobs, jobs, 4 - jobs)
 
 
+async def test_what_was_due_before_a_pause_is_treated_as_was_asked(own_mesh: Callable[..., Mesh]) -> None:
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+        for missed, jobs in (("skip", 0), ("once", 1), ("all", 4)):
+            planner = Planner(mesh, wire)
+            schedule = await planner.create(interval_s=100, missed=missed)
+            planner.was_away_for(schedule, 390)
+            for verb in ("pause", "pause", "resume"):
+                now = (await wire.call(f"schedule.{verb}", schedule_id=schedule["id"]))["schedule"]
+                assert (now["fired_count"], now["missed_count"]) == (jobs, 4 - jobs)
+                assert (now["next_fire_at"] is None) == (verb == "pause")
+            assert len(await planner.jobs()) == jobs
+
+
 async def test_schedules_that_each_missed_thousands_of_times_are_all_dealt_with(planner: Planner) -> None:
     """They do not all go into one transaction, which would come to its deadline and begin again for ever."""
     schedules = [await planner.create(interval_s=1, missed=missed) for missed in ("once", "all", "all")]

@@ -22,6 +22,7 @@ INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
 COUNTED_MAX = 10_000  # times of a cron expression that were missed: each has to be looked for
 HOUR_S = 3_600
+GRACE_S = 60.0  # how late a schedule fires that is on time, unless a service's settings say otherwise
 WINDOW, WIDER = datetime.timedelta(minutes=1), 4  # the latest times are looked for in as little as holds them
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
 

@@ -17,7 +17,7 @@ from devmesh.core.names import Moment, Name, PageCursor, PageLimit, decode_page_
 from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Missed, Timing, TimingUnusable
 from devmesh.operations.job_adding import JobTemplate
 from devmesh.operations.registry import Call, Mutation, Params, operation
-from devmesh.operations.schedule_firing import SQL, Fired, schedule_topic, timing_of, write
+from devmesh.operations.schedule_firing import SQL, Fired, fire_before_pause, schedule_topic, timing_of, write
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 
@@ -179,8 +179,8 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
 
 @operation("schedule.pause", scope=Scope.WRITE, http="POST /schedules/{schedule_id}/pause", single=True)
 async def pause(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
-    """Have a schedule fire no more until it is resumed."""
-    await _lock(work, call.params.schedule_id)
+    """Have a schedule fire no more until it is resumed. What was due and has not fired yet is dealt with first."""
+    await fire_before_pause(work, await _lock(work, call.params.schedule_id))
     row = await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, True, None)
     return _told(work, "schedule.paused", _require(row, call.params.schedule_id))
 
