@@ -176,6 +176,9 @@ async def test_a_schedule_is_changed_paused_resumed_and_deleted(planner: Planner
         ]
         return found
 
+    assert (await act("update", ends_at="2030-01-01T00:00:00Z"))["ends_at"] == "2030-01-01T00:00:00Z"
+    assert (await act("update", missed="skip"))["ends_at"] == "2030-01-01T00:00:00Z", "what is left out stays"
+    assert (await act("update", ends_at=None))["ends_at"] is None
     assert (await act("pause"))["next_fire_at"] is None
     changed = await act("update", interval_s=60, missed="all", name=f"other {schedule['id']}")
     assert (changed["cron"], changed["interval_s"], changed["missed"], changed["next_fire_at"]) == (

@@ -8,7 +8,7 @@ import uuid
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
@@ -82,7 +82,7 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
     """Have a job enqueued again and again. Its tags say of which schedule it is, and for which time."""
     asked = call.params
     starts_at = asked.starts_at.astimezone(datetime.UTC) if asked.starts_at is not None else work.now
-    ends_at = asked.ends_at.astimezone(datetime.UTC) if asked.ends_at is not None else None
+    ends_at = _in_utc(asked.ends_at)
     timing = Timing(asked.cron, asked.interval_s, asked.time_zone, starts_at, ends_at)
     _check(timing)
     if await work.tx.fetch_value(SQL.count, work.tenant_id, SCHEDULES_MAX) >= SCHEDULES_MAX:
@@ -143,13 +143,15 @@ class OneSchedule(Mutation, kw_only=True):
 
 
 class Update(OneSchedule, kw_only=True):
+    """An `ends_at` of null takes the end away."""
+
     name: Name | None = None
     job: JobTemplate | None = None
     cron: Cron | None = None
     interval_s: IntervalS | None = None
     time_zone: TimeZone | None = None
     missed: Missed | None = None
-    ends_at: Moment | None = None
+    ends_at: Moment | UnsetType | None = UNSET
 
 
 @operation("schedule.update", scope=Scope.WRITE, http="PATCH /schedules/{schedule_id}", single=True)
@@ -162,7 +164,7 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         cron=asked.cron if is_timed_anew else row["cron"],
         interval_s=asked.interval_s if is_timed_anew else row["interval_s"],
         time_zone=asked.time_zone or row["time_zone"],
-        ends_at=asked.ends_at.astimezone(datetime.UTC) if asked.ends_at is not None else row["ends_at"],
+        ends_at=row["ends_at"] if asked.ends_at is UNSET else _in_utc(asked.ends_at),
     )
     _check(timing)
     name = asked.name or row["name"]
@@ -224,6 +226,10 @@ def _check(timing: Timing) -> None:
         timing.check()
     except TimingUnusable as problem:
         raise errors.invalid(str(problem), problem.field) from None
+
+
+def _in_utc(moment: datetime.datetime | None) -> datetime.datetime | None:
+    return moment.astimezone(datetime.UTC) if moment is not None else None
 
 
 def _template(job: JobTemplate) -> str:
