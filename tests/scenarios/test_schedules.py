@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import itertools
 import uuid
@@ -226,3 +227,14 @@ async def test_two_schedules_of_one_name_are_refused(planner: Planner) -> None:
     with pytest.raises(WireError) as refused:
         await planner.wire.call("schedule.update", schedule_id=other["id"], name=schedule["name"])
     assert refused.value.data["reason"] == "schedule.name"
+
+
+async def test_of_many_that_are_given_one_name_at_once_all_but_one_are_refused_by_reason(planner: Planner) -> None:
+    schedules = [await planner.create(interval_s=3_600) for _ in range(12)]
+    wanted = {"name": f"n{uuid.uuid4().hex}"}
+    verbs = [planner.wire.call("schedule.update", schedule_id=each["id"], **wanted) for each in schedules]
+    made = [planner.create(interval_s=3_600, **wanted) for _ in range(4)]
+    answers = await asyncio.gather(*verbs, *made, return_exceptions=True)
+    refused = [each for each in answers if isinstance(each, WireError)]
+    assert len(refused) == len(answers) - 1
+    assert {each.reason for each in refused} == {"schedule.name"}

@@ -87,6 +87,7 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
     _check(timing)
     if await work.tx.fetch_value(SQL.count, work.tenant_id, SCHEDULES_MAX) >= SCHEDULES_MAX:
         raise errors.MeshError(errors.Kind.QUOTA_EXCEEDED, f"a tenant has {SCHEDULES_MAX:,} schedules at the most")
+    await work.tx.execute(SQL.lock_name, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.insert, work.tenant_id, new_id(), call.caller.key_id, asked.name, asked.cron, asked.interval_s, asked.time_zone,
         starts_at, ends_at, timing.next_after(work.now), asked.missed.value, _template(asked.job),
@@ -168,8 +169,10 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
     )
     _check(timing)
     name = asked.name or row["name"]
-    if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
-        raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
+    if name != row["name"]:
+        await work.tx.execute(SQL.lock_name, work.tenant_id, name)
+        if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
+            raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
     next_fire_at = row["next_fire_at"] if timing == timing_of(row) else timing.next_after(work.now)
     changed = await work.tx.fetch_row(
         SQL.change, work.tenant_id, asked.schedule_id, timing.cron, timing.interval_s, timing.time_zone, timing.ends_at,
