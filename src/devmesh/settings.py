@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 
+from devmesh.core.schedules import GRACE_S
 from devmesh.environment import Group, declarations, setting, show
 
 POSTGRES_ADDRESS = (r"postgres(ql)?://\S+", "an address such as postgresql://user:password@host:5432/database")
@@ -162,7 +163,7 @@ class Settings(Group):
         1.0, "Between looks for schedules and snapshots that are due.", "s", at_least=0.01, at_most=60
     )
     schedule_grace_s: float = setting(
-        60.0, "How late a schedule may fire before its time counts as missed.", "s", at_least=0
+        GRACE_S, "How late a schedule may fire before its time counts as missed.", "s", at_least=0
     )
     promoter_interval_s: float = setting(
         5.0, "Between looks for jobs that have waited for long.", "s", at_least=0.01, at_most=3600

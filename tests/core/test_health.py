@@ -18,11 +18,12 @@ shares = st.floats(0, 1)
 def test_a_score_is_between_0_and_1_and_never_better_than_what_is_reported(
     missed: int, level: float, capacity: int, latency_ms: float | None, reported: float | None
 ) -> None:
-    score = health.score(missed, level, capacity, latency_ms, reported)
-    assert 0 <= score <= 1
+    last = health.score(level, capacity, latency_ms, reported)
+    score = health.score_in_silence(last, missed)
+    assert 0 <= score <= last <= 1
     assert reported is None or score <= reported
-    assert health.score(missed + 1, level, capacity, latency_ms, reported) <= score
-    assert health.score(missed, level + 1, capacity, latency_ms, reported) <= score
+    assert health.score_in_silence(last, missed + 1) <= score
+    assert health.score(level + 1, capacity, latency_ms, reported) <= last
 
 
 @given(st.floats(0.1, 3_600))
@@ -32,8 +33,8 @@ def test_nobody_is_stale_between_two_heartbeats_that_come_in_time(interval_s: fl
 
 
 def test_one_missed_heartbeat_is_below_the_alarm_and_failures_alone_neither_degrade_nor_keep_it_so() -> None:
-    assert health.score(1, 0, 5, None, None) < 0.7
-    assert health.score(0, 1e9, 1, 1e9, None) >= health.RECOVERED_FROM
+    assert health.score_in_silence(health.score(0, 5, None, None), 1) < 0.7
+    assert health.score(1e9, 1, 1e9, None) >= health.RECOVERED_FROM
 
 
 @pytest.mark.parametrize(

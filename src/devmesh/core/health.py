@@ -80,13 +80,18 @@ def missed_beats(silent_s: float, interval_s: float) -> int:
     return max(math.floor((silent_s - tolerated_s) / interval_s), 0)
 
 
-def score(missed: int, failure_level: float, capacity: int, latency_ms: float | None, reported: float | None) -> float:
-    """Between 0 and 1: the product of what heartbeats, failures and latencies say, or less if the worker itself says less."""
+def score(failure_level: float, capacity: int, latency_ms: float | None, reported: float | None) -> float:
+    """Between 0 and 1: the product of what failures and latencies say, or less if the worker itself says less."""
     failures = FAILURES_WORST + (1 - FAILURES_WORST) / (1 + max(failure_level, 0.0) / capacity)
     slow = min(max(((latency_ms or 0.0) - LATENCY_MS_GOOD) / (LATENCY_MS_BAD - LATENCY_MS_GOOD), 0.0), 1.0)
     latency = 1 - (1 - LATENCY_WORST) * slow
-    found = SCORE_A_MISSED_BEAT**missed * failures * latency
+    found = failures * latency
     return min(found, reported) if reported is not None else found
+
+
+def score_in_silence(last: float, missed: int) -> float:
+    """What becomes of the score that a worker had when it was last heard of."""
+    return last * SCORE_A_MISSED_BEAT**missed
 
 
 def severity_of_missed(missed: int) -> int:

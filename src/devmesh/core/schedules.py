@@ -21,6 +21,8 @@ INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
 COUNTED_MAX = 10_000  # times of a cron expression that were missed: each has to be looked for
+HOUR_S = 3_600
+GRACE_S = 60.0  # how late a schedule fires that is on time, unless a service's settings say otherwise
 WINDOW, WIDER = datetime.timedelta(minutes=1), 4  # the latest times are looked for in as little as holds them
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
 
@@ -41,6 +43,22 @@ class TimingUnusable(ValueError):
         self.field = field
 
 
+class Calendar(CronSim):
+    """By itself it goes through hours in steps of sixty minutes: past a change by half an hour, as on Lord Howe, each comes
+    to the middle of an hour, and what there is in the half that it has gone over is left out.
+    """
+
+    def tick(self, seconds: int = 1) -> None:
+        before = self.dt
+        super().tick(seconds)
+        edge = self.dt.replace(minute=0 if self.tick_direction > 0 else 59)
+        if seconds != HOUR_S or self.dt.tzinfo is None or edge == self.dt:
+            return
+        at_edge = edge.astimezone(datetime.UTC)
+        if (at_edge - before.astimezone(datetime.UTC)).total_seconds() * self.tick_direction > 0:
+            self.dt = at_edge.astimezone(self.dt.tzinfo)
+
+
 class Timing(NamedTuple):
     """Either `cron`, read in a time zone, or `interval_s`, counted from `starts_at`. Nothing fires after `ends_at`."""
 
@@ -57,7 +75,7 @@ class Timing(NamedTuple):
         _ = self.zone
         if self.cron is not None:
             try:
-                next(CronSim(self.cron, self.starts_at))
+                next(Calendar(self.cron, self.starts_at))
             except (CronSimError, ValueError) as problem:
                 raise TimingUnusable("cron", f"{self.cron!r} is no cron expression: {problem}") from None
             except (StopIteration, OverflowError):  # it is looked for in fifty years, and up to the year 9999
@@ -113,7 +131,7 @@ class Timing(NamedTuple):
         early, late = (each.astimezone(zone) for each in (moment - REPEATED, moment + REPEATED))
         if early.utcoffset() == late.utcoffset():
             just_after = (moment + datetime.timedelta(microseconds=1)).astimezone(zone)
-            found = next(CronSim(self.cron, just_after, reverse=True), None)
+            found = next(Calendar(self.cron, just_after, reverse=True), None)
             return found.astimezone(datetime.UTC) if found is not None else None
         # Where a clock is set back some time comes twice, and times do not go back in order: these are gone through forwards.
         window = WINDOW
@@ -135,7 +153,7 @@ class Timing(NamedTuple):
             return
         assert self.cron is not None
         begin = max(moment, self.starts_at - datetime.timedelta(microseconds=1))
-        for time in CronSim(self.cron, begin.astimezone(self.zone)):
+        for time in Calendar(self.cron, begin.astimezone(self.zone)):
             if (at := time.astimezone(datetime.UTC)) > begin:  # in an hour that comes twice it may be the first one's
                 yield at
                 begin = at
@@ -170,7 +188,7 @@ def fire(timing: Timing, due_at: datetime.datetime, now: datetime.datetime, miss
     The latest of the times until now is on time if it is no older than the grace; it and all before it are missed otherwise. Of
     more that were missed a thousand have jobs, the latest; and no more than 10,000 are counted of a cron expression.
     """
-    latest = timing.latest_until(now) or due_at
+    latest = max(timing.latest_until(now) or due_at, due_at)
     count = timing.count_between(due_at, latest)
     if missed is Missed.ALL:
         fired = timing.latest_between(min(count, FIRED_AT_ONCE_MAX), due_at, latest)

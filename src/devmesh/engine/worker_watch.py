@@ -1,6 +1,7 @@
 """Watches workers: notes heartbeats that were missed, and gives up those that are silent for too long, by the database's clock.
 
-What such a worker holds is taken from it at once: its attempts have lost their lease, and others follow.
+What such a worker holds is taken from it at once: its attempts have lost their lease, and others follow. Whoever has missed
+heartbeats and has claimed or renewed a lease since is as well as it was before.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from devmesh.core.ids import FIRST_ID, new_ids
 from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.work import Work, WorkRunner
+from devmesh.operations.worker_health import Heard, note_heard
 from devmesh.operations.workers import SQL, give_up_jobs
 from devmesh.store.database import Record
 from devmesh.store.statements import load
@@ -70,20 +72,28 @@ async def look(work: Work, watched_s: float) -> int:
     count, after = 0, FIRST_ID
     while count < REAPED_MAX:
         rows = await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX, after)
-        count += await _note(work, rows, watched_s)
+        count += await _note_recovered(work, rows) + await _note_missed(work, rows, watched_s)
         if len(rows) < REAPED_MAX:
             break
         after = rows[-1]["worker_id"]
     return count
 
 
-async def _note(work: Work, late: Sequence[Record], watched_s: float) -> int:
+async def _note_recovered(work: Work, late: Sequence[Record]) -> int:
+    """A claim notes that a worker was there, the renewal of a lease only that of the lease: the rest is done here."""
+    heard = [row for row in late if row["missed_beats"] and not _missed(row) and not _is_stale(row)]
+    signs = [Heard(row["worker_id"], row["health_score"], None) for row in heard]
+    await note_heard(work, signs, {row["worker_id"]: row for row in heard})
+    return len(heard)
+
+
+async def _note_missed(work: Work, late: Sequence[Record], watched_s: float) -> int:
     rows = [row for row in late if watched_s >= health.patience_s(row["heartbeat_interval_s"], row["stale_after_s"])]
-    missed = {row["worker_id"]: health.missed_beats(row["silent_s"], row["heartbeat_interval_s"]) for row in rows}
+    missed = {row["worker_id"]: _missed(row) for row in rows}
     news = [row for row in rows if missed[row["worker_id"]] > row["missed_beats"] or _is_stale(row)]
     if not news:
         return 0
-    scores = [health.score(missed[row["worker_id"]], row["failure_level"], row["capacity"], None, None) for row in news]
+    scores = [health.score_in_silence(row["health_score"], missed[row["worker_id"]]) for row in news]
     statuses = [_status(row, score) for row, score in zip(news, scores, strict=True)]
     changed = await work.tx.fetch(
         SQL.note_missed, work.tenant_id, [row["worker_id"] for row in news], [missed[row["worker_id"]] for row in news], scores,
@@ -100,6 +110,10 @@ async def _note(work: Work, late: Sequence[Record], watched_s: float) -> int:
         if status is WorkerStatus.FAILED:
             await give_up_jobs(work, row["worker_id"], _silence(row))
     return len(news)
+
+
+def _missed(row: Record) -> int:
+    return health.missed_beats(row["silent_s"], row["heartbeat_interval_s"])
 
 
 def _is_stale(row: Record) -> bool:

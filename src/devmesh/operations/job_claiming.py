@@ -153,6 +153,8 @@ def _refusal(call: Call[Claim], found: _Found) -> errors.MeshError | None:
         message = f"this worker is {found.status}, and only an ACTIVE one is given jobs"
         if found.status == WorkerStatus.FAILED:
             message += "; a heartbeat makes it ACTIVE again"
+        elif found.status == WorkerStatus.DEGRADED:
+            message += "; a heartbeat makes it ACTIVE again, unless it says of itself that it is unwell"
         return errors.conflict("worker.state", message)
     return None
 

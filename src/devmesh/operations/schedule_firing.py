@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from devmesh import telemetry
-from devmesh.core.schedules import COUNTED_MAX, Firing, Missed, Timing, TimingUnusable, fire
+from devmesh.core.schedules import COUNTED_MAX, GRACE_S, Firing, Missed, Timing, TimingUnusable, fire
 from devmesh.operations.job_adding import JobSpec, add, new_jobs
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
@@ -57,16 +57,34 @@ async def fire_due(work: Work, grace_s: float) -> int:
         if counted >= COUNTED_MAX:
             break
         moments.append(moment := max(work.now, row["next_fire_at"]))
-        firing = fire(timing_of(row), row["next_fire_at"], moment, Missed(row["missed"]), grace_s)
+        firing = _firing(row, moment, grace_s)
         fired.append(Fired(row, firing))
         counted += firing.missed + len(firing.times)
     await write(work, fired)
     for one, moment in zip(fired, moments, strict=True):
-        telemetry.SCHEDULE_TIMES.labels("missed").inc(one.firing.missed)
-        telemetry.SCHEDULE_TIMES.labels("fired").inc(len(one.firing.times))
-        if one.firing.times:
-            telemetry.SCHEDULE_LATENESS_SECONDS.observe((moment - one.firing.times[-1]).total_seconds())
+        _count(one.firing, moment)
     return len(rows) if len(fired) == len(rows) else FIRED_MAX
+
+
+async def fire_before_pause(work: Work, row: Record) -> None:
+    """What has come due for a locked schedule and was not seen yet is none of the times of a pause."""
+    due_at = row["next_fire_at"]
+    if row["paused_at"] is not None or due_at is None or due_at > work.now or not _is_usable(row):
+        return
+    firing = _firing(row, work.now, GRACE_S)
+    await write(work, [Fired(row, firing)])
+    _count(firing, work.now)
+
+
+def _firing(row: Record, moment: datetime.datetime, grace_s: float) -> Firing:
+    return fire(timing_of(row), row["next_fire_at"], moment, Missed(row["missed"]), grace_s)
+
+
+def _count(firing: Firing, moment: datetime.datetime) -> None:
+    telemetry.SCHEDULE_TIMES.labels("missed").inc(firing.missed)
+    telemetry.SCHEDULE_TIMES.labels("fired").inc(len(firing.times))
+    if firing.times:
+        telemetry.SCHEDULE_LATENESS_SECONDS.observe((moment - firing.times[-1]).total_seconds())
 
 
 async def _due(work: Work) -> Sequence[Record]:

@@ -8,7 +8,7 @@ import uuid
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
@@ -18,7 +18,7 @@ from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Misse
 from devmesh.operations.job_adding import JobTemplate
 from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
-from devmesh.operations.schedule_firing import SQL, Fired, schedule_topic, timing_of, write
+from devmesh.operations.schedule_firing import SQL, Fired, fire_before_pause, schedule_topic, timing_of, write
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 
@@ -83,11 +83,12 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
     """Have a job enqueued again and again. Its tags say of which schedule it is, and for which time."""
     asked = call.params
     starts_at = asked.starts_at.astimezone(datetime.UTC) if asked.starts_at is not None else work.now
-    ends_at = asked.ends_at.astimezone(datetime.UTC) if asked.ends_at is not None else None
+    ends_at = _in_utc(asked.ends_at)
     timing = Timing(asked.cron, asked.interval_s, asked.time_zone, starts_at, ends_at)
     _check(timing)
     if await work.tx.fetch_value(SQL.count, work.tenant_id, SCHEDULES_MAX) >= SCHEDULES_MAX:
         raise errors.MeshError(errors.Kind.QUOTA_EXCEEDED, f"a tenant has {SCHEDULES_MAX:,} schedules at the most")
+    await work.tx.execute(SQL.lock_name, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.insert, work.tenant_id, new_id(), call.caller.key_id, asked.name, asked.cron, asked.interval_s, asked.time_zone,
         starts_at, ends_at, timing.next_after(work.now), asked.missed.value, _template(asked.job),
@@ -149,13 +150,15 @@ class OneSchedule(Mutation, kw_only=True):
 
 
 class Update(OneSchedule, kw_only=True):
+    """An `ends_at` of null takes the end away."""
+
     name: Name | None = None
     job: JobTemplate | None = None
     cron: Cron | None = None
     interval_s: IntervalS | None = None
     time_zone: TimeZone | None = None
     missed: Missed | None = None
-    ends_at: Moment | None = None
+    ends_at: Moment | UnsetType | None = UNSET
 
 
 @operation("schedule.update", scope=Scope.WRITE, http="PATCH /schedules/{schedule_id}", single=True)
@@ -168,12 +171,14 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         cron=asked.cron if is_timed_anew else row["cron"],
         interval_s=asked.interval_s if is_timed_anew else row["interval_s"],
         time_zone=asked.time_zone or row["time_zone"],
-        ends_at=asked.ends_at.astimezone(datetime.UTC) if asked.ends_at is not None else row["ends_at"],
+        ends_at=row["ends_at"] if asked.ends_at is UNSET else _in_utc(asked.ends_at),
     )
     _check(timing)
     name = asked.name or row["name"]
-    if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
-        raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
+    if name != row["name"]:
+        await work.tx.execute(SQL.lock_name, work.tenant_id, name)
+        if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
+            raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
     next_fire_at = row["next_fire_at"] if timing == timing_of(row) else _next_after_now(work, row, timing)
     changed = await work.tx.fetch_row(
         SQL.change, work.tenant_id, asked.schedule_id, timing.cron, timing.interval_s, timing.time_zone, timing.ends_at,
@@ -185,8 +190,8 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
 
 @operation("schedule.pause", scope=Scope.WRITE, http="POST /schedules/{schedule_id}/pause", single=True)
 async def pause(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
-    """Have a schedule fire no more until it is resumed."""
-    await _lock(work, call.params.schedule_id)
+    """Have a schedule fire no more until it is resumed. What was due and has not fired yet is dealt with first."""
+    await fire_before_pause(work, await _lock(work, call.params.schedule_id))
     row = await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, True, None)
     return _told(work, "schedule.paused", _require(row, call.params.schedule_id))
 
@@ -235,6 +240,10 @@ def _check(timing: Timing) -> None:
 def _next_after_now(work: Work, row: Record, timing: Timing) -> datetime.datetime | None:
     """When a schedule fires next that is locked. It may have fired while the lock was waited for, which is after `work.now`."""
     return timing.next_after(max(work.now, row["last_fired_at"] or work.now))
+
+
+def _in_utc(moment: datetime.datetime | None) -> datetime.datetime | None:
+    return moment.astimezone(datetime.UTC) if moment is not None else None
 
 
 def _template(job: JobTemplate) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import math
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -51,8 +51,9 @@ async def heartbeat(work: Work, calls: Sequence[Call[Heartbeat]]) -> Sequence[Wo
         for call in calls
         if (error := refusal(call.caller, call.params.worker_id, states) or _unusable(call.params)) is not None
     }
-    heard = [call.params for call in calls if call.params.worker_id not in refused]
-    await _note(work, heard, states)
+    beats = [call.params for call in calls if call.params.worker_id not in refused]
+    heard = [Heard(beat.worker_id, _score(beat, states[beat.worker_id]), _metrics(beat)) for beat in beats]
+    await note_heard(work, heard, states)
     found = {row["worker_id"]: row for row in await work.tx.fetch(SQL.get_many, work.tenant_id, ids)}
     return [
         refused.get(call.params.worker_id) or WorkerResult(worker_from_row(found[call.params.worker_id]))
@@ -66,39 +67,50 @@ def _unusable(beat: Heartbeat) -> errors.MeshError | None:
     return None
 
 
-async def _note(work: Work, beats: Sequence[Heartbeat], states: dict[uuid.UUID, Record]) -> None:
-    if not beats:
+class Heard(NamedTuple):
+    """A sign of life of a worker: how well it is, and what it says of itself, as JSON."""
+
+    worker_id: uuid.UUID
+    score: float
+    metrics: str | None
+
+
+async def note_heard(work: Work, heard: Sequence[Heard], states: Mapping[uuid.UUID, Record]) -> None:
+    """Writes what has become of workers that were heard of. `states` are their rows, locked."""
+    if not heard:
         return
-    scores = [_score(beat, states[beat.worker_id]) for beat in beats]
-    now = [_status(states[beat.worker_id]["status"], score) for beat, score in zip(beats, scores, strict=True)]
+    now = [_status(states[one.worker_id]["status"], one.score) for one in heard]
     reasons = {
-        beat.worker_id: "" if status == WorkerStatus.ACTIVE else f"its health score came down to {score:.2f}"
-        for beat, score, status in zip(beats, scores, now, strict=True)
-        if status != states[beat.worker_id]["status"]
+        one.worker_id: "" if status == WorkerStatus.ACTIVE else f"its health score came down to {one.score:.2f}"
+        for one, status in zip(heard, now, strict=True)
+        if status != states[one.worker_id]["status"]
     }
-    back = [beat.worker_id for beat in beats if states[beat.worker_id]["missed_beats"] or beat.worker_id in reasons]
-    kinds = ["recovered" if beat.worker_id in back and status == "ACTIVE" else "heartbeat"
-             for beat, status in zip(beats, now, strict=True)]  # fmt: skip
+    back = [one.worker_id for one in heard if states[one.worker_id]["missed_beats"] or one.worker_id in reasons]
+    kinds = ["recovered" if one.worker_id in back and status == "ACTIVE" else "heartbeat"
+             for one, status in zip(heard, now, strict=True)]  # fmt: skip
     await work.tx.execute(
-        SQL.heartbeat, work.tenant_id, [beat.worker_id for beat in beats], scores, now, kinds,
-        [msgspec.json.encode(beat.metrics).decode() if beat.metrics else None for beat in beats],
-        [reasons.get(beat.worker_id) for beat in beats],
+        SQL.heartbeat, work.tenant_id, [one.worker_id for one in heard], [one.score for one in heard], now, kinds,
+        [one.metrics for one in heard], [reasons.get(one.worker_id) for one in heard],
     )  # fmt: skip
     if back:
         await work.tx.execute(SQL.clear_alerts, work.tenant_id, back)
-    for beat, status in zip(beats, now, strict=True):
-        if beat.worker_id in reasons:
-            told = {"worker": {"id": beat.worker_id, "status": status, "reason": reasons[beat.worker_id]}}
-            work.emit("worker.status", (f"worker:{beat.worker_id}",), told)
+    for one, status in zip(heard, now, strict=True):
+        if one.worker_id in reasons:
+            told = {"worker": {"id": one.worker_id, "status": status, "reason": reasons[one.worker_id]}}
+            work.emit("worker.status", (f"worker:{one.worker_id}",), told)
+
+
+def _metrics(beat: Heartbeat) -> str | None:
+    return msgspec.json.encode(beat.metrics).decode() if beat.metrics else None
 
 
 def _score(beat: Heartbeat, state: Record) -> float:
     latency_ms = (beat.metrics or {}).get(LATENCY_METRIC)
-    return health.score(0, state["failure_level"], state["capacity"], latency_ms, beat.health_score)
+    return health.score(state["failure_level"], state["capacity"], latency_ms, beat.health_score)
 
 
 def _status(status: str, score: float) -> str:
-    """What a heartbeat makes of a worker. One that is being emptied stays so."""
+    """What a sign of life makes of a worker. One that is being emptied stays so."""
     if status == WorkerStatus.FAILED or (status == WorkerStatus.DEGRADED and score >= health.RECOVERED_FROM):
         status = WorkerStatus.ACTIVE
     is_bad = status == WorkerStatus.ACTIVE and score < health.DEGRADED_BELOW
@@ -205,7 +217,9 @@ class OptimalResult(msgspec.Struct):
 async def optimal(work: Work, call: Call[Optimal]) -> OptimalResult:
     """Find ACTIVE workers that have room, are at least so healthy and at most so loaded (1 is full), the healthiest first."""
     asked = call.params
-    rows = await work.tx.fetch(SQL.optimal, work.tenant_id, asked.min_health, asked.max_load, asked.queue, asked.limit)
+    rows = await work.tx.fetch(
+        SQL.optimal, work.tenant_id, asked.min_health, asked.max_load, asked.queue, asked.limit, health.SCORE_A_MISSED_BEAT,
+    )  # fmt: skip
     found = [worker_from_row(row) for row in rows]
     return OptimalResult(found[0] if found else None, found)
 

@@ -7,6 +7,10 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::text::json)
 on conflict (name, tenant_id) do nothing
 returning *;
 
+-- name: lock_name
+-- One at a time gives a schedule of a tenant a name: each sees who has it by then. $1 tenant, $2 name.
+select pg_advisory_xact_lock(hashtextextended($1::uuid::text || $2::text, 16));
+
 -- name: count
 -- How many a tenant has, up to a number. $1 tenant, $2 the number.
 select count(*) from (select from mcp.schedules s where s.tenant_id = $1 limit $2) found;

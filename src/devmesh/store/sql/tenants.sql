@@ -83,9 +83,10 @@ join mcp.tenants t on t.tenant_id = s.tenant_id and t.status = 'active'
 where s.paused_at is null and s.next_fire_at <= (select clock_timestamp());
 
 -- name: with_late_workers
--- Tenants with workers that were not heard of for longer than their interval. No parameters.
+-- Tenants with workers that were not heard of for longer than their interval, or were not until a moment ago. No parameters.
 select distinct w.tenant_id from mcp.workers w
-where w.status in ('ACTIVE', 'DEGRADED') and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s);
+where w.status in ('ACTIVE', 'DEGRADED')
+  and (w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s) or w.missed_beats > 0);
 
 -- name: workers_by_status
 -- How many workers there are of each status, in all tenants together. No parameters.

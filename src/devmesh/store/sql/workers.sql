@@ -62,35 +62,37 @@ select w.worker_id, w.owner_id, w.status, w.reason, w.capacity, w.health_score, 
 from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) order by w.worker_id for update;
 
 -- name: late
--- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease. One that is
--- emptied holds nothing, and stays so. $1 tenant, $2 how many, $3 ids above this one.
-select w.worker_id, w.status, w.capacity, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s, w.failure_count,
-       extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s,
-       w.failure_level * power(0.5::float8, least(extract(epoch from now() - w.failure_level_at)::float8 / 60, 60)) as failure_level
+-- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease, and those that
+-- have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so. $1 tenant, $2 how many,
+-- $3 ids above this one.
+select w.worker_id, w.status, w.health_score, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s,
+       extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s
 from mcp.workers w
 cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s)) as renewed_at from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
 where w.tenant_id = $1 and w.worker_id > $3 and w.status in ('ACTIVE', 'DEGRADED')
-  and w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s)
+  and (w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s) or w.missed_beats > 0)
 order by w.worker_id limit $2 for update of w skip locked;
 
 -- name: note_missed
--- Writes what became of workers that this transaction has locked: how many heartbeats were missed, the score, the status and why.
--- $1 tenant, then one entry a worker: $2 ids, $3 missed, $4 scores, $5 statuses, $6 reasons, or null for the one that there is.
+-- Writes what became of workers that this transaction has locked: how many heartbeats were missed, the status and why; and the score,
+-- into the log: what a worker's row says stays that of its last heartbeat. $1 tenant, then one entry a worker: $2 ids, $3 missed,
+-- $4 scores, $5 statuses, $6 reasons, or null for the one that there is.
 with missed as (
     update mcp.workers w
     set missed_beats = ($3::integer[])[array_position($2::uuid[], w.worker_id)],
-        health_score = ($4::real[])[array_position($2::uuid[], w.worker_id)],
         status = ($5::text[])[array_position($2::uuid[], w.worker_id)],
         reason = coalesce(($6::text[])[array_position($2::uuid[], w.worker_id)], w.reason),
         failure_count = w.failure_count + (($5::text[])[array_position($2::uuid[], w.worker_id)] = 'FAILED')::integer,
         last_failure_at = case when ($5::text[])[array_position($2::uuid[], w.worker_id)] = 'FAILED' then now()
                                else w.last_failure_at end
     where w.tenant_id = $1 and w.worker_id = any($2::uuid[])
-    returning w.worker_id, w.health_score, w.status, w.failure_count, w.last_failure_at, w.reason
+    returning w.worker_id, w.status, w.failure_count, w.last_failure_at, w.reason
 ), logged as (
     insert into mcp.worker_health_logs (tenant_id, worker_id, health_score, kind)
-    select $1, m.worker_id, m.health_score, case when m.status = 'FAILED' then 'failed' else 'missed' end from missed m
+    select $1, m.worker_id, ($4::real[])[array_position($2::uuid[], m.worker_id)],
+           case when m.status = 'FAILED' then 'failed' else 'missed' end
+    from missed m
     on conflict do nothing
 )
 select m.* from missed m;
@@ -129,13 +131,14 @@ where h.tenant_id = $1 and h.worker_id = $2 and h.at < $3 order by h.at desc lim
 
 -- name: optimal
 -- The healthiest ACTIVE workers with a score and a load within bounds, the least loaded first among equals. $1 tenant, $2 least score,
--- $3 greatest load, $4 a queue that they take, or null, $5 how many.
+-- $3 greatest load, $4 a queue that they take, or null, $5 how many, $6 by what a score is multiplied for each missed heartbeat.
 select w.*, held.count as current_load from mcp.workers w
 cross join lateral (select count(*)::integer as count from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
-where w.tenant_id = $1 and w.status = 'ACTIVE' and w.health_score >= $2 and held.count <= $3::double precision * w.capacity
+cross join lateral (select w.health_score * power($6::double precision, least(w.missed_beats, 100)) as score) h
+where w.tenant_id = $1 and w.status = 'ACTIVE' and h.score >= $2::real and held.count <= $3::double precision * w.capacity
   and held.count < w.capacity and ($4::text is null or $4 = any(w.queues))
-order by w.health_score desc, held.count::real / w.capacity, w.worker_id limit $5;
+order by h.score desc, held.count::real / w.capacity, w.worker_id limit $5;
 
 -- name: forget_health
 -- Removes old rows of the log, of any tenant. $1 in days, $2 how many at most.
