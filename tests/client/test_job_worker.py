@@ -163,7 +163,7 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     start_worker(mesh, tmp_path)
     ids = {
         name: await jobs.enqueue(name, {"n": 21}, max_retries=0)
-        for name in ("double", "thread", "boom", "never", "object", "wordless")
+        for name in ("double", "thread", "boom", "never", "object", "wordless", "large")
     }
     ids["nobody"] = await jobs.enqueue("nobody", max_retries=0)
     ids["exit"] = await jobs.enqueue("exit", max_retries=0)
@@ -173,6 +173,7 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     assert ended["boom"]["error"] == {"type": "RuntimeError", "message": "bang"}
     assert ended["never"]["error"] == {"why": "never"}
     assert ended["object"]["error"]["type"] == "UnusableResult"
+    assert ended["large"]["error"]["type"] == "UnusableResult"
     assert ended["wordless"]["error"] == {"type": "Wordless", "message": "(its words cannot be had: KeyError)"}
     assert ended["nobody"]["error"]["type"] == "NoHandler"
     assert ended["exit"]["error"]["type"] == "SystemExit"

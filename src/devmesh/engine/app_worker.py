@@ -93,7 +93,7 @@ class AppWorker:
             try:
                 caller = await self._caller()
                 self._worker = self._app.job_worker(
-                    functools.partial(_here, self._corridor, caller), functools.partial(self._apart, caller)
+                    functools.partial(self._here, caller), functools.partial(self._apart, caller)
                 )
                 self._problem = ""
                 await self._worker.run()
@@ -113,6 +113,10 @@ class AppWorker:
         return Caller(tenant_id=rows[0]["id"], key_id=OWNER, owner_id=OWNER, scopes=scopes)
 
     @asynccontextmanager
+    async def _here(self, caller: Caller) -> AsyncIterator[LocalRequests]:
+        yield LocalRequests(self._corridor, caller, self._settings.message_bytes_max)
+
+    @asynccontextmanager
     async def _apart(self, caller: Caller) -> AsyncIterator[LocalRequests]:
         """The same on connections of its own, for another thread's loop."""
         settings = self._settings
@@ -123,11 +127,6 @@ class AppWorker:
         )  # fmt: skip
         try:
             runner = WorkRunner(database, Bell([], settings.bell_coalesce_ms), self._runner.vault)
-            yield LocalRequests(Corridor(runner, settings), caller)
+            yield LocalRequests(Corridor(runner, settings), caller, settings.message_bytes_max)
         finally:
             await database.close()
-
-
-@asynccontextmanager
-async def _here(corridor: Corridor, caller: Caller) -> AsyncIterator[LocalRequests]:
-    yield LocalRequests(corridor, caller)
