@@ -156,3 +156,16 @@ def test_a_remote_worker_takes_its_mesh_from_the_directory_that_it_is_given(tmp_
     (tmp_path / "elsewhere" / "dev.env").write_text("DEVMESH_WS_URL=nowhere\n")
     code, line = fails(tmp_path, "worker", "--app", "app:mesh", "--remote", "--data-dir", "elsewhere")
     assert (code, "DEVMESH_WS_URL is 'nowhere'" in line) == (Exit.FAILED, True), line
+
+
+@pytest.mark.parametrize("option", [["--remote"], ["--port", "0"]], ids=" ".join)
+def test_an_application_that_ends_the_process_is_one_line(tmp_path: Path, option: list[str]) -> None:
+    (tmp_path / "app.py").write_text("import sys\nsys.exit(3)\n")
+    settings = {"DATABASE_DSN": "postgresql://nobody@127.0.0.1:1/none"}
+    done = devmesh(tmp_path, "worker", "--app", "app:mesh", *option, settings=settings)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    expected = (Exit.USAGE, "error") if option == ["--remote"] else (Exit.FAILED, "devmesh worker")
+    assert (done.returncode, lines) == (
+        expected[0], [f"{expected[1]}: app cannot be imported: SystemExit: 3 (app.py, line 2)"],
+    )  # fmt: skip
+    assert "never retrieved" not in done.stderr

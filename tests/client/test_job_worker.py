@@ -348,26 +348,6 @@ async def test_j38_zombies_write_nothing(apart: tuple[Mesh, Jobs], tmp_path: Pat
         other.end()
 
 
-@pytest.mark.parametrize(
-    ("app", "said"),
-    [
-        ("nowhere:mesh", "nowhere cannot be imported"),
-        ("app_one:absent", "app_one has no 'absent'"),
-        ("app_one", "names no mesh"),
-        ("json:dumps", "is no Mesh"),
-    ],
-)
-async def test_an_application_that_cannot_be_run_is_named(
-    apart: tuple[Mesh, Jobs], tmp_path: Path, app: str, said: str
-) -> None:
-    mesh, _ = apart
-    (tmp_path / "app_one.py").write_text(APP.format(lease_s=1.0, worker="one"))
-    child = mesh.add("worker", DEVMESH_WORKER_APP=app)
-    child.start()
-    assert await asyncio.to_thread(child.wait) == 1
-    assert said in child.tail()
-
-
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 async def test_a_lease_begins_when_a_job_comes_however_long_it_was_waited_for(
     mesh: Mesh, tenant: str, codec: CodecName

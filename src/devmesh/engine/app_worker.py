@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import os
 import sys
+import sysconfig
+import traceback
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +19,9 @@ from pathlib import Path
 
 import structlog
 
+import devmesh
 from devmesh.client import Mesh
-from devmesh.client.errors import MeshError
+from devmesh.client.errors import MeshError, described
 from devmesh.client.job_worker import JobWorker
 from devmesh.core.access import Caller, Scope
 from devmesh.core.components import Component, healthy, unhealthy
@@ -37,6 +41,8 @@ OWNER = uuid.UUID(
     "6c8f3a52-52a1-5c0e-9a55-0d1f64b7a001"
 )  # of workers that have the database itself, and so need no key
 PAUSE_S = 2.0
+IMPORTING = (f"{Path(devmesh.__file__).parent}{os.sep}", importlib.__file__)  # files of who imports an application
+LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
 class AppUnusable(Exception):
@@ -46,13 +52,15 @@ class AppUnusable(Exception):
 def load_app(name: str) -> Mesh:
     """`module:attribute`, found from the working directory. Raises AppUnusable."""
     module_name, _, attribute = name.partition(":")
-    if not attribute:
+    if not module_name or not attribute:
         raise AppUnusable(f"{name!r} names no mesh: say module:name, such as app:mesh")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise AppUnusable(f"{module_name} cannot be imported: {error}") from error
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the application's own code does
+        raise AppUnusable(f"{module_name} cannot be imported: {_told(error)}") from error
+    try:
+        found = getattr(module, attribute)
     except AttributeError:
         raise AppUnusable(f"{module_name} has no {attribute!r}") from None
     if not isinstance(found, Mesh):
@@ -60,6 +68,32 @@ def load_app(name: str) -> Mesh:
     if not found.job_handlers:
         raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…)")
     return found
+
+
+def _told(error: BaseException) -> str:
+    """A mistake of the application on one line: what it is, and where in its own files."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place: tuple[str, int | None] | None = (error.filename, error.lineno)
+        said = error.msg
+    else:
+        place = _place(error)
+        said = described(error)["message"]
+    words = " ".join(said.split())
+    told = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if place is None:  # the module itself is not there
+        return told
+    file = Path(place[0])
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return f"{told} ({shown}, line {place[1]})"
+
+
+def _place(error: BaseException) -> tuple[str, int | None] | None:
+    """The innermost line of the application, whose mistake it is: not that of the library that has noticed it. An
+    application that is installed as libraries are has the outermost one."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    code = [(file, line) for file, line in frames if not file.startswith("<") and not file.startswith(IMPORTING)]
+    own = [(file, line) for file, line in code if not any(Path(file).is_relative_to(place) for place in LIBRARIES)]
+    return own[-1] if own else code[0] if code else None
 
 
 class AppWorker:
