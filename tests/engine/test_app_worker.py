@@ -1,4 +1,4 @@
-"""Applications that cannot be loaded: one line that says why, and where in their own files."""
+"""Applications beside the database: what is said of those that cannot be loaded, and the time that handlers have to end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devmesh.engine.app_worker import AppUnusable, load_app
+from devmesh.engine.app_worker import AppUnusable, handlers_limit_s, load_app
 
 BEGIN = """\
 import os
@@ -81,3 +81,12 @@ def test_what_is_not_there_is_named(directory: Path, name: str, said: str) -> No
     with pytest.raises(AppUnusable) as raised:
         load_app(name)
     assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("drain_limit_s", "grace_s", "limit_s"), [(20, 10, 8), (3, 10, 3), (20, 60, 20), (20, 1, 0.5), (20, 0, 0)]
+)
+def test_handlers_have_the_time_of_their_application_within_the_grace(
+    drain_limit_s: float, grace_s: float, limit_s: float
+) -> None:
+    assert handlers_limit_s(drain_limit_s, grace_s) == limit_s

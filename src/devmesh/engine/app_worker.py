@@ -41,6 +41,7 @@ OWNER = uuid.UUID(
     "6c8f3a52-52a1-5c0e-9a55-0d1f64b7a001"
 )  # of workers that have the database itself, and so need no key
 PAUSE_S = 2.0
+HAND_BACK_S = 2.0  # of the service's grace, for reports and for leaving; of a short grace, half
 IMPORTING = (f"{Path(devmesh.__file__).parent}{os.sep}", importlib.__file__)  # files of who imports an application
 LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
@@ -96,6 +97,11 @@ def _place(error: BaseException) -> tuple[str, int | None] | None:
     return own[-1] if own else code[0] if code else None
 
 
+def handlers_limit_s(drain_limit_s: float, grace_s: float) -> float:
+    """How long handlers may go on when the service stops: as the application has it, but for what follows on them."""
+    return min(drain_limit_s, max(grace_s - HAND_BACK_S, grace_s / 2))
+
+
 class AppWorker:
     """Runs the jobs of an application as long as the service does, and begins again when something keeps it from that."""
 
@@ -109,11 +115,14 @@ class AppWorker:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._work())
 
-    async def drain(self, limit_s: float) -> None:
+    async def drain(self, grace_s: float) -> None:
+        """Lets handlers end, gives back what they did not, and leaves: all of it within the service's grace."""
         self._corridor.leave()  # a claim that waits for jobs ends
         if self._worker is not None and self._task is not None:
-            await self._worker.drain(limit_s)
-            await asyncio.wait([self._task], timeout=limit_s)
+            loop = asyncio.get_running_loop()
+            ends_at = loop.time() + grace_s
+            await self._worker.drain(handlers_limit_s(self._app.drain_limit_s, grace_s))
+            await asyncio.wait([self._task], timeout=max(0.0, ends_at - loop.time()))
         if self._task is not None:
             self._task.cancel()
 
