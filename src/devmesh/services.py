@@ -156,7 +156,7 @@ class Service:
         try:
             async with asyncio.timeout(grace_s):
                 if self._app_worker is not None:
-                    await self._app_worker.drain(grace_s / 2)
+                    await self._app_worker.drain(grace_s)
                 if self._corridor is not None:
                     self._corridor.leave()
                 if self._streams is not None:

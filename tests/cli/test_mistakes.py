@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,13 +13,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from devmesh.cli import values
+from devmesh.cli import application, values
 from devmesh.cli.console import Exit, Failure
-from tests.cli.commands import devmesh
+from tests import forking
+from tests.cli.commands import COMMAND_LIMIT_S, devmesh, environment
 from tests.cli.stand_in import Asked, Said, as_json, stand_in
 
 KEY = "dm_" + "x" * 43
 NOT_TEXT = os.fsdecode(b"caf\xe9")
+JOBS = {"jobs": [{"id": "x" * 36, "status": "PENDING"}] * 500, "next_cursor": None}
 PAGE = Said(200, b"<html>welcome to nginx</html>", "text/html")
 SUBSCRIBED = b'event: subscribed\ndata: {"cursor": "c", "recovered": true}\n\n'
 
@@ -156,3 +159,41 @@ def test_a_remote_worker_takes_its_mesh_from_the_directory_that_it_is_given(tmp_
     (tmp_path / "elsewhere" / "dev.env").write_text("DEVMESH_WS_URL=nowhere\n")
     code, line = fails(tmp_path, "worker", "--app", "app:mesh", "--remote", "--data-dir", "elsewhere")
     assert (code, "DEVMESH_WS_URL is 'nowhere'" in line) == (Exit.FAILED, True), line
+
+
+@pytest.mark.parametrize("option", [["--remote"], ["--port", "0"]], ids=" ".join)
+def test_an_application_that_ends_the_process_is_one_line(tmp_path: Path, option: list[str]) -> None:
+    (tmp_path / "app.py").write_text("import sys\nsys.exit(3)\n")
+    settings = {"DATABASE_DSN": "postgresql://nobody@127.0.0.1:1/none"}
+    done = devmesh(tmp_path, "worker", "--app", "app:mesh", *option, settings=settings)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    expected = (Exit.USAGE, "error") if option == ["--remote"] else (Exit.FAILED, "devmesh worker")
+    assert (done.returncode, lines) == (
+        expected[0], [f"{expected[1]}: app cannot be imported: SystemExit: 3 (app.py, line 2)"],
+    )  # fmt: skip
+    assert "never retrieved" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["jobs", "list"], ["jobs", "list", "--json"], ["--version"]], ids=" ".join)
+def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path, command: list[str]) -> None:
+    """Also when what is to be written is more than a buffer holds."""
+    with (
+        stand_in(lambda _: as_json(JOBS)) as url,
+        Path("/dev/full").open("wb") as full,
+        (tmp_path / "said").open("wb") as said,
+    ):
+        settings = environment({"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY})
+        process = forking.start(["devmesh", *command], cwd=tmp_path, env=settings, stdout=full, stderr=said)
+        assert process.wait(COMMAND_LIMIT_S) == Exit.FAILED
+    expected = "error: standard output cannot be written: No space left on device\n"
+    assert (tmp_path / "said").read_text() == expected
+
+
+def test_other_failures_of_files_are_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(application, "commands", lambda: full)
+    with pytest.raises(OSError, match="No space left"):
+        application.main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -14,8 +15,20 @@ import httpx
 import pytest
 
 from devmesh.store.embedded import EmbeddedPostgres
-from tests.cli.commands import SERVICES, Up, answer, devmesh, three_free_ports
+from tests import forking
+from tests.cli.commands import END_LIMIT_S, SERVICES, Up, answer, devmesh, environment, three_free_ports
 from tests.harness import wait_until
+
+BESIDE = """
+from devmesh.client import Mesh
+
+mesh = Mesh()
+
+
+@mesh.job("beside", queue="beside")
+def beside(job):
+    pass
+"""
 
 
 def test_the_first_start_leaves_a_working_key_that_only_its_owner_may_read(up: Up) -> None:
@@ -34,6 +47,31 @@ def test_the_first_start_leaves_a_working_key_that_only_its_owner_may_read(up: U
     assert key["kind"] == "admin"
     assert variables["DEVMESH_API_KEY"].startswith(key["prefix"])
     assert variables["DEVMESH_API_KEY"] not in up.log()
+
+
+def test_a_worker_with_an_application_runs_beside_the_mesh_s_own(up: Up) -> None:
+    (up.directory / "beside.py").write_text(BESIDE)
+    command = ["devmesh", "worker", "--app", "beside:mesh"]
+    with (up.directory / "beside.log").open("wb") as log:
+        process = forking.start(command, cwd=up.directory, env=environment(), stdout=log)
+    try:
+        wait_until(lambda: said(process, up.directory / "beside.log", '"event": "ready"'), "it is ready")
+        found = re.search(r"port (\d+) is taken, .* port (\d+)", (up.directory / "beside.log").read_text())
+        assert found is not None
+        assert int(found[1]) == up.port + 2
+        assert httpx.get(f"http://127.0.0.1:{found[2]}/readyz", trust_env=False).status_code == 200
+    finally:
+        process.terminate()
+        process.wait(END_LIMIT_S)
+    chosen = str(up.port + 2)
+    for option, settings in ((["--port", chosen], {}), ([], {"DEVMESH_WORKER_PORT": chosen})):
+        refused = devmesh(up.directory, *command[1:], *option, settings=settings)
+        assert (refused.returncode, "choose another with --port" in refused.stderr) == (1, True), refused.stderr
+
+
+def said(process: forking.Process, log: Path, words: str) -> bool:
+    assert process.poll() is None, log.read_text()
+    return words in log.read_text()
 
 
 def test_every_service_logs_under_its_name(up: Up) -> None:

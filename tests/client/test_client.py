@@ -10,6 +10,7 @@ import pytest
 
 from devmesh import operations
 from devmesh.client import Client, MeshError
+from devmesh.client import Mesh as Agents
 from devmesh.client.codecs import CodecName
 from devmesh.client.session import REPEATABLE, takes_key
 from devmesh.client.tasks import Tasks
@@ -193,9 +194,14 @@ async def test_an_address_that_cannot_be_is_an_error_at_once(url: str) -> None:
 
 
 async def test_an_address_where_something_else_is(mesh: Mesh, tenant: str) -> None:
-    with pytest.raises(MeshError, match="no WebSocket at"):
-        async with Client(mesh.rest_url.replace("http", "ws") + "/ws", tenant, connect_timeout_s=2):
-            pass
+    """Nobody waits for what will not come: neither a client, nor a worker, which waits for a mesh that is not there yet."""
+    for url in (mesh.rest_url.replace("http", "ws") + "/ws", mesh.ws_url.removesuffix("ws")):
+        agents = Agents(url, tenant)
+        agents.job("x")(str)
+        for connect in (Client(url, tenant, connect_timeout_s=None).connect, agents.serve):
+            with pytest.raises(MeshError, match=r"no WebSocket at .* ends in /ws") as raised:
+                await asyncio.wait_for(connect(), 5)
+            assert raised.value.kind == Kind.NOT_FOUND
 
 
 async def test_a_key_that_is_revoked_ends_calls_and_events_and_is_not_tried_for_ever(mesh: Mesh, tenant: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest_asyncio
 
@@ -13,8 +15,19 @@ from devmesh.client import Client, JobContext
 from devmesh.client import Mesh as Agents
 from tests.client.agents import at_work
 from tests.client.disturbing import Bench
-from tests.harness import Mesh, eventually
+from tests.harness import READY_LIMIT_S, Mesh, eventually
 
+BRIEF = """
+import asyncio
+from devmesh.client import Mesh
+
+mesh = Mesh(drain_limit_s=0.1)
+
+
+@mesh.job("long")
+async def long(job):
+    await asyncio.sleep(600)
+"""
 AT_ONCE_S = 3.0  # no claim waits for so short a time
 
 
@@ -85,3 +98,26 @@ async def test_who_stops_does_not_end_another_process_that_goes_by_its_name(benc
         assert (await bench.worker_of(job_id))["status"] == "ACTIVE"
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_beside_the_database_handlers_have_the_time_that_their_application_gives_them(
+    own_mesh: Callable[..., Mesh], tmp_path: Path
+) -> None:
+    """However much more the service would have."""
+    mesh = own_mesh("rest-api", "mcp-server")
+    (tmp_path / "brief.py").write_text(BRIEF)
+    worker = mesh.add("worker", DEVMESH_WORKER_APP="brief:mesh", DEVMESH_SHUTDOWN_GRACE_S="600")
+    worker.start()
+    async with Client(mesh.ws_url, mesh.admin_key) as client:
+        job_id = (await client.call("job.enqueue", type="long"))["job"]["id"]
+
+        async def status() -> str:
+            return str((await client.call("job.get", job_id=job_id))["job"]["status"])
+
+        async def is_held() -> bool:
+            return await status() == "PROCESSING"
+
+        await eventually(is_held, "it is at work", READY_LIMIT_S)
+        worker.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait) == 0
+        assert await status() == "PENDING"

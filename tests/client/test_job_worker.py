@@ -163,7 +163,7 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     start_worker(mesh, tmp_path)
     ids = {
         name: await jobs.enqueue(name, {"n": 21}, max_retries=0)
-        for name in ("double", "thread", "boom", "never", "object", "wordless")
+        for name in ("double", "thread", "boom", "never", "object", "wordless", "large")
     }
     ids["nobody"] = await jobs.enqueue("nobody", max_retries=0)
     ids["exit"] = await jobs.enqueue("exit", max_retries=0)
@@ -173,6 +173,7 @@ async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs
     assert ended["boom"]["error"] == {"type": "RuntimeError", "message": "bang"}
     assert ended["never"]["error"] == {"why": "never"}
     assert ended["object"]["error"]["type"] == "UnusableResult"
+    assert ended["large"]["error"]["type"] == "UnusableResult"
     assert ended["wordless"]["error"] == {"type": "Wordless", "message": "(its words cannot be had: KeyError)"}
     assert ended["nobody"]["error"]["type"] == "NoHandler"
     assert ended["exit"]["error"]["type"] == "SystemExit"
@@ -345,26 +346,6 @@ async def test_j38_zombies_write_nothing(apart: tuple[Mesh, Jobs], tmp_path: Pat
     finally:
         zombie.signal(signal.SIGCONT)
         other.end()
-
-
-@pytest.mark.parametrize(
-    ("app", "said"),
-    [
-        ("nowhere:mesh", "nowhere cannot be imported"),
-        ("app_one:absent", "app_one has no 'absent'"),
-        ("app_one", "names no mesh"),
-        ("json:dumps", "is no Mesh"),
-    ],
-)
-async def test_an_application_that_cannot_be_run_is_named(
-    apart: tuple[Mesh, Jobs], tmp_path: Path, app: str, said: str
-) -> None:
-    mesh, _ = apart
-    (tmp_path / "app_one.py").write_text(APP.format(lease_s=1.0, worker="one"))
-    child = mesh.add("worker", DEVMESH_WORKER_APP=app)
-    child.start()
-    assert await asyncio.to_thread(child.wait) == 1
-    assert said in child.tail()
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])

@@ -224,7 +224,7 @@ class Fronted:
             await connection.close(1012)
 
 
-@pytest.mark.parametrize(("status", "is_final"), [(404, False), (405, False), (503, False), (401, True)])
+@pytest.mark.parametrize(("status", "is_final"), [(403, False), (404, False), (405, False), (503, False), (401, True)])
 async def test_a_proxy_without_its_server_is_waited_for_by_who_was_connected(status: int, *, is_final: bool) -> None:
     front = Fronted()
     port = free_port()

@@ -26,6 +26,23 @@ class Broken:
         raise self._error
 
 
+class Counting:
+    """A corridor that notes how long the parameters were."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    async def serve(self, _name: str, _caller: Caller, raw: bytes) -> msgspec.Raw:
+        self.sizes.append(len(raw))
+        return msgspec.Raw(b"{}")
+
+
+def requests_to(corridor: Broken | Counting, message_bytes_max: int = 1_024) -> LocalRequests:
+    someone = uuid.uuid4()
+    caller = Caller(tenant_id=someone, key_id=someone, owner_id=someone, scopes=frozenset({Scope.WORKER}))
+    return LocalRequests(cast("Corridor", corridor), caller, message_bytes_max)
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "passes"),
     [
@@ -37,10 +54,16 @@ class Broken:
     ids=["unforeseen", "internal", "unavailable", "conflict"],
 )
 async def test_errors_are_those_of_the_wire(error: Exception, kind: Kind, *, passes: bool) -> None:
-    someone = uuid.uuid4()
-    caller = Caller(tenant_id=someone, key_id=someone, owner_id=someone, scopes=frozenset({Scope.WORKER}))
-    requests = LocalRequests(cast("Corridor", Broken(error)), caller)
     with pytest.raises(ClientError) as raised:
-        await requests.request("job.claim", {}, dict[str, Any])
+        await requests_to(Broken(error)).request("job.claim", {}, dict[str, Any])
     assert (raised.value.kind, may_pass(raised.value)) == (kind, passes)
     assert (raised.value.error_id is not None) == (kind is Kind.INTERNAL)
+
+
+async def test_a_message_has_a_limit_here_as_well() -> None:
+    corridor = Counting()
+    requests = requests_to(corridor, message_bytes_max=1_024)
+    assert await requests.request("job.complete", {"r": "x" * 1_016}, dict[str, Any]) == {}
+    with pytest.raises(ClientError, match=r"and job\.complete would have 1025") as raised:
+        await requests.request("job.complete", {"r": "x" * 1_017}, dict[str, Any])
+    assert (raised.value.kind, raised.value.retryable, corridor.sizes) == (Kind.TOO_LARGE, False, [1_024])

@@ -14,7 +14,7 @@ from devmesh.cli import services
 from devmesh.cli.administering import keys, tenants
 from devmesh.cli.calling import call
 from devmesh.cli.checking import check
-from devmesh.cli.console import Failure, complain
+from devmesh.cli.console import Exit, Failure, complain
 from devmesh.cli.contexts import contexts
 from devmesh.cli.demo import demo
 from devmesh.cli.docs import docs
@@ -23,6 +23,7 @@ from devmesh.cli.encryption import encryption, forget, generate, rotate_data
 from devmesh.cli.jobs import dead_letters, jobs, queues
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
+from devmesh.cli.output import OutputLost, give_up, tell_of_losses
 from devmesh.cli.partitions import partitions
 from devmesh.cli.schedules import schedules
 from devmesh.cli.showing import settings
@@ -106,8 +107,13 @@ def commands() -> Callable[[], Any]:
 
 def main() -> None:
     """The console script."""
+    tell_of_losses()
     try:
         commands()()
     except Failure as failure:
         complain(failure.message, failure.hint)
         sys.exit(failure.code)
+    except OutputLost as lost:
+        give_up()
+        complain(f"standard output cannot be written: {lost.strerror}")
+        sys.exit(Exit.FAILED)

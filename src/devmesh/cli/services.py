@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +10,10 @@ from typing import Annotated, Literal
 import typer
 
 from devmesh.cli import readiness
-from devmesh.cli.console import Exit, Failure
-from devmesh.cli.loading import require_dsn, service_settings
+from devmesh.cli.console import Exit, Failure, note
+from devmesh.cli.loading import DEV_ENV, require_dsn, service_settings, with_options
+from devmesh.cli.ports import free_port, why_not
+from devmesh.settings import Settings
 
 Host = Annotated[str | None, typer.Option(help="Where to listen.", show_default="127.0.0.1")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
@@ -92,6 +95,20 @@ def _run(
     if health_check:
         raise typer.Exit(readiness.exit_code(name, settings.host, settings.port_of(name)))
     require_dsn(settings)
+    if name == "worker" and settings.worker_app is not None:
+        settings = _beside_others(settings)
     from devmesh import app
 
     raise typer.Exit(app.run_service(name, settings))
+
+
+def _beside_others(settings: Settings) -> Settings:
+    """With a free port where nobody has chosen one and the usual one is taken: as a rule by the worker of `devmesh up`."""
+    host, port = settings.host, settings.worker_port
+    is_chosen = settings.sources.get("worker_port", DEV_ENV) != DEV_ENV
+    error = None if is_chosen else why_not(host, port)
+    if error is None or error.errno != errno.EADDRINUSE:
+        return settings
+    free = free_port(host)
+    note(f"port {port} is taken, so the health of this worker is at port {free}; --port chooses another")
+    return with_options(settings, {"worker_port": free})

@@ -68,15 +68,16 @@ class Mesh:
         """Without `url` and `api_key`, those of the environment, of `.env`, or of the `devmesh up` that runs here.
 
         `drain_limit_s` is how long handlers may go on when the process is told to stop; what is not done by then is handed
-        back. `worker` is the name under which this process takes jobs, by default one that no other process has: what runs
-        under it later is the same worker, and takes over what the former process still holds. `capacity` is how many jobs
-        it holds at once, and `lease_s` after how long without a heartbeat they are given to others.
+        back. Beside the database the service's own grace bounds it. `worker` is the name under which this process takes
+        jobs, by default one that no other process has: what runs under it later is the same worker, and takes over what the
+        former process still holds. `capacity` is how many jobs it holds at once, and `lease_s` after how long without a
+        heartbeat they are given to others.
         """
         self._worker_name = worker
         self.capacity, self.lease_s = capacity, lease_s
         self.job_handlers: dict[str, JobHandler] = {}
         self._given = (url, api_key)
-        self._codec, self._drain_limit_s = codec, drain_limit_s
+        self._codec, self.drain_limit_s = codec, drain_limit_s
         self._declared: dict[str, Declared] = {}
         self._stopping: asyncio.Event | None = None
 
@@ -173,8 +174,8 @@ class Mesh:
         try:
             await asyncio.wait([stopping, *running], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            draining = [worker.drain(self._drain_limit_s) for worker in workers]
-            await asyncio.gather(*draining, *([jobs.drain(self._drain_limit_s)] if jobs is not None else []))
+            draining = [worker.drain(self.drain_limit_s) for worker in workers]
+            await asyncio.gather(*draining, *([jobs.drain(self.drain_limit_s)] if jobs is not None else []))
             if working is not None:
                 await asyncio.wait([working], timeout=HAND_BACK_LIMIT_S)
                 working.cancel()

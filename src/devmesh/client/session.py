@@ -31,8 +31,10 @@ LAST_TRY_S = 1.0  # before a request's time is up
 STABLE_S = 1.0  # a connection that lasted so long was a good one: the next back-off begins anew
 CLOSE_UNAUTHENTICATED, CLOSE_RESUME = 4001, 4008
 # There is no DevMesh here, and waiting does not help. A proxy answers some of these, too, while what is behind it starts again.
-HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 404, 405, 410, 426})
+# DevMesh's own services answer 403 wherever their WebSocket is not.
+HTTP_MEANS_ELSEWHERE = frozenset({400, 401, 403, 404, 405, 410, 426})
 HTTP_UNAUTHORIZED = 401
+HTTP_MEANS_ANOTHER_PLACE = frozenset({403, 404})
 READS = frozenset({
     "get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions", "predict", "anomalies",
     "optimal", "alerts", "jobs", "search",
@@ -183,7 +185,7 @@ class Session:
             status = error.response.status_code
             is_known = self._was_connected and status != HTTP_UNAUTHORIZED  # to be a DevMesh, which will be back
             kind = Kind.NOT_FOUND if status in HTTP_MEANS_ELSEWHERE and not is_known else Kind.UNAVAILABLE
-            hint = "; the address ends in /ws" if status == 404 else ""
+            hint = "; the address is that of mcp-server, and ends in /ws" if status in HTTP_MEANS_ANOTHER_PLACE else ""
             raise MeshError(kind, f"no WebSocket at {self.address.url} (HTTP {status}){hint}") from None
         except (OSError, TimeoutError, websockets.WebSocketException) as error:
             why = str(error) or type(error).__name__

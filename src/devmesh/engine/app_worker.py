@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+import os
 import sys
+import sysconfig
+import traceback
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,8 +19,9 @@ from pathlib import Path
 
 import structlog
 
+import devmesh
 from devmesh.client import Mesh
-from devmesh.client.errors import MeshError
+from devmesh.client.errors import MeshError, described
 from devmesh.client.job_worker import JobWorker
 from devmesh.core.access import Caller, Scope
 from devmesh.core.components import Component, healthy, unhealthy
@@ -37,6 +41,9 @@ OWNER = uuid.UUID(
     "6c8f3a52-52a1-5c0e-9a55-0d1f64b7a001"
 )  # of workers that have the database itself, and so need no key
 PAUSE_S = 2.0
+HAND_BACK_S = 2.0  # of the service's grace, for reports and for leaving; of a short grace, half
+IMPORTING = (f"{Path(devmesh.__file__).parent}{os.sep}", importlib.__file__)  # files of who imports an application
+LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
 class AppUnusable(Exception):
@@ -46,13 +53,15 @@ class AppUnusable(Exception):
 def load_app(name: str) -> Mesh:
     """`module:attribute`, found from the working directory. Raises AppUnusable."""
     module_name, _, attribute = name.partition(":")
-    if not attribute:
+    if not module_name or not attribute:
         raise AppUnusable(f"{name!r} names no mesh: say module:name, such as app:mesh")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise AppUnusable(f"{module_name} cannot be imported: {error}") from error
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the application's own code does
+        raise AppUnusable(f"{module_name} cannot be imported: {_told(error)}") from error
+    try:
+        found = getattr(module, attribute)
     except AttributeError:
         raise AppUnusable(f"{module_name} has no {attribute!r}") from None
     if not isinstance(found, Mesh):
@@ -60,6 +69,37 @@ def load_app(name: str) -> Mesh:
     if not found.job_handlers:
         raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…)")
     return found
+
+
+def _told(error: BaseException) -> str:
+    """A mistake of the application on one line: what it is, and where in its own files."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place: tuple[str, int | None] | None = (error.filename, error.lineno)
+        said = error.msg
+    else:
+        place = _place(error)
+        said = described(error)["message"]
+    words = " ".join(said.split())
+    told = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    if place is None:  # the module itself is not there
+        return told
+    file = Path(place[0])
+    shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+    return f"{told} ({shown}, line {place[1]})"
+
+
+def _place(error: BaseException) -> tuple[str, int | None] | None:
+    """The innermost line of the application, whose mistake it is: not that of the library that has noticed it. An
+    application that is installed as libraries are has the outermost one."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    code = [(file, line) for file, line in frames if not file.startswith("<") and not file.startswith(IMPORTING)]
+    own = [(file, line) for file, line in code if not any(Path(file).is_relative_to(place) for place in LIBRARIES)]
+    return own[-1] if own else code[0] if code else None
+
+
+def handlers_limit_s(drain_limit_s: float, grace_s: float) -> float:
+    """How long handlers may go on when the service stops: as the application has it, but for what follows on them."""
+    return min(drain_limit_s, max(grace_s - HAND_BACK_S, grace_s / 2))
 
 
 class AppWorker:
@@ -75,11 +115,14 @@ class AppWorker:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._work())
 
-    async def drain(self, limit_s: float) -> None:
+    async def drain(self, grace_s: float) -> None:
+        """Lets handlers end, gives back what they did not, and leaves: all of it within the service's grace."""
         self._corridor.leave()  # a claim that waits for jobs ends
         if self._worker is not None and self._task is not None:
-            await self._worker.drain(limit_s)
-            await asyncio.wait([self._task], timeout=limit_s)
+            loop = asyncio.get_running_loop()
+            ends_at = loop.time() + grace_s
+            await self._worker.drain(handlers_limit_s(self._app.drain_limit_s, grace_s))
+            await asyncio.wait([self._task], timeout=max(0.0, ends_at - loop.time()))
         if self._task is not None:
             self._task.cancel()
 
@@ -93,7 +136,7 @@ class AppWorker:
             try:
                 caller = await self._caller()
                 self._worker = self._app.job_worker(
-                    functools.partial(_here, self._corridor, caller), functools.partial(self._apart, caller)
+                    functools.partial(self._here, caller), functools.partial(self._apart, caller)
                 )
                 self._problem = ""
                 await self._worker.run()
@@ -113,6 +156,10 @@ class AppWorker:
         return Caller(tenant_id=rows[0]["id"], key_id=OWNER, owner_id=OWNER, scopes=scopes)
 
     @asynccontextmanager
+    async def _here(self, caller: Caller) -> AsyncIterator[LocalRequests]:
+        yield LocalRequests(self._corridor, caller, self._settings.message_bytes_max)
+
+    @asynccontextmanager
     async def _apart(self, caller: Caller) -> AsyncIterator[LocalRequests]:
         """The same on connections of its own, for another thread's loop."""
         settings = self._settings
@@ -123,11 +170,6 @@ class AppWorker:
         )  # fmt: skip
         try:
             runner = WorkRunner(database, Bell([], settings.bell_coalesce_ms), self._runner.vault)
-            yield LocalRequests(Corridor(runner, settings), caller)
+            yield LocalRequests(Corridor(runner, settings), caller, settings.message_bytes_max)
         finally:
             await database.close()
-
-
-@asynccontextmanager
-async def _here(corridor: Corridor, caller: Caller) -> AsyncIterator[LocalRequests]:
-    yield LocalRequests(corridor, caller)

@@ -1,6 +1,7 @@
 """What a client's requests are for a worker beside the database: the same operations, called in this process.
 
-No socket, no key and no idempotency record stand between: what fences a report is its attempt.
+No socket, no key and no idempotency record stand between: what fences a report is its attempt. A message has the limit that it
+has over a socket: a result is sent or not sent, wherever its worker runs, and what is too long would hold up everybody's loops.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ TIMEOUT_S_DEFAULT = 30.0
 
 
 class LocalRequests:
-    def __init__(self, corridor: Corridor, caller: Caller) -> None:
-        self._corridor, self._caller = corridor, caller
+    def __init__(self, corridor: Corridor, caller: Caller, message_bytes_max: int) -> None:
+        self._corridor, self._caller, self._message_bytes_max = corridor, caller, message_bytes_max
         self.timeout_s = TIMEOUT_S_DEFAULT
 
     async def request(
@@ -31,6 +32,9 @@ class LocalRequests:
     ) -> T:
         """The answer, decoded into a type. Raises the client's MeshError, as the wire's client does."""
         raw = msgspec.json.encode(params)
+        if len(raw) > (limit := self._message_bytes_max):
+            message = f"a message has {limit} bytes at the most, and {method} would have {len(raw)}"
+            raise ClientError(Kind.TOO_LARGE, message)
         try:
             async with asyncio.timeout(self.timeout_s if timeout_s is None else timeout_s):
                 answer = await self._corridor.serve(method, self._caller, raw)

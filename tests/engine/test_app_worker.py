@@ -1,0 +1,92 @@
+"""Applications beside the database: what is said of those that cannot be loaded, and the time that handlers have to end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devmesh.engine.app_worker import AppUnusable, handlers_limit_s, load_app
+
+BEGIN = """\
+import os
+from devmesh.client import Mesh
+mesh = Mesh()
+"""
+TWICE = """
+@mesh.job("x")
+def one(job): pass
+
+@mesh.job("x")
+def two(job): pass
+"""
+COROUTINE = """
+@mesh.job("x", in_process=True)
+async def one(job): pass
+"""
+A_COROUTINE = "jobs of type 'x': a coroutine runs in this process's loop; give a plain function"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where applications are looked for; what is loaded from there is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in {"app_ill", "app_well", "app_helper"} & sys.modules.keys():
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("os.nothing", "AttributeError: module 'os' has no attribute 'nothing' (app_ill.py, line 4)"),
+        ("def (", "SyntaxError: invalid syntax (app_ill.py, line 4)"),
+        ("raise SystemExit(3)", "SystemExit: 3 (app_ill.py, line 4)"),
+        ("assert not mesh", "AssertionError (app_ill.py, line 4)"),
+        ("raise ValueError('first\\nsecond')", "ValueError: first second (app_ill.py, line 4)"),
+        (
+            "import json\njson.loads('[')",
+            "JSONDecodeError: Expecting value: line 1 column 2 (char 1) (app_ill.py, line 5)",
+        ),
+        ("import nothing_here", "ModuleNotFoundError: No module named 'nothing_here' (app_ill.py, line 4)"),
+        ("import app_helper", "ZeroDivisionError: division by zero (app_helper.py, line 2)"),
+        (TWICE, "ValueError: jobs of type 'x' have two handlers (app_ill.py, line 8)"),
+        (COROUTINE, f"ValueError: {A_COROUTINE} (app_ill.py, line 5)"),
+    ],
+)
+def test_a_mistake_in_an_application_is_told_with_its_place(directory: Path, code: str, said: str) -> None:
+    (directory / "app_helper.py").write_text("import os\n1 / 0\n")
+    (directory / "app_ill.py").write_text(BEGIN + code + "\n")
+    with pytest.raises(AppUnusable) as raised:
+        load_app("app_ill:mesh")
+    assert str(raised.value) == f"app_ill cannot be imported: {said}"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("app_nowhere:mesh", "app_nowhere cannot be imported: ModuleNotFoundError: No module named 'app_nowhere'"),
+        ("app_well", "'app_well' names no mesh: say module:name, such as app:mesh"),
+        ("json:dumps", "json:dumps is no Mesh but a function"),
+        (":mesh", "':mesh' names no mesh: say module:name, such as app:mesh"),
+        ("app_well:absent", "app_well has no 'absent'"),
+        ("app_well:mesh", "app_well:mesh has no jobs: declare some with @mesh.job(…)"),
+    ],
+)
+def test_what_is_not_there_is_named(directory: Path, name: str, said: str) -> None:
+    (directory / "app_well.py").write_text(BEGIN)
+    with pytest.raises(AppUnusable) as raised:
+        load_app(name)
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("drain_limit_s", "grace_s", "limit_s"), [(20, 10, 8), (3, 10, 3), (20, 60, 20), (20, 1, 0.5), (20, 0, 0)]
+)
+def test_handlers_have_the_time_of_their_application_within_the_grace(
+    drain_limit_s: float, grace_s: float, limit_s: float
+) -> None:
+    assert handlers_limit_s(drain_limit_s, grace_s) == limit_s
