@@ -95,6 +95,21 @@ async def test_words_that_no_message_can_carry_are_told_as_far_as_they_can_be(
     assert (await bench.get(job_id))["error"] == {"type": "OSError", "message": "no file ?"}
 
 
+async def test_a_handler_that_cancels_itself_has_failed(bench: Bench) -> None:
+    @bench.job
+    async def odd(job: JobContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel("by its own hand")
+        await asyncio.Event().wait()
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("odd", max_retries=1)
+        await eventually(lambda: bench.is_over(job_id), "it is told", 10)
+    assert await bench.outcomes(job_id) == ["FAILED"] * 2
+    assert (await bench.get(job_id))["error"] == {"type": "CancelledError", "message": "by its own hand"}
+
+
 async def test_a_claim_that_meets_a_fault_of_the_server_is_asked_again(bench: Bench) -> None:
     @bench.job
     async def well(job: JobContext) -> str:

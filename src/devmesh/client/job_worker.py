@@ -125,6 +125,7 @@ class JobWorker:
                     await claiming
                     await self._all_reported()
             finally:
+                self._draining.set()
                 claiming.cancel()
                 self._reports.stop()
                 for task in self._running:
@@ -261,7 +262,8 @@ class JobWorker:
         try:
             report = completed(job, lease, await self._handle(job, lease, task))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
-            report = given_back(job, lease) if task.cancelling() else failed(job, lease, described(cancelled))
+            is_ours = lease.is_lost or self._draining.is_set()
+            report = given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))
         except Fail as failure:
             report = failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:
