@@ -60,9 +60,13 @@ class _Claimed(msgspec.Struct):
 
 
 class _Asked(NamedTuple):
-    """A claim under way: for how many jobs, since when (monotonic seconds), and its answer to come."""
+    """A claim under way: of which queues, for how many jobs, how many processes are set aside for them, since when
+    (monotonic seconds), and its answer to come.
+    """
 
+    queues: list[str]
     limit: int
+    processes: int
     at: float
     answer: asyncio.Task[list[Job]]
 
@@ -93,6 +97,10 @@ class JobWorker:
         self._open_requests = open_requests
         self._heart = JobHeart(open_heart_requests or open_requests, lease_s)
         self._processes = Processes()
+        in_process = [handler for handler in self._handlers.values() if handler.in_process]
+        self._process_types = frozenset(handler.type for handler in in_process)
+        self._process_queues = {handler.queue for handler in in_process}
+        self._are_for_processes = True  # those that the last claim of all queues brought, or some of them
         self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
         self._is_flowing = self._takes_few = False
@@ -198,10 +206,30 @@ class JobWorker:
             enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
             if room <= 0 or (room < enough and self._held and not self._takes_few):
                 return
+            queues, limit, processes = self._terms(min(room, self._claimed_max))
+            if not queues:
+                return
             self._takes_few = False
-            limit = min(room, self._claimed_max)
             self._asked += limit
-            asked.append(_Asked(limit, time.monotonic(), asyncio.create_task(self._claim(limit))))
+            self._processes.free -= processes
+            # One that others follow must not keep what these bring from being seen.
+            wait_ms = WAIT_HELD_MS if self._held or self._is_flowing else WAIT_MS
+            answer = asyncio.create_task(self._claim(queues, limit, wait_ms))
+            asked.append(_Asked(queues, limit, processes, time.monotonic(), answer))
+
+    def _terms(self, room: int) -> tuple[list[str], int, int]:
+        """Of which queues to ask for jobs, for how many, and for how many of them to set a process aside.
+
+        A job that waited here for a process would run out of its time, and elsewhere one may be free.
+        """
+        if not self._process_types:
+            return self._queues, room, 0
+        free = self._processes.free
+        if free <= 0:
+            return [queue for queue in self._queues if queue not in self._process_queues], room, 0
+        if self._are_for_processes:
+            return self._queues, min(room, free), min(room, free)
+        return self._queues, room, 0
 
     async def _reconcile(self) -> None:
         """Gives back what came of claims whose outcome is not known. None is under way.
@@ -226,10 +254,10 @@ class JobWorker:
         except TimeoutError:
             self._takes_few = True
 
-    async def _claim(self, limit: int) -> list[Job]:
+    async def _claim(self, queues: list[str], limit: int, wait_ms: int) -> list[Job]:
         asked = {
-            "worker_id": self._worker_id, "queues": self._queues, "limit": limit, "lease_s": self._lease_s,
-            "wait_ms": min(WAIT_HELD_MS if self._held else WAIT_MS, int(self._lease_s * 1000 * WAIT_SHARE)),
+            "worker_id": self._worker_id, "queues": queues, "limit": limit, "lease_s": self._lease_s,
+            "wait_ms": min(wait_ms, int(self._lease_s * 1000 * WAIT_SHARE)),
         }  # fmt: skip
         timeout_s = WAIT_MS / 1000 + REPORT_TIMEOUT_S
         return (await self._requests.request("job.claim", asked, _Claimed, timeout_s=timeout_s)).jobs
@@ -240,7 +268,9 @@ class JobWorker:
             jobs = await asked.answer
         finally:
             self._asked -= asked.limit
+            self._processes.free += asked.processes
         self._is_flowing = len(jobs) == asked.limit
+        excess = self._set_aside(asked, jobs) if self._process_types else None
         loop = asyncio.get_running_loop()
         for number, job in enumerate(jobs, 1):
             if number % BEGUN_AT_ONCE == 0:
@@ -248,11 +278,21 @@ class JobWorker:
             lease = JobLease(job.id, job.attempt, self._lease_s, asked.at)
             self._held += 1
             self._heart.hold(lease)
-            if self._draining.is_set():  # they were asked for before
+            if self._draining.is_set() or (excess and job.id in excess):  # it was asked for before
                 self._reports.say(given_back(job, lease))
                 continue
             lease.task = loop.create_task(self._work(job, lease))
             self._running.add(lease.task)
+
+    def _set_aside(self, asked: _Asked, jobs: list[Job]) -> set[uuid.UUID]:
+        """Sets a process aside for each job that is for one. Gives those for which there is none: they are for others."""
+        for_processes = [job for job in jobs if job.type in self._process_types]
+        if jobs and asked.queues == self._queues:
+            self._are_for_processes = bool(for_processes)
+        self._process_queues.update(job.queue for job in for_processes)  # whatever was declared
+        count = min(len(for_processes), self._processes.free)
+        self._processes.free -= count
+        return {job.id for job in for_processes[count:]}
 
     async def _work(self, job: Job, lease: JobLease) -> None:
         """One attempt, until its report waits to be sent."""
@@ -280,13 +320,23 @@ class JobWorker:
                 {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
             )
         if handler.in_process:
-            return await self._processes.call(handler.function, job)
+            return await self._in_process(handler, job, lease)
         if not handler.is_coroutine:
             context = BlockingJobContext(job, lease, self._requests, asyncio.get_running_loop())
             return await in_thread(handler.function, context)
         loop = asyncio.get_running_loop()
         lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
         return await handler.function(JobContext(job, lease, self._requests))
+
+    async def _in_process(self, handler: JobHandler, job: Job, lease: JobLease) -> Any:
+        """The same in the process that was set aside, where nothing ends it any more."""
+        try:
+            if (reason := lease.lost_reason) is not None:
+                raise asyncio.CancelledError(reason)
+            return await self._processes.call(handler.function, job)
+        finally:
+            self._processes.free += 1
+            self._has_room.set()
 
     def _freed(self, slots: int) -> None:
         self._held -= slots

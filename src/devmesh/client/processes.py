@@ -22,17 +22,23 @@ from devmesh.client.errors import Fail, described
 
 log = logging.getLogger("devmesh.client")
 
+PROCESSES = os.cpu_count() or 1
+
 
 class Processes:
-    """As many as there are processors, started when they are first needed, and anew when one of them has died."""
+    """As many as there are processors, started when they are first needed, and anew when one of them has died.
+
+    `free` are those that nobody has set aside for what is to be called there: beyond them a call would wait.
+    """
 
     def __init__(self) -> None:
+        self.free = self._count = PROCESSES
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     async def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """What the function returns or raises. It is imported there by its name, so it stands at the top of a module."""
         pool = self._pool = self._pool or concurrent.futures.ProcessPoolExecutor(
-            os.cpu_count(), multiprocessing.get_context("spawn"), _depend_on_the_parent
+            self._count, multiprocessing.get_context("spawn"), _depend_on_the_parent
         )
         try:
             done = pool.submit(_run, function, argument)
