@@ -43,6 +43,7 @@ BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 DRAIN_LIMIT_S = 20.0  # of a worker that may not go on
 LEAVE_LIMIT_S = 3.0
+HAS_LEFT = "worker.terminated"  # the reason of a refusal
 
 
 class JobHandler(NamedTuple):
@@ -109,6 +110,7 @@ class JobWorker:
         self._has_room, self._draining = asyncio.Event(), asyncio.Event()
         self._instance_id = uuid.uuid4()
         self._worker_id: uuid.UUID | None = None
+        self._is_registered = False
 
     async def run(self) -> None:
         """Works until it is cancelled. Call `drain` first to end in good order.
@@ -117,9 +119,7 @@ class JobWorker:
         """
         async with self._open_requests() as requests:
             self._requests = requests
-            await self._register()
-            assert self._worker_id is not None
-            self._heart.start(self._worker_id)
+            self._heart.start(await self._register())
             self._reports.start(requests)
             claiming = asyncio.create_task(self._claim_all())
             claiming.add_done_callback(lambda _: self._draining.set())
@@ -150,14 +150,25 @@ class JobWorker:
         for task in self._running:
             task.cancel()
 
-    async def _register(self) -> None:
+    async def _register(self) -> uuid.UUID:
         interval_s = min(max(self._heart.interval_s, HEARTBEAT_INTERVAL_S_MIN), HEARTBEAT_INTERVAL_S_MAX)
         asked = {
             "name": self.name, "queues": self._queues, "capacity": self.capacity, "heartbeat_interval_s": interval_s,
             "instance_id": self._instance_id,
         }  # fmt: skip
-        self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
-        log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))
+        worker_id = self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
+        self._is_registered = True
+        log.info("worker %s (%s) takes jobs of %s", self.name, worker_id, ", ".join(self._queues))
+        return worker_id
+
+    async def _register_again(self) -> None:
+        """Goes on after another process of this name has left, and the worker with it. All that it held was taken from it."""
+        for lease in self._heart.held:
+            lease.lose("its worker has left")
+        self._heart.stand_for(await self._register())
+        self._is_in_doubt = False
+        if self._draining.is_set():
+            await self._deregister()
 
     async def _deregister(self) -> bool:
         """Leaves, so that nobody waits for a heartbeat: what a claim that is under way was or would be given is for others.
@@ -168,6 +179,8 @@ class JobWorker:
         try:
             await self._requests.request("worker.deregister", asked, dict[str, Any], timeout_s=LEAVE_LIMIT_S)
         except MeshError as error:
+            if error.reason == HAS_LEFT:
+                return self._is_registered  # else it may be about to come back
             log.warning("worker %s could not be deregistered: %s", self.name, error.message)
             return False
         return True
@@ -179,29 +192,38 @@ class JobWorker:
         try:
             while asked or not self._draining.is_set():
                 self._ask(asked)
-                if not asked and not self._is_in_doubt:
+                if not asked and not self._is_in_doubt and self._is_registered:
                     await self._room()
                     continue
                 try:
-                    await (self._begin(asked.popleft()) if asked else self._reconcile())
+                    if asked:
+                        await self._begin(asked.popleft())
+                    else:
+                        await (self._reconcile() if self._is_registered else self._register_again())
                     pause_s = PAUSE_S
                 except MeshError as error:
-                    if not may_pass(error) and error.reason != "worker.state":
-                        log.warning("no more jobs are taken: %s", error.message)
-                        raise
-                    log.warning("no jobs can be had for the moment: %s", error.message)
-                    self._is_in_doubt |= error.reason == OUTCOME_UNKNOWN or error.kind == Kind.TIMEOUT
-                    self._is_flowing = False
+                    self._take(error)
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
         finally:
             for each in asked:
                 each.answer.cancel()
 
+    def _take(self, error: MeshError) -> None:
+        """Learns what a refusal says of the next request. Raises it when there can be none."""
+        if error.reason == HAS_LEFT:
+            self._is_registered = False
+        elif not may_pass(error) and error.reason != "worker.state":
+            log.warning("no more jobs are taken: %s", error.message)
+            raise error
+        log.warning("no jobs can be had for the moment: %s", error.message)
+        self._is_in_doubt |= error.reason == OUTCOME_UNKNOWN or error.kind == Kind.TIMEOUT
+        self._is_flowing = False
+
     def _ask(self, asked: collections.deque[_Asked]) -> None:
-        while (
-            not self._is_in_doubt and not self._draining.is_set() and len(asked) < (CLAIMS if self._is_flowing else 1)
-        ):
+        while len(asked) < (CLAIMS if self._is_flowing else 1):
+            if self._is_in_doubt or not self._is_registered or self._draining.is_set():
+                return
             room = self.capacity - self._held - self._asked
             enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
             if room <= 0 or (room < enough and self._held and not self._takes_few):
