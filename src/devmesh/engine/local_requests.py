@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from devmesh.client import jsons
+from devmesh.client.codecs import unsendable
 from devmesh.client.errors import MeshError as ClientError
 from devmesh.core.access import Caller
 from devmesh.core.errors import Kind
@@ -30,7 +32,10 @@ class LocalRequests:
         self, method: str, params: Mapping[str, Any], shape: type[T], *, timeout_s: float | None = None
     ) -> T:
         """The answer, decoded into a type. Raises the client's MeshError, as the wire's client does."""
-        raw = msgspec.json.encode(params)
+        try:
+            raw = jsons.encode(params)
+        except jsons.NO_JSON as problem:
+            raise unsendable(method, problem) from None
         try:
             async with asyncio.timeout(self.timeout_s if timeout_s is None else timeout_s):
                 answer = await self._corridor.serve(method, self._caller, raw)
