@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -17,3 +18,32 @@ def held_up(job: Any) -> int:
         assert time.monotonic() < ends_at
         time.sleep(0.01)
     return int(job.attempt)
+
+
+class Unopened:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, ("no number",))
+
+
+class Unopenable(Exception):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, ("no number",))
+
+
+def odd(job: Any) -> Any:
+    """Gives or raises what cannot be told from one process to another, or is no JSON."""
+    match job.payload:
+        case "deep":
+            deep: list[Any] = []
+            for _ in range(100_000):
+                deep = [deep]
+            return deep
+        case "lambda":
+            return lambda: 1
+        case "unopened":
+            return Unopened()
+        case "cancelled":
+            return asyncio.CancelledError()
+        case "object":
+            return object()
+    raise Unopenable("its own words")

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from devmesh.client import Client, JobContext, processes
 from tests.client.disturbing import Bench
-from tests.client.process_jobs import held_up
+from tests.client.process_jobs import held_up, odd
 from tests.harness import Mesh, eventually
 
 PROCESSES = 2
@@ -115,3 +115,17 @@ async def test_an_attempt_that_is_lost_before_it_begins_is_not_begun(mesh: Mesh,
             await all_done(bench, [job_id])
         job = await bench.get(job_id)
     assert [path.name for path in tmp_path.iterdir() if path.name != "go"] == [f"{job_id}.{job['result']}"]
+
+
+async def test_a_result_that_cannot_be_told_fails_its_job_for_good_and_an_exception_does_not(bench: Bench) -> None:
+    bench.job_in_process(odd)
+    async with bench.at_work():
+        results = ("lambda", "deep", "unopened", "cancelled", "object")
+        jobs = {what: await bench.enqueue("odd", what, max_retries=1) for what in (*results, "raised")}
+        for job_id in jobs.values():
+            await eventually(lambda: bench.is_over(job_id), "it has failed", BEGIN_LIMIT_S)  # noqa: B023
+        for what in results:
+            assert (await bench.get(jobs[what]))["error"]["type"] == "UnusableResult", what
+            assert await bench.outcomes(jobs[what]) == ["FAILED"], what
+        assert (await bench.get(jobs["raised"]))["error"] == {"type": "Unopenable", "message": "its own words"}
+        assert await bench.outcomes(jobs["raised"]) == ["FAILED"] * 2

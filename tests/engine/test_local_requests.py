@@ -44,3 +44,11 @@ async def test_errors_are_those_of_the_wire(error: Exception, kind: Kind, *, pas
         await requests.request("job.claim", {}, dict[str, Any])
     assert (raised.value.kind, may_pass(raised.value)) == (kind, passes)
     assert (raised.value.error_id is not None) == (kind is Kind.INTERNAL)
+
+
+async def test_what_no_message_can_carry_is_refused_as_a_client_does() -> None:
+    requests = LocalRequests(cast("Corridor", Broken(AssertionError("it was asked"))), cast("Caller", None))
+    for odd in (float("nan"), object()):
+        with pytest.raises(ClientError, match="the parameters ") as refused:
+            await requests.request("context.store", {"data": {"n": odd}}, dict[str, Any])
+        assert refused.value.kind == Kind.INVALID_PARAMS
