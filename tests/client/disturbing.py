@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from devmesh.client import Client, MeshError
-from devmesh.client.job_worker import JobWorker, handler_of
+from devmesh.client.job_worker import JobHandler, JobWorker, handler_of
 from devmesh.core.errors import OUTCOME_UNKNOWN, Kind
 from tests.harness import Mesh
 
@@ -68,17 +68,20 @@ class Bench:
         self.client, self.queue = client, queue
         self.disturbed = Disturbed(client)
         self._mesh, self._key, self._options = mesh, key, options
-        self._handlers: dict[str, Callable[[Any], Any]] = {}
+        self._handlers: list[JobHandler] = []
         self.heart_disturb: dict[str, Disturb] = {}
 
     def job(self, function: Callable[[Any], Any]) -> None:
         """Declares the handler of the type that has its name."""
-        self._handlers[function.__name__] = function
+        self._handlers.append(handler_of(function.__name__, self.queue, function))
+
+    def job_in_process(self, function: Callable[[Any], Any], queue: str | None = None) -> None:
+        """The same of one that stands at the top of a module."""
+        self._handlers.append(handler_of(function.__name__, queue or self.queue, function, in_process=True))
 
     def worker(self) -> JobWorker:
-        handlers = [handler_of(name, self.queue, function) for name, function in self._handlers.items()]
         return JobWorker(
-            self.queue, handlers, self._requests, open_heart_requests=self._heart_requests, **self._options
+            self.queue, self._handlers, self._requests, open_heart_requests=self._heart_requests, **self._options
         )
 
     @contextlib.asynccontextmanager

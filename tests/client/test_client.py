@@ -253,3 +253,16 @@ async def test_a_task_is_waited_for_through_an_outage(mesh: Mesh, tenant: str) -
         disturbed.refuse("task.wait", *[MeshError(Kind.UNAVAILABLE, "the database is away")] * 100)
         with pytest.raises(MeshError, match=r"has not ended within 0\.5 s"):
             await Tasks(disturbed).wait(task.id, timeout_s=0.5)
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_a_number_that_json_has_not_is_refused(mesh: Mesh, tenant: str, codec: CodecName) -> None:
+    async with Client(mesh.ws_url, tenant, codec=codec) as client:
+        for number in ("nan", "inf", "-inf"):
+            payload = {"none": None, "large": 1 << 63, "a": [float(number)]}
+            with pytest.raises(MeshError) as refused:
+                await client.call("job.enqueue", type="t", payload=payload)
+            assert refused.value.kind == Kind.INVALID_PARAMS
+            assert refused.value.message == f"the parameters hold {number}, which is no number in JSON"
+        well = {"none": None, "floats": [1.5, 1.7e308], "says": "null \u02ff\u02bf"}
+        assert (await client.call("job.enqueue", type="t", payload=well))["job"]["payload"] == well

@@ -80,6 +80,27 @@ async def test_an_error_that_cannot_be_sent_is_told_in_other_words(
     assert await bench.outcomes(job_id) == ["FAILED"] * (2 if retryable else 1)
 
 
+NUMBERS = [float("nan"), [1, None, float("inf")], {"deep": [{"er": (float("-inf"),)}]}]
+
+
+@pytest.mark.parametrize("result", NUMBERS, ids=repr)
+async def test_a_number_that_json_has_not_is_no_null(bench: Bench, result: Any) -> None:
+    @bench.job
+    async def counts(job: JobContext) -> Any:
+        if job.payload == "fail":
+            raise Fail(result, retryable=False)
+        return result
+
+    async with bench.at_work():
+        for ending, unusable in (("return", "result"), ("fail", "error")):
+            job_id = await bench.enqueue("counts", ending)
+            await eventually(lambda: bench.is_over(job_id), "it is told", 10)  # noqa: B023
+            error = (await bench.get(job_id))["error"]
+            assert error["type"] == f"Unusable{unusable.title()}"
+            assert error["message"].startswith(f"the handler's {unusable} cannot be sent: it holds ")
+            assert await bench.outcomes(job_id) == ["FAILED"]
+
+
 async def test_words_that_no_message_can_carry_are_told_as_far_as_they_can_be(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -93,6 +114,21 @@ async def test_words_that_no_message_can_carry_are_told_as_far_as_they_can_be(
         job_id = await bench.enqueue("odd", max_retries=0)
         await eventually(lambda: bench.is_over(job_id), "it is told")
     assert (await bench.get(job_id))["error"] == {"type": "OSError", "message": "no file ?"}
+
+
+async def test_a_handler_that_cancels_itself_has_failed(bench: Bench) -> None:
+    @bench.job
+    async def odd(job: JobContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel("by its own hand")
+        await asyncio.Event().wait()
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("odd", max_retries=1)
+        await eventually(lambda: bench.is_over(job_id), "it is told", 10)
+    assert await bench.outcomes(job_id) == ["FAILED"] * 2
+    assert (await bench.get(job_id))["error"] == {"type": "CancelledError", "message": "by its own hand"}
 
 
 async def test_a_claim_that_meets_a_fault_of_the_server_is_asked_again(bench: Bench) -> None:

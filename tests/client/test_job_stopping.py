@@ -121,3 +121,46 @@ async def test_beside_the_database_handlers_have_the_time_that_their_application
         worker.signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait) == 0
         assert await status() == "PENDING"
+
+
+async def test_who_stops_does_not_end_the_process_that_had_its_name_before(bench: Bench) -> None:
+    async with bench.at_work():
+        await eventually(lambda: bench.disturbed.asked["job.claim"], "it waits for jobs")
+        async with bench.at_work():
+            await eventually(lambda: bench.disturbed.asked["job.claim"] >= 2, "the other does, too")
+        job_id = await bench.enqueue("well")
+        await eventually(lambda: bench.is_over(job_id), "the one that nobody has stopped goes on")
+        assert (await bench.worker_of(job_id))["status"] == "ACTIVE"
+
+
+async def test_a_worker_that_somebody_has_deregistered_lets_go_of_its_jobs_and_comes_back(bench: Bench) -> None:
+    cancelled = list[int]()
+
+    @bench.job
+    async def hang(job: JobContext) -> None:
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), None if job.attempt == 1 else 0.0)
+        except asyncio.CancelledError:
+            cancelled.append(job.attempt)
+            raise
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("hang", max_retries=0)
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        [worker_id] = [each["id"] for each in (await bench.client.call("worker.list"))["workers"]]
+        await bench.client.call("worker.deregister", worker_id=worker_id)
+        await eventually(lambda: bench.is_over(job_id), "it is run again")
+        assert (await bench.worker_of(job_id))["id"] != worker_id
+        assert cancelled == [1]
+    assert await bench.outcomes(job_id) == ["RELEASED", "FAILED"]
+
+
+async def test_processes_of_one_name_that_stop_together_all_end_well(bench: Bench) -> None:
+    first = bench.worker()
+    running = asyncio.create_task(first.run())
+    await eventually(lambda: bench.disturbed.asked["job.claim"], "it waits for jobs")
+    async with bench.at_work():
+        await eventually(lambda: bench.disturbed.asked["job.claim"] >= 2, "the other does, too")
+        await first.drain(1.0)
+        await eventually(lambda: bench.disturbed.asked["worker.deregister"], "the first one wants to leave")
+    await asyncio.wait_for(running, 10)

@@ -67,3 +67,11 @@ async def test_a_message_has_a_limit_here_as_well() -> None:
     with pytest.raises(ClientError, match=r"and job\.complete would have 1025") as raised:
         await requests.request("job.complete", {"r": "x" * 1_017}, dict[str, Any])
     assert (raised.value.kind, raised.value.retryable, corridor.sizes) == (Kind.TOO_LARGE, False, [1_024])
+
+
+async def test_what_no_message_can_carry_is_refused_as_a_client_does() -> None:
+    requests = requests_to(Broken(AssertionError("it was asked")))
+    for odd in (float("nan"), object()):
+        with pytest.raises(ClientError, match="the parameters ") as refused:
+            await requests.request("context.store", {"data": {"n": odd}}, dict[str, Any])
+        assert refused.value.kind == Kind.INVALID_PARAMS

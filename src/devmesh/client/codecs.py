@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw
 from websockets import Subprotocol
 
+from devmesh.client import jsons
 from devmesh.client.errors import MeshError
 from devmesh.core.errors import Kind
 
@@ -48,14 +49,21 @@ class Codec(NamedTuple):
 
     def request(self, request_id: int, method: str, params: Mapping[str, Any]) -> bytes:
         """Raises MeshError when the parameters hold something that no message can carry."""
+        encode = jsons.encode if self.is_text else self.module.encode
         try:
-            return self.module.encode(_Request(request_id, method, params))
-        except (TypeError, ValueError, OverflowError, RecursionError) as problem:
-            raise MeshError(Kind.INVALID_PARAMS, f"the parameters of {method} cannot be encoded: {problem}") from None
+            return encode(_Request(request_id, method, params))
+        except jsons.NO_JSON as problem:
+            raise unsendable(method, problem) from None
 
     def decode(self, data: bytes | Raw, shape: type[T]) -> T:
         """Raises msgspec.MsgspecError."""
         return self.module.decode(data, type=shape)
+
+
+def unsendable(method: str, problem: Exception) -> MeshError:
+    if isinstance(problem, jsons.NotFinite):  # which the server would say itself
+        return MeshError(Kind.INVALID_PARAMS, f"the parameters hold {problem.number}, which is no number in JSON")
+    return MeshError(Kind.INVALID_PARAMS, f"the parameters of {method} cannot be encoded: {problem}")
 
 
 CODECS: dict[CodecName, Codec] = {

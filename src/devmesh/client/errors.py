@@ -123,3 +123,8 @@ def described(error: BaseException) -> dict[str, str]:
         message = f"(its words cannot be had: {type(worse).__name__})"
     told = {"type": type(error).__name__, "message": message}
     return {name: text.encode(errors="replace").decode() for name, text in told.items()}
+
+
+def unusable(why: object, what: str = "result") -> dict[str, str]:
+    """What is reported for a result or an error that a handler has given and no message can carry."""
+    return {"type": f"Unusable{what.title()}", "message": f"the handler's {what} cannot be sent: {why}"}

@@ -62,8 +62,12 @@ class JobHeart:
         return self._lease_s / RENEWALS_PER_LEASE
 
     def start(self, worker_id: uuid.UUID) -> None:
-        self._worker_id = worker_id
+        self.stand_for(worker_id)
         self._thread.start()
+
+    def stand_for(self, worker_id: uuid.UUID) -> None:
+        """From now on it beats for this worker."""
+        self._worker_id = worker_id
 
     def stop(self) -> None:
         self._stop.set()

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from devmesh.client import jsons
 from devmesh.client.asking import Requests
-from devmesh.client.errors import MeshError, described, may_pass
+from devmesh.client.errors import MeshError, described, may_pass, unusable
 from devmesh.client.job_context import Job
 from devmesh.client.job_heart import JobHeart, Refused
 from devmesh.client.lease import JobLease
@@ -172,22 +173,22 @@ def completed(job: Job, lease: JobLease, result: Any) -> Report:
     if result is not None:  # null is what a job has that was given none
         said["result"] = result
     try:
-        return Report("complete", msgspec.json.encode(said), lease)
-    except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        log.error("the result of job %s, attempt %d, is no JSON: %s", job.id, job.attempt, unusable)
-        return failed(job, lease, _unusable(unusable), retryable=False)
+        return Report("complete", jsons.encode(said), lease)
+    except jsons.NO_JSON as problem:
+        log.error("the result of job %s, attempt %d, is no JSON: %s", job.id, job.attempt, problem)
+        return failed(job, lease, unusable(described(problem)["message"]), retryable=False)
 
 
 def failed(job: Job, lease: JobLease, error: Any, *, retryable: bool = True) -> Report:
     try:
         return _failure(lease, error, is_retryable=retryable)
-    except (TypeError, ValueError, OverflowError, RecursionError) as unusable:
-        return _failure(lease, described(unusable), is_retryable=retryable)
+    except jsons.NO_JSON as problem:
+        return _failure(lease, unusable(described(problem)["message"], "error"), is_retryable=retryable)
 
 
 def _failure(lease: JobLease, error: Any, *, is_retryable: bool, is_instead: bool = False) -> Report:
     said = {"job_id": lease.job_id, "attempt": lease.attempt, "error": error, "retryable": is_retryable}
-    return Report("fail", msgspec.json.encode(said), lease, is_retryable, is_instead)
+    return Report("fail", jsons.encode(said), lease, is_retryable, is_instead)
 
 
 def _instead_of(report: Report, refusal: MeshError) -> Report | None:
@@ -195,10 +196,6 @@ def _instead_of(report: Report, refusal: MeshError) -> Report | None:
     if report.is_instead or report.verb == "release":
         return None
     if report.verb == "complete":
-        return _failure(report.lease, _unusable(refusal.message), is_retryable=False, is_instead=True)
-    error = _unusable(refusal.message, "error")
+        return _failure(report.lease, unusable(refusal.message), is_retryable=False, is_instead=True)
+    error = unusable(refusal.message, "error")
     return _failure(report.lease, error, is_retryable=report.is_retryable, is_instead=True)
-
-
-def _unusable(why: object, what: str = "result") -> dict[str, str]:
-    return {"type": f"Unusable{what.title()}", "message": f"the handler's {what} cannot be sent: {why}"}

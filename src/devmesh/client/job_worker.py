@@ -43,6 +43,7 @@ BEGUN_AT_ONCE = 50
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 DRAIN_LIMIT_S = 20.0  # of a worker that may not go on
 LEAVE_LIMIT_S = 3.0
+HAS_LEFT = "worker.terminated"  # the reason of a refusal
 
 
 class JobHandler(NamedTuple):
@@ -60,9 +61,13 @@ class _Claimed(msgspec.Struct):
 
 
 class _Asked(NamedTuple):
-    """A claim under way: for how many jobs, since when (monotonic seconds), and its answer to come."""
+    """A claim under way: of which queues, for how many jobs, how many processes are set aside for them, since when
+    (monotonic seconds), and its answer to come.
+    """
 
+    queues: list[str]
     limit: int
+    processes: int
     at: float
     answer: asyncio.Task[list[Job]]
 
@@ -93,6 +98,10 @@ class JobWorker:
         self._open_requests = open_requests
         self._heart = JobHeart(open_heart_requests or open_requests, lease_s)
         self._processes = Processes()
+        in_process = [handler for handler in self._handlers.values() if handler.in_process]
+        self._process_types = frozenset(handler.type for handler in in_process)
+        self._process_queues = {handler.queue for handler in in_process}
+        self._are_for_processes = True  # those that the last claim of all queues brought, or some of them
         self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
         self._is_flowing = self._takes_few = False
@@ -101,6 +110,7 @@ class JobWorker:
         self._has_room, self._draining = asyncio.Event(), asyncio.Event()
         self._instance_id = uuid.uuid4()
         self._worker_id: uuid.UUID | None = None
+        self._is_registered = False
 
     async def run(self) -> None:
         """Works until it is cancelled. Call `drain` first to end in good order.
@@ -109,9 +119,7 @@ class JobWorker:
         """
         async with self._open_requests() as requests:
             self._requests = requests
-            await self._register()
-            assert self._worker_id is not None
-            self._heart.start(self._worker_id)
+            self._heart.start(await self._register())
             self._reports.start(requests)
             claiming = asyncio.create_task(self._claim_all())
             claiming.add_done_callback(lambda _: self._draining.set())
@@ -125,6 +133,7 @@ class JobWorker:
                     await claiming
                     await self._all_reported()
             finally:
+                self._draining.set()
                 claiming.cancel()
                 self._reports.stop()
                 for task in self._running:
@@ -141,14 +150,25 @@ class JobWorker:
         for task in self._running:
             task.cancel()
 
-    async def _register(self) -> None:
+    async def _register(self) -> uuid.UUID:
         interval_s = min(max(self._heart.interval_s, HEARTBEAT_INTERVAL_S_MIN), HEARTBEAT_INTERVAL_S_MAX)
         asked = {
             "name": self.name, "queues": self._queues, "capacity": self.capacity, "heartbeat_interval_s": interval_s,
             "instance_id": self._instance_id,
         }  # fmt: skip
-        self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
-        log.info("worker %s (%s) takes jobs of %s", self.name, self._worker_id, ", ".join(self._queues))
+        worker_id = self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
+        self._is_registered = True
+        log.info("worker %s (%s) takes jobs of %s", self.name, worker_id, ", ".join(self._queues))
+        return worker_id
+
+    async def _register_again(self) -> None:
+        """Goes on after another process of this name has left, and the worker with it. All that it held was taken from it."""
+        for lease in self._heart.held:
+            lease.lose("its worker has left")
+        self._heart.stand_for(await self._register())
+        self._is_in_doubt = False
+        if self._draining.is_set():
+            await self._deregister()
 
     async def _deregister(self) -> bool:
         """Leaves, so that nobody waits for a heartbeat: what a claim that is under way was or would be given is for others.
@@ -159,6 +179,8 @@ class JobWorker:
         try:
             await self._requests.request("worker.deregister", asked, dict[str, Any], timeout_s=LEAVE_LIMIT_S)
         except MeshError as error:
+            if error.reason == HAS_LEFT:
+                return self._is_registered  # else it may be about to come back
             log.warning("worker %s could not be deregistered: %s", self.name, error.message)
             return False
         return True
@@ -170,37 +192,66 @@ class JobWorker:
         try:
             while asked or not self._draining.is_set():
                 self._ask(asked)
-                if not asked and not self._is_in_doubt:
+                if not asked and not self._is_in_doubt and self._is_registered:
                     await self._room()
                     continue
                 try:
-                    await (self._begin(asked.popleft()) if asked else self._reconcile())
+                    if asked:
+                        await self._begin(asked.popleft())
+                    else:
+                        await (self._reconcile() if self._is_registered else self._register_again())
                     pause_s = PAUSE_S
                 except MeshError as error:
-                    if not may_pass(error) and error.reason != "worker.state":
-                        log.warning("no more jobs are taken: %s", error.message)
-                        raise
-                    log.warning("no jobs can be had for the moment: %s", error.message)
-                    self._is_in_doubt |= error.reason == OUTCOME_UNKNOWN or error.kind == Kind.TIMEOUT
-                    self._is_flowing = False
+                    self._take(error)
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
         finally:
             for each in asked:
                 each.answer.cancel()
 
+    def _take(self, error: MeshError) -> None:
+        """Learns what a refusal says of the next request. Raises it when there can be none."""
+        if error.reason == HAS_LEFT:
+            self._is_registered = False
+        elif not may_pass(error) and error.reason != "worker.state":
+            log.warning("no more jobs are taken: %s", error.message)
+            raise error
+        log.warning("no jobs can be had for the moment: %s", error.message)
+        self._is_in_doubt |= error.reason == OUTCOME_UNKNOWN or error.kind == Kind.TIMEOUT
+        self._is_flowing = False
+
     def _ask(self, asked: collections.deque[_Asked]) -> None:
-        while (
-            not self._is_in_doubt and not self._draining.is_set() and len(asked) < (CLAIMS if self._is_flowing else 1)
-        ):
+        while len(asked) < (CLAIMS if self._is_flowing else 1):
+            if self._is_in_doubt or not self._is_registered or self._draining.is_set():
+                return
             room = self.capacity - self._held - self._asked
             enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
             if room <= 0 or (room < enough and self._held and not self._takes_few):
                 return
+            queues, limit, processes = self._terms(min(room, self._claimed_max))
+            if not queues:
+                return
             self._takes_few = False
-            limit = min(room, self._claimed_max)
             self._asked += limit
-            asked.append(_Asked(limit, time.monotonic(), asyncio.create_task(self._claim(limit))))
+            self._processes.free -= processes
+            # One that others follow must not keep what these bring from being seen.
+            wait_ms = WAIT_HELD_MS if self._held or self._is_flowing else WAIT_MS
+            answer = asyncio.create_task(self._claim(queues, limit, wait_ms))
+            asked.append(_Asked(queues, limit, processes, time.monotonic(), answer))
+
+    def _terms(self, room: int) -> tuple[list[str], int, int]:
+        """Of which queues to ask for jobs, for how many, and for how many of them to set a process aside.
+
+        A job that waited here for a process would run out of its time, and elsewhere one may be free.
+        """
+        if not self._process_types:
+            return self._queues, room, 0
+        free = self._processes.free
+        if free <= 0:
+            return [queue for queue in self._queues if queue not in self._process_queues], room, 0
+        if self._are_for_processes:
+            return self._queues, min(room, free), min(room, free)
+        return self._queues, room, 0
 
     async def _reconcile(self) -> None:
         """Gives back what came of claims whose outcome is not known. None is under way.
@@ -225,10 +276,10 @@ class JobWorker:
         except TimeoutError:
             self._takes_few = True
 
-    async def _claim(self, limit: int) -> list[Job]:
+    async def _claim(self, queues: list[str], limit: int, wait_ms: int) -> list[Job]:
         asked = {
-            "worker_id": self._worker_id, "queues": self._queues, "limit": limit, "lease_s": self._lease_s,
-            "wait_ms": min(WAIT_HELD_MS if self._held else WAIT_MS, int(self._lease_s * 1000 * WAIT_SHARE)),
+            "worker_id": self._worker_id, "queues": queues, "limit": limit, "lease_s": self._lease_s,
+            "wait_ms": min(wait_ms, int(self._lease_s * 1000 * WAIT_SHARE)),
         }  # fmt: skip
         timeout_s = WAIT_MS / 1000 + REPORT_TIMEOUT_S
         return (await self._requests.request("job.claim", asked, _Claimed, timeout_s=timeout_s)).jobs
@@ -239,7 +290,9 @@ class JobWorker:
             jobs = await asked.answer
         finally:
             self._asked -= asked.limit
+            self._processes.free += asked.processes
         self._is_flowing = len(jobs) == asked.limit
+        excess = self._set_aside(asked, jobs) if self._process_types else None
         loop = asyncio.get_running_loop()
         for number, job in enumerate(jobs, 1):
             if number % BEGUN_AT_ONCE == 0:
@@ -247,11 +300,21 @@ class JobWorker:
             lease = JobLease(job.id, job.attempt, self._lease_s, asked.at)
             self._held += 1
             self._heart.hold(lease)
-            if self._draining.is_set():  # they were asked for before
+            if self._draining.is_set() or (excess and job.id in excess):  # it was asked for before
                 self._reports.say(given_back(job, lease))
                 continue
             lease.task = loop.create_task(self._work(job, lease))
             self._running.add(lease.task)
+
+    def _set_aside(self, asked: _Asked, jobs: list[Job]) -> set[uuid.UUID]:
+        """Sets a process aside for each job that is for one. Gives those for which there is none: they are for others."""
+        for_processes = [job for job in jobs if job.type in self._process_types]
+        if jobs and asked.queues == self._queues:
+            self._are_for_processes = bool(for_processes)
+        self._process_queues.update(job.queue for job in for_processes)  # whatever was declared
+        count = min(len(for_processes), self._processes.free)
+        self._processes.free -= count
+        return {job.id for job in for_processes[count:]}
 
     async def _work(self, job: Job, lease: JobLease) -> None:
         """One attempt, until its report waits to be sent."""
@@ -261,7 +324,8 @@ class JobWorker:
         try:
             report = completed(job, lease, await self._handle(job, lease, task))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
-            report = given_back(job, lease) if task.cancelling() else failed(job, lease, described(cancelled))
+            is_ours = lease.is_lost or self._draining.is_set()
+            report = given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))
         except Fail as failure:
             report = failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:
@@ -278,13 +342,23 @@ class JobWorker:
                 {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
             )
         if handler.in_process:
-            return await self._processes.call(handler.function, job)
+            return await self._in_process(handler, job, lease)
         if not handler.is_coroutine:
             context = BlockingJobContext(job, lease, self._requests, asyncio.get_running_loop())
             return await in_thread(handler.function, context)
         loop = asyncio.get_running_loop()
         lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
         return await handler.function(JobContext(job, lease, self._requests))
+
+    async def _in_process(self, handler: JobHandler, job: Job, lease: JobLease) -> Any:
+        """The same in the process that was set aside, where nothing ends it any more."""
+        try:
+            if (reason := lease.lost_reason) is not None:
+                raise asyncio.CancelledError(reason)
+            return await self._processes.call(handler.function, job)
+        finally:
+            self._processes.free += 1
+            self._has_room.set()
 
     def _freed(self, slots: int) -> None:
         self._held -= slots

@@ -18,21 +18,27 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
-from devmesh.client.errors import Fail, described
+from devmesh.client.errors import Fail, described, unusable
 
 log = logging.getLogger("devmesh.client")
 
+PROCESSES = os.cpu_count() or 1
+
 
 class Processes:
-    """As many as there are processors, started when they are first needed, and anew when one of them has died."""
+    """As many as there are processors, started when they are first needed, and anew when one of them has died.
+
+    `free` are those that nobody has set aside for what is to be called there: beyond them a call would wait.
+    """
 
     def __init__(self) -> None:
+        self.free = self._count = PROCESSES
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     async def call(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """What the function returns or raises. It is imported there by its name, so it stands at the top of a module."""
         pool = self._pool = self._pool or concurrent.futures.ProcessPoolExecutor(
-            os.cpu_count(), multiprocessing.get_context("spawn"), _depend_on_the_parent
+            self._count, multiprocessing.get_context("spawn"), _depend_on_the_parent
         )
         try:
             done = pool.submit(_run, function, argument)
@@ -61,9 +67,9 @@ class Processes:
 class _Outcome(NamedTuple):
     """What a function did in its process. What cannot be told from one process to another is no harm to the others there."""
 
-    pickled: bytes | None  # what it returned or raised
+    pickled: bytes | None  # what it returned or raised, unless that cannot be pickled
     is_raised: bool
-    described: dict[str, str]  # what it raised, if it cannot be pickled, or if what was pickled cannot be opened
+    described: dict[str, str]  # what it raised, or what keeps its result from being told, in place of that
     trace: str  # where that was raised
 
 
@@ -80,19 +86,29 @@ def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
         if not isinstance(found, StopIteration | asyncio.CancelledError):  # they would mean something to the loop there
             return _Outcome(pickled, is_raised, {}, "")
         problem: BaseException = found
-    except BaseException as unusable:
-        problem = found if is_raised else unusable
-    return _Outcome(None, True, described(problem), "".join(traceback.format_exception(problem)))
+    except BaseException as error:
+        problem = found if is_raised else error
+    return _Outcome(None, is_raised, described(problem), "".join(traceback.format_exception(problem)))
 
 
 def _opened(outcome: _Outcome) -> Any:
     if outcome.pickled is None:
         log.error("a job failed in a process of its own:\n%s", outcome.trace)
-        raise Fail(outcome.described)
-    found = pickle.loads(outcome.pickled)  # noqa: S301  our own process has made it
+        if outcome.is_raised:
+            raise Fail(outcome.described)
+        raise _unusable(outcome.described)
+    try:
+        found = pickle.loads(outcome.pickled)  # noqa: S301  our own process has made it
+    except Exception as error:  # of what was raised it has been tried there
+        raise _unusable(described(error)) from error
     if outcome.is_raised:
         raise found
     return found
+
+
+def _unusable(problem: dict[str, str]) -> Fail:
+    """As a result is told that is no JSON: another attempt would have no other."""
+    return Fail(unusable(f"{problem['type']}: {problem['message']}"), retryable=False)
 
 
 def _end_if_broken(pool: concurrent.futures.ProcessPoolExecutor, done: concurrent.futures.Future[_Outcome]) -> None:

@@ -23,7 +23,7 @@ from devmesh.client.client import Client
 from devmesh.client.codecs import CodecName
 from devmesh.client.connection import Connection, Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
-from devmesh.client.errors import Fail, MeshError, Reject, described
+from devmesh.client.errors import Fail, MeshError, Reject, described, unusable
 from devmesh.client.heart import Heart
 from devmesh.client.lease import TaskLease
 from devmesh.client.tasks import Page, Task
@@ -280,11 +280,9 @@ def _instead_of(said: Said, refusal: MeshError) -> Said | None:
         return _failed({"type": "Reject", "message": said.params["reason"]})
     if refusal.kind in (Kind.INVALID_PARAMS, Kind.TOO_LARGE):
         what = "result" if said.method == "task.complete" else "error"
-        error = {
-            "type": f"Unusable{what.title()}",
-            "message": f"the handler's {what} cannot be sent: {refusal.message}",
-        }
-        return _failed(error, retryable=what == "error" and said.params.get("retryable", True))
+        return _failed(
+            unusable(refusal.message, what), retryable=what == "error" and said.params.get("retryable", True)
+        )
     return None
 
 

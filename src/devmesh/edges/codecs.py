@@ -5,8 +5,6 @@ What operations take and give is JSON; the MessagePack codec translates it at th
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,6 +14,7 @@ from msgspec import Raw
 from devmesh.core import errors
 from devmesh.core.errors import WireError
 from devmesh.core.events import Event
+from devmesh.core.numbers import may_be_infinite, not_finite
 
 
 class Request(msgspec.Struct):
@@ -64,9 +63,6 @@ _json_request = msgspec.json.Decoder(Request)
 _json_parts = msgspec.json.Decoder(list[Raw])
 _msgpack_request = msgspec.msgpack.Decoder(Request)
 _msgpack_parts = msgspec.msgpack.Decoder(list[Raw])
-_MAYBE_NOT_FINITE = re.compile(
-    rb"\xca[\x7f\xff][\x80-\xff]|\xcb[\x7f\xff][\xf0-\xff]"
-)  # and what only looks like it, in a text
 MSGPACK_ARRAYS = (*range(0x90, 0xA0), 0xDC, 0xDD)  # the first byte of an array
 
 
@@ -112,8 +108,8 @@ class MsgpackCodec:
         if bytes(raw) == b"{}":
             return raw
         value = msgspec.msgpack.decode(raw)
-        if _MAYBE_NOT_FINITE.search(raw):
-            _require_finite(value)
+        if may_be_infinite(raw) and (number := not_finite(value)) is not None:
+            raise errors.invalid(f"the parameters hold {number}, which is no number in JSON")
         return _json.encode(value)
 
     def result(self, request_id: object, result: bytes | Raw) -> bytes:
@@ -132,19 +128,6 @@ class MsgpackCodec:
     def frame(self, encoded: Sequence[bytes], cursor: str) -> bytes:
         params = {"cursor": cursor, "events": [Raw(piece) for piece in encoded]}
         return _msgpack.encode({"jsonrpc": "2.0", "method": "events", "params": params})
-
-
-def _require_finite(value: object) -> None:
-    """NaN and the infinities are no JSON, and would become null without a word."""
-    left = [value]
-    while left:
-        each = left.pop()
-        if isinstance(each, float) and not math.isfinite(each):
-            raise errors.invalid(f"the parameters hold {each}, which is no number in JSON")
-        if isinstance(each, dict):
-            left += each.values()
-        elif isinstance(each, list):
-            left += each
 
 
 CODECS: dict[str, Codec] = {codec.subprotocol: codec for codec in (JsonCodec(), MsgpackCodec())}

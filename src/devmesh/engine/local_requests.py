@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from devmesh.client import jsons
+from devmesh.client.codecs import unsendable
 from devmesh.client.errors import MeshError as ClientError
 from devmesh.core.access import Caller
 from devmesh.core.errors import Kind
@@ -31,7 +33,10 @@ class LocalRequests:
         self, method: str, params: Mapping[str, Any], shape: type[T], *, timeout_s: float | None = None
     ) -> T:
         """The answer, decoded into a type. Raises the client's MeshError, as the wire's client does."""
-        raw = msgspec.json.encode(params)
+        try:
+            raw = jsons.encode(params)
+        except jsons.NO_JSON as problem:
+            raise unsendable(method, problem) from None
         if len(raw) > (limit := self._message_bytes_max):
             message = f"a message has {limit} bytes at the most, and {method} would have {len(raw)}"
             raise ClientError(Kind.TOO_LARGE, message)

@@ -1,0 +1,131 @@
+"""Jobs of handlers that run in processes of their own: none is held while it waits for a process, and none begins too late."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from devmesh.client import Client, JobContext, processes
+from tests.client.disturbing import Bench
+from tests.client.process_jobs import held_up, odd
+from tests.harness import Mesh, eventually
+
+PROCESSES = 2
+BEGIN_LIMIT_S = 30.0  # a process imports much
+
+
+@pytest_asyncio.fixture
+async def bench(mesh: Mesh, tenant: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(processes, "PROCESSES", PROCESSES)
+    async with Client(mesh.ws_url, tenant) as client:
+        made = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=20.0)
+
+        @made.job
+        async def well(job: JobContext) -> str:
+            return "well"
+
+        yield made
+
+
+async def enqueue_many(bench: Bench, job_type: str, count: int, payload: Any = None) -> list[str]:
+    spec = {"type": job_type, "queue": bench.queue, "payload": payload, "max_retries": 0}
+    return [job["id"] for job in (await bench.client.call("job.enqueue_many", jobs=[spec] * count))["jobs"]]
+
+
+async def held(bench: Bench, jobs: list[str]) -> int:
+    return sum([await bench.is_held(job_id) for job_id in jobs])
+
+
+async def all_done(bench: Bench, jobs: list[str]) -> None:
+    for job_id in jobs:
+        await eventually(lambda: bench.is_over(job_id), "it is done", BEGIN_LIMIT_S)  # noqa: B023
+        assert (await bench.get(job_id))["status"] == "COMPLETED"
+
+
+def begun(directory: Path) -> set[str]:
+    return {path.stem for path in directory.iterdir()} - {"go"}
+
+
+async def test_no_more_jobs_are_held_than_there_are_free_processes(bench: Bench, tmp_path: Path) -> None:
+    bench.job_in_process(held_up, f"{bench.queue}-p")
+    bench.queue += "-p"
+    jobs = await enqueue_many(bench, "held_up", 6, str(tmp_path))
+    async with bench.at_work():
+        await eventually(lambda: len(begun(tmp_path)) == PROCESSES, "all processes are busy", BEGIN_LIMIT_S)
+        assert await held(bench, jobs) == PROCESSES
+        bench.queue = bench.queue.removesuffix("-p")
+        await all_done(bench, await enqueue_many(bench, "well", 3))  # others do not wait for a process
+        assert await held(bench, jobs) == PROCESSES
+        (tmp_path / "go").touch()
+        await all_done(bench, jobs)
+    assert [await bench.outcomes(job_id) for job_id in jobs] == [["COMPLETED"]] * 6
+
+
+async def test_jobs_that_come_when_no_process_is_free_are_for_others(bench: Bench, tmp_path: Path) -> None:
+    bench.job_in_process(held_up)
+    async with bench.at_work():
+        await all_done(bench, await enqueue_many(bench, "well", 3))  # that is all that the queue has, it seems
+        jobs = await enqueue_many(bench, "held_up", 6, str(tmp_path))
+        await eventually(lambda: len(begun(tmp_path)) == PROCESSES, "all processes are busy", BEGIN_LIMIT_S)
+
+        async def are_given_back() -> bool:
+            return await held(bench, jobs) == PROCESSES
+
+        await eventually(are_given_back, "the others are given back")
+        assert len(begun(tmp_path)) == PROCESSES
+        (tmp_path / "go").touch()
+        await all_done(bench, jobs)
+    assert len(list(tmp_path.iterdir())) == 6 + 1, "each was run once"
+
+
+async def test_jobs_for_processes_in_a_queue_that_is_not_theirs_are_not_taken_up_again_and_again(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.job_in_process(held_up, f"{bench.queue}-p")
+    jobs = await enqueue_many(bench, "held_up", 6, str(tmp_path))
+    async with bench.at_work():
+        await eventually(lambda: len(begun(tmp_path)) == PROCESSES, "all processes are busy", BEGIN_LIMIT_S)
+        assert await held(bench, jobs) == PROCESSES
+        (tmp_path / "go").touch()
+        await all_done(bench, jobs)
+    assert {len(await bench.outcomes(job_id)) for job_id in jobs} <= {1, 2}
+
+
+async def test_an_attempt_that_is_lost_before_it_begins_is_not_begun(mesh: Mesh, tenant: str, tmp_path: Path) -> None:
+    async with Client(mesh.ws_url, tenant) as client:
+        bench = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=1.0)
+        bench.job_in_process(held_up)
+        (tmp_path / "go").touch()
+        job_id = await bench.enqueue("held_up", str(tmp_path))
+        bench.disturbed.late["job.claim"] = asyncio.Event()
+        async with bench.at_work():
+            await eventually(lambda: bench.is_held(job_id), "it is given out, though its worker has not heard so")
+
+            async def is_lost() -> bool:
+                return await bench.outcomes(job_id) == ["LEASE_LOST"]
+
+            await eventually(is_lost, "its lease has ended")
+            bench.disturbed.late["job.claim"].set()
+            await all_done(bench, [job_id])
+        job = await bench.get(job_id)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "go"] == [f"{job_id}.{job['result']}"]
+
+
+async def test_a_result_that_cannot_be_told_fails_its_job_for_good_and_an_exception_does_not(bench: Bench) -> None:
+    bench.job_in_process(odd)
+    async with bench.at_work():
+        results = ("lambda", "deep", "unopened", "cancelled", "object")
+        jobs = {what: await bench.enqueue("odd", what, max_retries=1) for what in (*results, "raised")}
+        for job_id in jobs.values():
+            await eventually(lambda: bench.is_over(job_id), "it has failed", BEGIN_LIMIT_S)  # noqa: B023
+        for what in results:
+            assert (await bench.get(jobs[what]))["error"]["type"] == "UnusableResult", what
+            assert await bench.outcomes(jobs[what]) == ["FAILED"], what
+        assert (await bench.get(jobs["raised"]))["error"] == {"type": "Unopenable", "message": "its own words"}
+        assert await bench.outcomes(jobs["raised"]) == ["FAILED"] * 2
