@@ -8,7 +8,7 @@ NOUNS = (
     "administration", "agents", "api_logs", "events", "issuers", "task_creating", "task_views", "task_verbs", "task_handing",
     "task_explaining", "workers", "worker_health", "job_enqueuing", "job_claiming", "job_verbs", "job_views", "job_explaining",
     "job_depending", "job_retrying", "queues", "dead_letters", "schedules", "snapshots",
-    "snapshot_restoring", "contexts",
+    "snapshot_restoring", "contexts", "context_searching",
 )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from msgspec import Meta, Raw
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
-from devmesh.core.contexts import By
 from devmesh.core.ids import new_ids
 from devmesh.core.names import (
     EMPTY_OBJECT,
@@ -27,7 +26,7 @@ from devmesh.core.names import (
 )
 from devmesh.core.tasks import JsonValue
 from devmesh.operations.pages import fit
-from devmesh.operations.recall import Embedded, Recall, Sought, Wanted
+from devmesh.operations.recall import Embedded, Recall
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
@@ -38,21 +37,15 @@ from devmesh.store.statements import load
 SQL = load("contexts")
 TEXT_CHARACTERS_MAX = 65_536
 DIMENSIONS_MAX = 4_096
-LOOKED_AT_MAX = 1_000
 LONG = ("text", "data")  # what of a context may be
 SMALLEST = 1e-18  # its square is about the smallest number of single precision, in which vectors are compared
 OWN_MODEL = "own"
 NO_VECTORS = "the database compares no vectors: install the extension pgvector (`create extension vector`)"
-NO_EMBEDDER = (
-    "this server makes no vectors of texts (setting DEVMESH_EMBEDDER): give a vector of your own, or search by text"
-)
 NO_DIRECTION = f"vector: expected finite numbers that are not all 0, or less than {SMALLEST:g}"
-MEANWHILE = "try again later, or search by the words of a text (by: text)"
 ContextText = Annotated[str, Meta(min_length=1, max_length=TEXT_CHARACTERS_MAX, pattern=WITHOUT_NUL)]
 Component = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Vector = Annotated[list[Component], Meta(min_length=1, max_length=DIMENSIONS_MAX)]
 WITH_DIRECTION = {"anyOf": [{"type": "null"}, {"contains": {"not": {"const": 0}}}]}
-Score = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Context(msgspec.Struct, kw_only=True):
@@ -116,7 +109,7 @@ async def _embed(recall: Recall, call: Call[Store]) -> Call[Store]:
 def _vector(call: Call[Store]) -> Embedded | None:
     """What a context is kept with: the caller's own vector, or the embedder's."""
     if call.params.vector is not None:
-        return Embedded(_stored(call.params.vector), call.params.model or OWN_MODEL)
+        return Embedded(in_single_precision(call.params.vector), call.params.model or OWN_MODEL)
     return call.found  # type: ignore[no-any-return]  # it is ours: see _embed
 
 
@@ -163,7 +156,7 @@ async def _known_jobs(work: Work, calls: Sequence[Call[Store]]) -> set[uuid.UUID
 def _unusable(asked: Store, known_jobs: set[uuid.UUID]) -> errors.MeshError | None:
     if asked.job_id is not None and asked.job_id not in known_jobs:
         return errors.not_found("job", asked.job_id)
-    if asked.vector is not None and not _is_usable(asked.vector):
+    if asked.vector is not None and not is_usable(asked.vector):
         return errors.invalid(NO_DIRECTION, "vector")
     if asked.model is not None and asked.vector is None:
         return errors.invalid("model: it says what made the vector, and there is none", "model")
@@ -172,12 +165,12 @@ def _unusable(asked: Store, known_jobs: set[uuid.UUID]) -> errors.MeshError | No
     return None
 
 
-def _is_usable(vector: Sequence[float]) -> bool:
+def is_usable(vector: Sequence[float]) -> bool:
     """A vector without a direction is like no other."""
-    return all(math.isfinite(number) for number in vector) and any(_stored(vector))
+    return all(math.isfinite(number) for number in vector) and any(in_single_precision(vector))
 
 
-def _stored(vector: Sequence[float]) -> list[float]:
+def in_single_precision(vector: Sequence[float]) -> list[float]:
     """As it is stored, in single precision: what is too small to be compared in that is nothing."""
     return [number if abs(number) >= SMALLEST else 0.0 for number in vector]
 
@@ -197,7 +190,7 @@ async def get(work: Work, call: Call[ById]) -> ShownContext:
     row = await work.tx.fetch_row(SQL.get, work.tenant_id, call.params.context_id)
     if row is None:
         raise errors.not_found("context", call.params.context_id)
-    return ShownContext(_from_row(row), row["vector"])
+    return ShownContext(from_row(row), row["vector"])
 
 
 class Filters(Params, kw_only=True):
@@ -227,9 +220,9 @@ async def list_contexts(work: Work, call: Call[ListContexts]) -> ContextsResult:
     filters = (asked.job_id, asked.type, asked.tag)
     rows = await work.tx.fetch(SQL.page, work.tenant_id, below, *filters, asked.limit, PAGE_BYTES_MAX)
     if not rows:
-        await _require_job(work, asked.job_id)
+        await require_job(work, asked.job_id)
     page = fit(rows, asked.limit, *LONG)
-    found = [_from_row(row) for row in page.rows]
+    found = [from_row(row) for row in page.rows]
     return ContextsResult(found, found[-1].id.hex if page.is_more else None)
 
 
@@ -243,7 +236,7 @@ async def delete(work: Work, call: Call[OneContext]) -> ContextResult:
     rows = await forget(work, [call.params.context_id])
     if not rows:
         raise errors.not_found("context", call.params.context_id)
-    return ContextResult(_from_row(rows[0]))
+    return ContextResult(from_row(rows[0]))
 
 
 async def forget(work: Work, context_ids: Sequence[uuid.UUID]) -> list[Record]:
@@ -255,128 +248,10 @@ async def forget(work: Work, context_ids: Sequence[uuid.UUID]) -> list[Record]:
     return rows
 
 
-class Search(Filters, kw_only=True):
-    """Either `text`, or a `vector` with the `model` that made it.
-
-    Where the server has an embedder, a text is searched by the vector that it makes of it, among those that it made; otherwise
-    by its words. `by` asks for one of the two.
-    """
-
-    together = ({"oneOf": [
-        {"required": ["text"], "properties": {"text": {"not": {"type": "null"}}, "vector": {"type": "null"}}},
-        {"required": ["vector"], "properties": {
-            "text": {"type": "null"}, "vector": {"not": {"type": "null"}}, "by": {"not": {"const": "text"}}}},
-    ]}, {"properties": {"vector": WITH_DIRECTION}})  # fmt: skip
-
-    text: ContextText | None = None
-    vector: Vector | None = None
-    model: Label = OWN_MODEL
-    by: By | None = None
-    min_score: Score = 0.0
-    limit: PageLimit = 10
-
-
-class Found(msgspec.Struct):
-    """`score` is between 0 and 1: by vector, the cosine of the angle; by text, the share of its words that are there."""
-
-    score: float
-    context: Context
-
-
-class SearchResult(msgspec.Struct):
-    """`by` says how it was searched: `vector`, with its model and how long it is, or `text`. `left_out` is how many more were
-    found, which are less alike, and for which there was no room."""
-
-    by: By
-    model: str | None
-    dimensions: int | None
-    results: list[Found]
-    left_out: int
-
-
-async def _seek(recall: Recall, call: Call[Search]) -> Call[Search]:
-    """Makes a vector of the text where that can be, and asks the index where there is one."""
-    asked = call.params
-    if (asked.text is None) == (asked.vector is None):
-        raise errors.invalid("give either text or vector", "text")
-    if asked.vector is not None:
-        if asked.by is By.TEXT:
-            raise errors.invalid("by: a vector has no words; give a text", "by")
-        if not _is_usable(asked.vector):
-            raise errors.invalid(NO_DIRECTION, "vector")
-        vector, model = _stored(asked.vector), asked.model
-    elif asked.by is By.TEXT or (recall.embedder is None and asked.by is None):
-        return call
-    elif recall.embedder is None:
-        raise errors.conflict("context.no_embedder", NO_EMBEDDER, "by")
-    else:
-        assert asked.text is not None
-        vector, model = await recall.embedder.embed(asked.text), recall.embedder.name
-    matches = None
-    if recall.index is not None:
-        filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
-        try:
-            matches = await recall.index.search(Wanted(call.caller.tenant_id, vector, model, *filters))
-        except errors.MeshError as error:
-            raise _told_what_to_do(error) from error
-    return msgspec.structs.replace(call, found=Sought(vector, model, matches))
-
-
-def _told_what_to_do(error: errors.MeshError) -> errors.MeshError:
-    if error.kind is not errors.Kind.UNAVAILABLE:
-        return error
-    return errors.unavailable(f"{error.message}; {MEANWHILE}", error.data.retry_after_ms or 500)
-
-
-@operation("context.search", scope=Scope.READ, http="POST /contexts/search", single=True, ahead=_seek)
-async def search(work: Work, call: Call[Search]) -> SearchResult:
-    """Find contexts that are alike, the most alike first: by a vector, or by the words of a text.
-
-    An answer holds 1 MiB at most, unless its only context is larger.
-    """
-    found = await _search(work, call)
-    if not found.results:
-        await _require_job(work, call.params.job_id)
-    return found
-
-
-async def _search(work: Work, call: Call[Search]) -> SearchResult:
-    asked, sought = call.params, call.found
-    filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
-    if isinstance(sought, Sought):
-        if sought.matches is not None:
-            return await _by_vector(work, sought, [(match.context_id, match.score) for match in sought.matches])
-        if await work.tx.fetch_value(SQL.has_vectors):
-            rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, sought.vector, sought.model, *filters)
-            return await _by_vector(work, sought, [(row["context_id"], row["score"]) for row in rows])
-        if asked.text is None or asked.by is By.VECTOR:
-            raise errors.unavailable(f"{NO_VECTORS}, or search by text")
-    rows = await work.tx.fetch(SQL.by_words, work.tenant_id, asked.text, *filters, LOOKED_AT_MAX)
-    return SearchResult(By.TEXT, None, None, *await _shown(work, [(row["context_id"], row["score"]) for row in rows]))
-
-
-async def _by_vector(work: Work, sought: Sought, found: Sequence[tuple[uuid.UUID, float]]) -> SearchResult:
-    return SearchResult(By.VECTOR, sought.model, len(sought.vector), *await _shown(work, found))
-
-
-async def _shown(work: Work, found: Sequence[tuple[uuid.UUID, float]]) -> tuple[list[Found], int]:
-    """Contexts that were found, each by its id and its score, as many as there is room for; and how many others there are."""
-    if not found:
-        return [], 0
-    ids, scores = zip(*found, strict=True)
-    rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores, PAGE_BYTES_MAX)
-    shown = fit(rows, len(ids), *LONG).rows
-    return [_found(row) for row in shown], (rows[0]["found"] if rows else 0) - len(shown)
-
-
-async def _require_job(work: Work, job_id: uuid.UUID | None) -> None:
+async def require_job(work: Work, job_id: uuid.UUID | None) -> None:
     """Of a job that nothing was found of: contexts are kept for longer than jobs are."""
     if job_id is not None and not await work.tx.fetch(JOBS.known, work.tenant_id, [job_id]):
         raise errors.not_found("job", job_id)
-
-
-def _found(row: Record) -> Found:
-    return Found(min(max(round(row["score"], 6), 0.0), 1.0), _from_row(row))
 
 
 def _new(context_id: uuid.UUID, call: Call[Store], created_at: datetime.datetime) -> Context:
@@ -388,7 +263,7 @@ def _new(context_id: uuid.UUID, call: Call[Store], created_at: datetime.datetime
     )  # fmt: skip
 
 
-def _from_row(row: Record) -> Context:
+def from_row(row: Record) -> Context:
     vector = row["vector"]
     return Context(
         id=row["context_id"], job_id=row["job_id"], attempt=row["attempt"], type=row["type"], text=row["text"],
