@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,14 @@ class Unopenable(Exception):
         return (int, ("no number",))
 
 
+def _plugin() -> Any:
+    """A module that only the process has which has loaded it."""
+    found = types.ModuleType("plugged_in_here")
+    exec("class Plugged(Exception): pass", vars(found))
+    sys.modules[found.__name__] = found
+    return found
+
+
 def odd(job: Any) -> Any:
     """Gives or raises what cannot be told from one process to another, or is no JSON."""
     match job.payload:
@@ -46,4 +56,6 @@ def odd(job: Any) -> Any:
             return asyncio.CancelledError()
         case "object":
             return object()
+        case "plugin":
+            raise _plugin().Plugged("its own words")
     raise Unopenable("its own words")

@@ -97,6 +97,26 @@ async def test_jobs_for_processes_in_a_queue_that_is_not_theirs_are_not_taken_up
     assert {len(await bench.outcomes(job_id)) for job_id in jobs} <= {1, 2}
 
 
+async def test_a_job_for_a_process_in_a_queue_that_is_not_theirs_takes_the_queue_from_nobody_for_long(
+    bench: Bench, tmp_path: Path
+) -> None:
+    others = bench.queue
+    bench.job_in_process(held_up, f"{others}-p")
+    (quick := tmp_path / "quick").mkdir()
+    (slow := tmp_path / "slow").mkdir()
+    (quick / "go").touch()
+    async with bench.at_work():
+        await all_done(bench, await enqueue_many(bench, "held_up", 1, str(quick)))
+        await all_done(bench, await enqueue_many(bench, "well", 1))
+        bench.queue = f"{others}-p"
+        jobs = await enqueue_many(bench, "held_up", PROCESSES, str(slow))
+        await eventually(lambda: len(begun(slow)) == PROCESSES, "all processes are busy", BEGIN_LIMIT_S)
+        bench.queue = others
+        await all_done(bench, await enqueue_many(bench, "well", 3))
+        (slow / "go").touch()
+        await all_done(bench, jobs)
+
+
 async def test_an_attempt_that_is_lost_before_it_begins_is_not_begun(mesh: Mesh, tenant: str, tmp_path: Path) -> None:
     async with Client(mesh.ws_url, tenant) as client:
         bench = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=1.0)
@@ -121,11 +141,13 @@ async def test_a_result_that_cannot_be_told_fails_its_job_for_good_and_an_except
     bench.job_in_process(odd)
     async with bench.at_work():
         results = ("lambda", "deep", "unopened", "cancelled", "object")
-        jobs = {what: await bench.enqueue("odd", what, max_retries=1) for what in (*results, "raised")}
+        jobs = {what: await bench.enqueue("odd", what, max_retries=1) for what in (*results, "raised", "plugin")}
         for job_id in jobs.values():
             await eventually(lambda: bench.is_over(job_id), "it has failed", BEGIN_LIMIT_S)  # noqa: B023
         for what in results:
             assert (await bench.get(jobs[what]))["error"]["type"] == "UnusableResult", what
             assert await bench.outcomes(jobs[what]) == ["FAILED"], what
         assert (await bench.get(jobs["raised"]))["error"] == {"type": "Unopenable", "message": "its own words"}
-        assert await bench.outcomes(jobs["raised"]) == ["FAILED"] * 2
+        assert (await bench.get(jobs["plugin"]))["error"] == {"type": "Plugged", "message": "its own words"}
+        for what in ("raised", "plugin"):
+            assert await bench.outcomes(jobs[what]) == ["FAILED"] * 2

@@ -12,7 +12,7 @@ from devmesh.client.errors import MeshError as ClientError
 from devmesh.client.errors import may_pass
 from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import Kind, MeshError, conflict, unavailable
-from devmesh.engine.local_requests import LocalRequests
+from devmesh.engine.local_requests import OWN_BYTES_MAX, LocalRequests
 from devmesh.operations.corridor import Corridor
 
 
@@ -60,13 +60,15 @@ async def test_errors_are_those_of_the_wire(error: Exception, kind: Kind, *, pas
     assert (raised.value.error_id is not None) == (kind is Kind.INTERNAL)
 
 
-async def test_a_message_has_a_limit_here_as_well() -> None:
+@pytest.mark.parametrize(("limit", "bytes_max"), [(1_024, OWN_BYTES_MAX), (2 << 20, 2 << 20)])
+async def test_a_message_has_a_limit_here_as_well(limit: int, bytes_max: int) -> None:
+    """But what a worker says of a thousand leases goes in at any limit."""
     corridor = Counting()
-    requests = requests_to(corridor, message_bytes_max=1_024)
-    assert await requests.request("job.complete", {"r": "x" * 1_016}, dict[str, Any]) == {}
-    with pytest.raises(ClientError, match=r"and job\.complete would have 1025") as raised:
-        await requests.request("job.complete", {"r": "x" * 1_017}, dict[str, Any])
-    assert (raised.value.kind, raised.value.retryable, corridor.sizes) == (Kind.TOO_LARGE, False, [1_024])
+    requests = requests_to(corridor, message_bytes_max=limit)
+    assert await requests.request("job.complete", {"r": "x" * (bytes_max - 8)}, dict[str, Any]) == {}
+    with pytest.raises(ClientError, match=rf"and job\.complete would have {bytes_max + 1}") as raised:
+        await requests.request("job.complete", {"r": "x" * (bytes_max - 7)}, dict[str, Any])
+    assert (raised.value.kind, raised.value.retryable, corridor.sizes) == (Kind.TOO_LARGE, False, [bytes_max])
 
 
 async def test_what_no_message_can_carry_is_refused_as_a_client_does() -> None:

@@ -64,7 +64,7 @@ def search(
         return
     results = [{"score": found["score"], **found["context"]} for found in answer["results"]]
     print_page({"results": results}, "results", FOUND_COLUMNS, as_json)
-    if answer["left_out"]:
+    if answer.get("left_out"):
         say(f"{answer['left_out']} more were found that are less alike; there was no room for them")
     say(f"searched by {answer['by']}" + (f", with {answer['model']}" if answer["model"] else ""))
 

@@ -40,6 +40,7 @@ WAIT_MS, WAIT_HELD_MS = 20_000, 100
 WAIT_SHARE = 1 / 3
 FEW_AFTER_S = 0.05
 BEGUN_AT_ONCE = 50
+STRAY_SHARE = 4  # of the capacity for jobs that need no process, as it seems: those that do go back
 PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 DRAIN_LIMIT_S = 20.0  # of a worker that may not go on
 LEAVE_LIMIT_S = 3.0
@@ -101,6 +102,7 @@ class JobWorker:
         in_process = [handler for handler in self._handlers.values() if handler.in_process]
         self._process_types = frozenset(handler.type for handler in in_process)
         self._process_queues = {handler.queue for handler in in_process}
+        self._stray_queues = set[str]()  # of others, which brought some of their jobs
         self._are_for_processes = True  # those that the last claim of all queues brought, or some of them
         self._running: set[asyncio.Task[None]] = set()
         self._held = self._asked = 0
@@ -234,8 +236,10 @@ class JobWorker:
             self._takes_few = False
             self._asked += limit
             self._processes.free -= processes
-            # One that others follow must not keep what these bring from being seen.
+            # One that others follow must not keep what these bring from being seen, nor one that leaves queues out that a
+            # process is free.
             wait_ms = WAIT_HELD_MS if self._held or self._is_flowing else WAIT_MS
+            wait_ms = wait_ms if queues is self._queues else 0
             answer = asyncio.create_task(self._claim(queues, limit, wait_ms))
             asked.append(_Asked(queues, limit, processes, time.monotonic(), answer))
 
@@ -248,10 +252,11 @@ class JobWorker:
             return self._queues, room, 0
         free = self._processes.free
         if free <= 0:
-            return [queue for queue in self._queues if queue not in self._process_queues], room, 0
+            others = [queue for queue in self._queues if queue not in self._process_queues | self._stray_queues]
+            return others, room, 0
         if self._are_for_processes:
             return self._queues, min(room, free), min(room, free)
-        return self._queues, room, 0
+        return self._queues, min(room, max(free, self.capacity // STRAY_SHARE)), 0
 
     async def _reconcile(self) -> None:
         """Gives back what came of claims whose outcome is not known. None is under way.
@@ -305,13 +310,17 @@ class JobWorker:
                 continue
             lease.task = loop.create_task(self._work(job, lease))
             self._running.add(lease.task)
+        if not jobs and asked.queues is not self._queues and self._processes.free <= 0:
+            await self._room()  # or until a process is free
 
     def _set_aside(self, asked: _Asked, jobs: list[Job]) -> set[uuid.UUID]:
         """Sets a process aside for each job that is for one. Gives those for which there is none: they are for others."""
         for_processes = [job for job in jobs if job.type in self._process_types]
-        if jobs and asked.queues == self._queues:
-            self._are_for_processes = bool(for_processes)
-        self._process_queues.update(job.queue for job in for_processes)  # whatever was declared
+        strays = {job.queue for job in for_processes} - self._process_queues
+        if jobs and asked.queues is self._queues:
+            self._are_for_processes, self._stray_queues = bool(for_processes), strays
+        else:
+            self._stray_queues |= strays
         count = min(len(for_processes), self._processes.free)
         self._processes.free -= count
         return {job.id for job in for_processes[count:]}

@@ -84,7 +84,7 @@ def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
         if is_raised:  # many exceptions cannot be made again from what they were made of
             pickle.loads(pickled)  # noqa: S301  our own
         if not isinstance(found, StopIteration | asyncio.CancelledError):  # they would mean something to the loop there
-            return _Outcome(pickled, is_raised, {}, "")
+            return _Outcome(pickled, is_raised, described(found) if is_raised else {}, "")
         problem: BaseException = found
     except BaseException as error:
         problem = found if is_raised else error
@@ -99,7 +99,9 @@ def _opened(outcome: _Outcome) -> Any:
         raise _unusable(outcome.described)
     try:
         found = pickle.loads(outcome.pickled)  # noqa: S301  our own process has made it
-    except Exception as error:  # of what was raised it has been tried there
+    except Exception as error:
+        if outcome.is_raised:  # what it is made of was imported there alone
+            raise Fail(outcome.described) from error
         raise _unusable(described(error)) from error
     if outcome.is_raised:
         raise found

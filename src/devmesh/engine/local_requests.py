@@ -22,6 +22,7 @@ from devmesh.store.faults import translate
 
 T = TypeVar("T")
 TIMEOUT_S_DEFAULT = 30.0
+OWN_BYTES_MAX = 1 << 20  # what a worker says of itself, of a thousand leases or reports at once, goes in at any limit
 
 
 class LocalRequests:
@@ -37,7 +38,7 @@ class LocalRequests:
             raw = jsons.encode(params)
         except jsons.NO_JSON as problem:
             raise unsendable(method, problem) from None
-        if len(raw) > (limit := self._message_bytes_max):
+        if len(raw) > (limit := max(self._message_bytes_max, OWN_BYTES_MAX)):
             message = f"a message has {limit} bytes at the most, and {method} would have {len(raw)}"
             raise ClientError(Kind.TOO_LARGE, message)
         try:
