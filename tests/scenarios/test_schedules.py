@@ -135,6 +135,19 @@ async def test_what_was_due_before_a_pause_is_treated_as_was_asked(own_mesh: Cal
             assert len(await planner.jobs()) == jobs
 
 
+@pytest.mark.parametrize("change", [{"ends_at": "2999-01-01T00:00:00Z"}, {"interval_s": 50}])
+async def test_what_was_due_before_other_times_is_treated_as_was_asked(
+    own_mesh: Callable[..., Mesh], change: dict[str, Any]
+) -> None:
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+        planner = Planner(mesh, wire)
+        schedule = await planner.create(interval_s=100, missed="all")
+        planner.was_away_for(schedule, 390)
+        now = (await wire.call("schedule.update", schedule_id=schedule["id"], **change))["schedule"]
+        assert (now["fired_count"], now["missed_count"], len(await planner.jobs())) == (4, 0, 4)
+
+
 async def test_schedules_that_each_missed_thousands_of_times_are_all_dealt_with(planner: Planner) -> None:
     """They do not all go into one transaction, which would come to its deadline and begin again for ever."""
     schedules = [await planner.create(interval_s=1, missed=missed) for missed in ("once", "all", "all")]

@@ -354,6 +354,21 @@ async def test_a_worker_that_claims_after_it_has_missed_a_beat_is_well_again(ben
     assert shown["log"][0]["kind"] == "recovered"
 
 
+async def test_a_worker_that_its_silence_alone_has_degraded_is_as_well_as_it_was_before(bench: Bench) -> None:
+    ward = Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, stale_after_s=60))
+    await ward.beat(health_score=0.6)
+
+    async def is_degraded() -> bool:
+        return bool((await ward.worker())["status"] == "DEGRADED")
+
+    await eventually(is_degraded, "it is silent")
+    await ward.beat(health_score=0.6)
+    assert (await ward.worker())["status"] == "ACTIVE"
+    await ward.beat(health_score=0.4)
+    await ward.beat(health_score=0.6)
+    assert (await ward.worker())["status"] == "DEGRADED", "its own word takes more to be taken back"
+
+
 async def test_a_silent_worker_that_renews_a_lease_is_active_again_unless_it_is_unwell(bench: Bench) -> None:
     silent, unwell = [
         Ward(bench.wire, await register(bench.wire, heartbeat_interval_s=INTERVAL_S, stale_after_s=60))

@@ -59,11 +59,18 @@ def page_cursor(ids: list[uuid.UUID], limit: int) -> str | None:
     return ids[-1].hex if len(ids) == limit else None
 
 
+def size_bytes(text: str | None) -> int:
+    """What a text takes on the wire, about."""
+    if text is None:
+        return 0
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def fitting(sizes_bytes: Iterable[int]) -> int:
     """How many of these things go on one page: as many as come to PAGE_BYTES_MAX, and the first however large it is."""
     count, total_bytes = 0, 0
-    for size_bytes in sizes_bytes:
-        total_bytes += size_bytes
+    for size in sizes_bytes:
+        total_bytes += size
         if total_bytes > PAGE_BYTES_MAX and count:
             break
         count += 1

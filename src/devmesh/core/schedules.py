@@ -12,7 +12,7 @@ import enum
 import itertools
 import math
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cronsim import CronSim, CronSimError
@@ -21,7 +21,7 @@ INTERVAL_S_MIN = 1.0
 INTERVAL_S_MAX = 366 * 86_400.0
 FIRED_AT_ONCE_MAX = 1_000  # jobs for times that were missed
 COUNTED_MAX = 10_000  # times of a cron expression that were missed: each has to be looked for
-HOUR_S = 3_600
+UNEVEN = datetime.timedelta(hours=25)  # around a change of the clock
 GRACE_S = 60.0  # how late a schedule fires that is on time, unless a service's settings say otherwise
 WINDOW, WIDER = datetime.timedelta(minutes=1), 4  # the latest times are looked for in as little as holds them
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
@@ -44,19 +44,56 @@ class TimingUnusable(ValueError):
 
 
 class Calendar(CronSim):
-    """By itself it goes through hours in steps of sixty minutes: past a change by half an hour, as on Lord Howe, each comes
-    to the middle of an hour, and what there is in the half that it has gone over is left out.
+    """By itself it steps over hours and minutes as if each hour had sixty: near a change by half an hour, as on Lord Howe, that
+    leaves times out, and near one that is not on the hour, as on Chatham, it goes back and never ends. There each minute is
+    looked at.
     """
 
-    def tick(self, seconds: int = 1) -> None:
-        before = self.dt
-        super().tick(seconds)
-        edge = self.dt.replace(minute=0 if self.tick_direction > 0 else 59)
-        if seconds != HOUR_S or self.dt.tzinfo is None or edge == self.dt:
-            return
-        at_edge = edge.astimezone(datetime.UTC)
-        if (at_edge - before.astimezone(datetime.UTC)).total_seconds() * self.tick_direction > 0:
-            self.dt = at_edge.astimezone(self.dt.tzinfo)
+    def advance_hour(self) -> bool:
+        return self._to_hour(super().advance_hour)
+
+    def reverse_hour(self) -> bool:
+        return self._to_hour(super().reverse_hour)
+
+    def advance_minute(self) -> bool:
+        return self._to_minute(super().advance_minute)
+
+    def reverse_minute(self) -> bool:
+        return self._to_minute(super().reverse_minute)
+
+    def _to_hour(self, by_hours: Callable[[], bool]) -> bool:
+        """Goes on to an hour that is asked for, or to another day. Whether it had to."""
+        if self.dt.hour in self.hours:
+            return False
+        if not self._is_uneven():
+            return by_hours()
+        day = self.dt.date()
+        while self.dt.hour not in self.hours and self.dt.date() == day:
+            self._go_a_minute()
+        return True
+
+    def _to_minute(self, by_minutes: Callable[[], bool]) -> bool:
+        """The same within an hour."""
+        if self.dt.minute in self.minutes:
+            return False
+        if not self._is_uneven():
+            return by_minutes()
+        hour = self.dt.date(), self.dt.hour
+        while self.dt.minute not in self.minutes and (self.dt.date(), self.dt.hour) == hour:
+            self._go_a_minute()
+        return True
+
+    def _is_uneven(self) -> bool:
+        """Whether the clock is changed within a day, which is as far as it goes in one step."""
+        zone = self.dt.tzinfo
+        if zone is None:
+            return False
+        at = self.dt.astimezone(datetime.UTC)
+        before, after = ((at + sign * UNEVEN).astimezone(zone).utcoffset() for sign in (-1, 1))
+        return before != after
+
+    def _go_a_minute(self) -> None:
+        self.tick(60 - self.dt.second if self.tick_direction > 0 else self.dt.second + 1)
 
 
 class Timing(NamedTuple):

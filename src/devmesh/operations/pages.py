@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from devmesh.core.names import fitting
+from devmesh.core.names import fitting, size_bytes
 from devmesh.store.database import Record
 
 
@@ -22,5 +22,5 @@ def fit(rows: Sequence[Record], limit: int, *texts: str) -> Page:
     Each row says with `found` how many there were of the `limit`: the statement has left out those for which there is no room
     even as they are stored.
     """
-    shown = rows[: fitting(sum(len(row[name] or "") for name in texts) for row in rows)]
+    shown = rows[: fitting(sum(size_bytes(row[name]) for name in texts) for row in rows)]
     return Page(shown, bool(shown) and (len(shown) < rows[0]["found"] or len(shown) == limit))

@@ -66,8 +66,11 @@ async def fire_due(work: Work, grace_s: float) -> int:
     return len(rows) if len(fired) == len(rows) else FIRED_MAX
 
 
-async def fire_before_pause(work: Work, row: Record) -> None:
-    """What has come due for a locked schedule and was not seen yet is none of the times of a pause."""
+async def fire_what_is_due(work: Work, row: Record) -> None:
+    """What has come due for a locked schedule and was not seen yet is none of the times of a pause, nor of other ones.
+
+    What is on time is known here by the usual grace: the setting is that of the workers.
+    """
     due_at = row["next_fire_at"]
     if row["paused_at"] is not None or due_at is None or due_at > work.now or not _is_usable(row):
         return

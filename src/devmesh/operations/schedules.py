@@ -18,7 +18,7 @@ from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Misse
 from devmesh.operations.job_adding import JobTemplate
 from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
-from devmesh.operations.schedule_firing import SQL, Fired, fire_before_pause, schedule_topic, timing_of, write
+from devmesh.operations.schedule_firing import SQL, Fired, fire_what_is_due, schedule_topic, timing_of, write
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 
@@ -179,7 +179,11 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         await work.tx.execute(SQL.lock_name, work.tenant_id, name)
         if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
             raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
-    next_fire_at = row["next_fire_at"] if timing == timing_of(row) else _next_after_now(work, row, timing)
+    next_fire_at = row["next_fire_at"]
+    if timing != timing_of(row):
+        await fire_what_is_due(work, row)
+        row = await _lock(work, asked.schedule_id)
+        next_fire_at = _next_after_now(work, row, timing)
     changed = await work.tx.fetch_row(
         SQL.change, work.tenant_id, asked.schedule_id, timing.cron, timing.interval_s, timing.time_zone, timing.ends_at,
         None if row["paused_at"] is not None else next_fire_at, (asked.missed or Missed(row["missed"])).value,
@@ -191,7 +195,7 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
 @operation("schedule.pause", scope=Scope.WRITE, http="POST /schedules/{schedule_id}/pause", single=True)
 async def pause(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     """Have a schedule fire no more until it is resumed. What was due and has not fired yet is dealt with first."""
-    await fire_before_pause(work, await _lock(work, call.params.schedule_id))
+    await fire_what_is_due(work, await _lock(work, call.params.schedule_id))
     row = await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, True, None)
     return _told(work, "schedule.paused", _require(row, call.params.schedule_id))
 

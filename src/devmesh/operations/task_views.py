@@ -23,6 +23,7 @@ from devmesh.core.names import (
     decode_page_cursor,
     fitting,
     page_cursor,
+    size_bytes,
 )
 from devmesh.core.tasks import Status, Task
 from devmesh.operations.registry import Call, NotYet, Params, operation
@@ -118,7 +119,7 @@ async def list_tasks(work: Work, call: Call[ListTasks]) -> TasksResult:
 
 
 def _text_size(row: Record) -> int:
-    return sum(len(value) for value in row.values() if isinstance(value, str))
+    return sum(size_bytes(value) for value in row.values() if isinstance(value, str))
 
 
 class HistoryAttempt(msgspec.Struct):
@@ -191,7 +192,7 @@ async def _events_of(work: Work, asked: History) -> tuple[list[HistoryEvent], st
     after = decode_cursor(asked.cursor) if asked.cursor is not None else Cursor(0, 0)
     topic = task_topic(asked.task_id)
     rows = await work.tx.fetch(EVENTS.of_topic, work.tenant_id, topic, after.sequence, asked.limit)
-    page = rows[: fitting(len(row["data"]) for row in rows)]
+    page = rows[: fitting(size_bytes(row["data"]) for row in rows)]
     is_more = len(page) < len(rows) or len(rows) == asked.limit
     next_cursor = Cursor(after.epoch, page[-1]["sequence"]).encode() if is_more else None
     return [HistoryEvent(row["type"], row["at"], Raw(row["data"])) for row in page], next_cursor

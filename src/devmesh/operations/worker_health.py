@@ -79,7 +79,7 @@ async def note_heard(work: Work, heard: Sequence[Heard], states: Mapping[uuid.UU
     """Writes what has become of workers that were heard of. `states` are their rows, locked."""
     if not heard:
         return
-    now = [_status(states[one.worker_id]["status"], one.score) for one in heard]
+    now = [_status(states[one.worker_id], one.score) for one in heard]
     reasons = {
         one.worker_id: "" if status == WorkerStatus.ACTIVE else f"its health score came down to {one.score:.2f}"
         for one, status in zip(heard, now, strict=True)
@@ -109,9 +109,14 @@ def _score(beat: Heartbeat, state: Record) -> float:
     return health.score(state["failure_level"], state["capacity"], latency_ms, beat.health_score)
 
 
-def _status(status: str, score: float) -> str:
-    """What a sign of life makes of a worker. One that is being emptied stays so."""
-    if status == WorkerStatus.FAILED or (status == WorkerStatus.DEGRADED and score >= health.RECOVERED_FROM):
+def _status(state: Record, score: float) -> str:
+    """What a sign of life makes of a worker. One that is being emptied stays so, and one that only its silence has degraded
+    is as it was before that.
+    """
+    status = state["status"]
+    was_silent = state["missed_beats"] and state["health_score"] >= health.DEGRADED_BELOW
+    enough = health.DEGRADED_BELOW if was_silent else health.RECOVERED_FROM
+    if status == WorkerStatus.FAILED or (status == WorkerStatus.DEGRADED and score >= enough):
         status = WorkerStatus.ACTIVE
     is_bad = status == WorkerStatus.ACTIVE and score < health.DEGRADED_BELOW
     return WorkerStatus.DEGRADED.value if is_bad else WorkerStatus(status).value
