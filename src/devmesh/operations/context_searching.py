@@ -14,7 +14,6 @@ from devmesh.core.access import Scope
 from devmesh.core.contexts import By
 from devmesh.core.names import PAGE_BYTES_MAX, Label, PageLimit
 from devmesh.operations.contexts import (
-    LONG,
     NO_DIRECTION,
     NO_VECTORS,
     OWN_MODEL,
@@ -153,7 +152,7 @@ async def _shown(work: Work, found: Sequence[tuple[uuid.UUID, float]]) -> tuple[
         return [], 0
     ids, scores = zip(*found, strict=True)
     rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores, PAGE_BYTES_MAX)
-    shown = fit(rows, len(ids), *LONG).rows
+    shown = fit(rows, len(ids)).rows
     return [_found(row) for row in shown], (rows[0]["found"] if rows else 0) - len(shown)
 
 

@@ -37,7 +37,6 @@ from devmesh.store.statements import load
 SQL = load("contexts")
 TEXT_CHARACTERS_MAX = 65_536
 DIMENSIONS_MAX = 4_096
-LONG = ("text", "data")  # what of a context may be
 SMALLEST = 1e-18  # its square is about the smallest number of single precision, in which vectors are compared
 OWN_MODEL = "own"
 NO_VECTORS = "the database compares no vectors: install the extension pgvector (`create extension vector`)"
@@ -221,9 +220,8 @@ async def list_contexts(work: Work, call: Call[ListContexts]) -> ContextsResult:
     rows = await work.tx.fetch(SQL.page, work.tenant_id, below, *filters, asked.limit, PAGE_BYTES_MAX)
     if not rows:
         await require_job(work, asked.job_id)
-    page = fit(rows, asked.limit, *LONG)
-    found = [from_row(row) for row in page.rows]
-    return ContextsResult(found, found[-1].id.hex if page.is_more else None)
+    page = fit(rows, asked.limit)
+    return ContextsResult([from_row(row) for row in page.rows], page.cursor("context_id"))
 
 
 class OneContext(Mutation, kw_only=True):

@@ -82,9 +82,8 @@ async def list_dead_letters(work: Work, call: Call[ListDeadLetters]) -> DeadLett
     asked = call.params
     below = decode_page_cursor(asked.cursor) or LAST_ID
     rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.queue, asked.type, asked.limit, PAGE_BYTES_MAX)
-    page = fit(rows, asked.limit, "error")
-    next_cursor = page.rows[-1]["dead_letter_id"].hex if page.is_more else None
-    return DeadLettersResult([_from_row(row) for row in page.rows], next_cursor)
+    page = fit(rows, asked.limit)
+    return DeadLettersResult([_from_row(row) for row in page.rows], page.cursor("dead_letter_id"))
 
 
 class Chosen(Mutation, kw_only=True):

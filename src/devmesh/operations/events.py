@@ -10,7 +10,8 @@ from msgspec import Meta, Raw
 
 from devmesh.core.access import Scope
 from devmesh.core.events import Cursor, CursorText, Topic, check_topic, decode_cursor
-from devmesh.core.names import PAGE_BYTES_MAX, fitting
+from devmesh.core.names import PAGE_BYTES_MAX
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Params, operation
 from devmesh.operations.work import SQL, Work
 
@@ -68,11 +69,10 @@ async def list_events(work: Work, call: Call[ListEvents]) -> EventsResult:
     rows = await work.tx.fetch(SQL.page_of_topics, work.tenant_id, start, last, wanted, asked.limit, PAGE_BYTES_MAX)
     [floor] = await work.tx.fetch(SQL.floors, [work.tenant_id])
     recovered = recovered and (since is None or start >= floor["floor_sequence"])  # or retention came in between
-    page = rows[: fitting(len(row["data"]) for row in rows)]
+    page = fit(rows, asked.limit)
     events = [
         ShownEvent(row["type"], row["topics"][0], row["at"], Raw(row["data"]), Cursor(epoch, row["sequence"]).encode())
-        for row in page
+        for row in page.rows
     ]
-    is_more = bool(page) and (len(page) < rows[0]["found"] or len(page) == asked.limit)
-    reached = page[-1]["sequence"] if is_more else last
+    reached = page.rows[-1]["sequence"] if page.is_more else last
     return EventsResult(events, Cursor(epoch, reached).encode(), recovered)

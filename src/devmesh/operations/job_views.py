@@ -150,7 +150,7 @@ async def executions(work: Work, call: Call[Executions]) -> ExecutionsResult:
     job_id, after = call.params.job_id, _decode_end(call.params.cursor)
     job = await require_job(work, job_id)
     rows = await work.tx.fetch(SQL.executions, work.tenant_id, job_id, *after, EXECUTIONS_MAX, PAGE_BYTES_MAX)
-    page = fit(rows, EXECUTIONS_MAX, "result", "error")
+    page = fit(rows, EXECUTIONS_MAX)
     found = [execution_from_row(row) for row in page.rows]
     return ExecutionsResult(job, found, _end_cursor(found[-1]) if page.is_more else None)
 

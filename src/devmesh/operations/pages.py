@@ -15,12 +15,20 @@ class Page(NamedTuple):
     rows: Sequence[Record]
     is_more: bool
 
+    def cursor(self, key: str) -> str | None:
+        """What leads on to the next page: the id of the last row, if there may be more."""
+        return str(self.rows[-1][key]).replace("-", "") if self.is_more else None
 
-def fit(rows: Sequence[Record], limit: int, *texts: str) -> Page:
-    """As many rows as PAGE_BYTES_MAX has room for, by those of their texts that may be long.
+
+def fit(rows: Sequence[Record], limit: int) -> Page:
+    """As many rows as PAGE_BYTES_MAX has room for, by all of their texts.
 
     Each row says with `found` how many there were of the `limit`: the statement has left out those for which there is no room
     even as they are stored.
     """
-    shown = rows[: fitting(sum(size_bytes(row[name]) for name in texts) for row in rows)]
+    shown = rows[: fitting(map(_texts_bytes, rows))]
     return Page(shown, bool(shown) and (len(shown) < rows[0]["found"] or len(shown) == limit))
+
+
+def _texts_bytes(row: Record) -> int:
+    return sum(size_bytes(value) for value in row.values() if isinstance(value, str))

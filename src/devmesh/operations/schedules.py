@@ -140,9 +140,8 @@ async def list_schedules(work: Work, call: Call[ListSchedules]) -> SchedulesResu
     asked = call.params
     below = decode_page_cursor(asked.cursor)
     rows = await work.tx.fetch(SQL.page, work.tenant_id, below, asked.name, asked.limit, PAGE_BYTES_MAX)
-    page = fit(rows, asked.limit, "job")
-    found = [_from_row(row) for row in page.rows]
-    return SchedulesResult(found, found[-1].id.hex if page.is_more else None)
+    page = fit(rows, asked.limit)
+    return SchedulesResult([_from_row(row) for row in page.rows], page.cursor("schedule_id"))
 
 
 class OneSchedule(Mutation, kw_only=True):

@@ -206,9 +206,9 @@ async def list_jobs(work: Work, call: Call[Jobs]) -> SnapshotJobsResult:
     rows = await work.tx.fetch(
         SQL.jobs, work.tenant_id, asked.snapshot_id, str(above or ""), asked.limit, PAGE_BYTES_MAX
     )
-    page = fit(rows, asked.limit, "row")
+    page = fit(rows, asked.limit)
     found = [_job(row["id"], row["noun"], msgspec.json.decode(row["row"])) for row in page.rows]
-    return SnapshotJobsResult(found, found[-1].id.hex if page.is_more else None)
+    return SnapshotJobsResult(found, page.cursor("id"))
 
 
 def _job(job_id: str, noun: str, row: dict[str, Any]) -> SnapshotJob:

@@ -26,11 +26,11 @@ from devmesh.core.names import (
     size_bytes,
 )
 from devmesh.core.tasks import Status, Task
+from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, NotYet, Params, operation
 from devmesh.operations.task_moving import TaskResult
 from devmesh.operations.work import SQL as EVENTS
 from devmesh.operations.work import Work
-from devmesh.store.database import Record
 from devmesh.store.tasks import SQL, from_row
 
 WALKED_MAX = 100_000  # tasks that one page looks through
@@ -109,17 +109,14 @@ async def list_tasks(work: Work, call: Call[ListTasks]) -> TasksResult:
     else:
         statement, place = SQL.page, [WALKED_MAX, asked.status]
     rows = await work.tx.fetch(statement, work.tenant_id, below, asked.limit, *place, *filters)
-    shown = [from_row(row) for row in rows[: fitting(map(_text_size, rows))]]
-    if shown and (len(shown) < rows[0]["found"] or len(shown) == asked.limit):
-        return TasksResult(shown, page_cursor([shown[-1].id], 1))
+    page = fit(rows, asked.limit)
+    shown = [from_row(row) for row in page.rows]
+    if page.is_more:
+        return TasksResult(shown, page.cursor("id"))
     reached = None
     if statement is SQL.page:
         reached = await work.tx.fetch_value(SQL.page_reach, work.tenant_id, below, WALKED_MAX)
     return TasksResult(shown, page_cursor([reached], 1) if reached is not None else None)
-
-
-def _text_size(row: Record) -> int:
-    return sum(size_bytes(value) for value in row.values() if isinstance(value, str))
 
 
 class HistoryAttempt(msgspec.Struct):
