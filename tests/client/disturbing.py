@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from devmesh.client import Client, MeshError
+from devmesh.client import Client, JobContext, MeshError
 from devmesh.client.job_worker import JobHandler, JobWorker, handler_of
 from devmesh.core.errors import OUTCOME_UNKNOWN, Kind
 from tests.harness import Mesh
@@ -59,6 +60,21 @@ class Disturbed:
                 raise left.pop(0)
 
         self.disturb[method] = answer
+
+
+async def well(_job: JobContext) -> str:
+    """The handler of a job about which there is nothing to tell."""
+    return "well"
+
+
+@contextlib.asynccontextmanager
+async def new_bench(mesh: Mesh, key: str, *handlers: Callable[[Any], Any], **options: Any) -> AsyncIterator[Bench]:
+    """A bench with a client and a queue of its own, and these handlers."""
+    async with Client(mesh.ws_url, key) as client:
+        made = Bench(mesh, key, client, f"q{uuid.uuid4().hex}", **options)
+        for handler in handlers:
+            made.job(handler)
+        yield made
 
 
 class Bench:

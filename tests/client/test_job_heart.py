@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from devmesh.client import Client, JobContext, LeaseLost, MeshError
+from devmesh.client import JobContext, LeaseLost, MeshError
 from devmesh.core.errors import Kind
-from tests.client.disturbing import Bench
+from tests.client.disturbing import Bench, new_bench
 from tests.harness import Mesh, eventually
 
 
 @pytest_asyncio.fixture
 async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
-    async with Client(mesh.ws_url, tenant) as client:
-        yield Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", lease_s=1.0)
+    async with new_bench(mesh, tenant, lease_s=1.0) as made:
+        yield made
 
 
 async def test_a_handler_is_cancelled_when_its_lease_runs_out_while_nobody_answers(bench: Bench) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from devmesh.client import Client, JobContext, processes
-from tests.client.disturbing import Bench
+from devmesh.client import processes
+from tests.client.disturbing import Bench, new_bench, well
 from tests.client.process_jobs import held_up, odd
 from tests.harness import Mesh, eventually
 
@@ -23,13 +22,7 @@ BEGIN_LIMIT_S = 30.0  # a process imports much
 @pytest_asyncio.fixture
 async def bench(mesh: Mesh, tenant: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(processes, "PROCESSES", PROCESSES)
-    async with Client(mesh.ws_url, tenant) as client:
-        made = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=20.0)
-
-        @made.job
-        async def well(job: JobContext) -> str:
-            return "well"
-
+    async with new_bench(mesh, tenant, well, capacity=10, lease_s=20.0) as made:
         yield made
 
 
@@ -118,8 +111,7 @@ async def test_a_job_for_a_process_in_a_queue_that_is_not_theirs_takes_the_queue
 
 
 async def test_an_attempt_that_is_lost_before_it_begins_is_not_begun(mesh: Mesh, tenant: str, tmp_path: Path) -> None:
-    async with Client(mesh.ws_url, tenant) as client:
-        bench = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=1.0)
+    async with new_bench(mesh, tenant, capacity=10, lease_s=1.0) as bench:
         bench.job_in_process(held_up)
         (tmp_path / "go").touch()
         job_id = await bench.enqueue("held_up", str(tmp_path))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from devmesh.client import Client, Fail, JobContext, MeshError
+from devmesh.client import Fail, JobContext, MeshError
 from devmesh.core.errors import Kind
-from tests.client.disturbing import Bench, internal
+from tests.client.disturbing import Bench, internal, new_bench
 from tests.harness import Mesh, eventually
 
 LEASE_S = 20.0  # longer than any test waits for: nothing here is mended by the end of a lease
@@ -21,8 +20,8 @@ LEASE_S = 20.0  # longer than any test waits for: nothing here is mended by the 
 
 @pytest_asyncio.fixture
 async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
-    async with Client(mesh.ws_url, tenant) as client:
-        yield Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=LEASE_S)
+    async with new_bench(mesh, tenant, capacity=10, lease_s=LEASE_S) as made:
+        yield made
 
 
 async def test_a_job_that_is_done_stays_so_though_its_report_meets_a_fault_of_the_server(bench: Bench) -> None:
@@ -41,8 +40,7 @@ async def test_a_job_that_is_done_stays_so_though_its_report_meets_a_fault_of_th
 async def test_a_report_that_always_meets_a_fault_keeps_its_slot_no_longer_than_its_lease(
     mesh: Mesh, tenant: str
 ) -> None:
-    async with Client(mesh.ws_url, tenant) as client:
-        bench = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=1, lease_s=1.0)
+    async with new_bench(mesh, tenant, capacity=1, lease_s=1.0) as bench:
 
         @bench.job
         async def odd(job: JobContext) -> str:

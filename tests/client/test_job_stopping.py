@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 import uuid
@@ -14,7 +15,7 @@ import pytest_asyncio
 from devmesh.client import Client, JobContext
 from devmesh.client import Mesh as Agents
 from tests.client.agents import at_work
-from tests.client.disturbing import Bench
+from tests.client.disturbing import Bench, new_bench, well
 from tests.harness import READY_LIMIT_S, Mesh, eventually
 
 BRIEF = """
@@ -33,13 +34,7 @@ AT_ONCE_S = 3.0  # no claim waits for so short a time
 
 @pytest_asyncio.fixture
 async def bench(mesh: Mesh, tenant: str) -> AsyncIterator[Bench]:
-    async with Client(mesh.ws_url, tenant) as client:
-        made = Bench(mesh, tenant, client, f"q{uuid.uuid4().hex}", capacity=10, lease_s=60.0)
-
-        @made.job
-        async def well(job: JobContext) -> str:
-            return "well"
-
+    async with new_bench(mesh, tenant, well, capacity=10, lease_s=60.0) as made:
         yield made
 
 
@@ -85,7 +80,9 @@ async def test_jobs_that_come_while_a_worker_stops_are_for_others_at_once(bench:
     assert await bench.outcomes(job_id) == ["RELEASED"]
 
 
-async def test_who_stops_does_not_end_another_process_that_goes_by_its_name(bench: Bench) -> None:
+@contextlib.asynccontextmanager
+async def at_work_after_another(bench: Bench) -> AsyncIterator[asyncio.Task[None]]:
+    """Lets a worker work while one that had its name before wants to leave, which is given."""
     first = bench.worker()
     running = asyncio.create_task(first.run())
     await eventually(lambda: bench.disturbed.asked["job.claim"], "it waits for jobs")
@@ -93,11 +90,16 @@ async def test_who_stops_does_not_end_another_process_that_goes_by_its_name(benc
         await eventually(lambda: bench.disturbed.asked["job.claim"] >= 2, "the other does, too")
         await first.drain(1.0)
         await eventually(lambda: bench.disturbed.asked["worker.deregister"], "the first one wants to leave")
+        yield running
+
+
+async def test_who_stops_does_not_end_another_process_that_goes_by_its_name(bench: Bench) -> None:
+    async with at_work_after_another(bench) as first:
         job_id = await bench.enqueue("well")
         await eventually(lambda: bench.is_over(job_id), "the other goes on")
         assert (await bench.worker_of(job_id))["status"] == "ACTIVE"
-        running.cancel()
-        await asyncio.wait([running])
+        first.cancel()
+        await asyncio.wait([first])
 
 
 async def test_beside_the_database_handlers_have_the_time_that_their_application_gives_them(
@@ -156,11 +158,6 @@ async def test_a_worker_that_somebody_has_deregistered_lets_go_of_its_jobs_and_c
 
 
 async def test_processes_of_one_name_that_stop_together_all_end_well(bench: Bench) -> None:
-    first = bench.worker()
-    running = asyncio.create_task(first.run())
-    await eventually(lambda: bench.disturbed.asked["job.claim"], "it waits for jobs")
-    async with bench.at_work():
-        await eventually(lambda: bench.disturbed.asked["job.claim"] >= 2, "the other does, too")
-        await first.drain(1.0)
-        await eventually(lambda: bench.disturbed.asked["worker.deregister"], "the first one wants to leave")
-    await asyncio.wait_for(running, 10)
+    async with at_work_after_another(bench) as first:
+        pass
+    await asyncio.wait_for(first, 10)

@@ -236,12 +236,16 @@ class JobWorker:
             self._takes_few = False
             self._asked += limit
             self._processes.free -= processes
-            # One that others follow must not keep what these bring from being seen, nor one that leaves queues out that a
-            # process is free.
-            wait_ms = WAIT_HELD_MS if self._held or self._is_flowing else WAIT_MS
-            wait_ms = wait_ms if queues is self._queues else 0
-            answer = asyncio.create_task(self._claim(queues, limit, wait_ms))
+            answer = asyncio.create_task(self._claim(queues, limit, self._wait_ms(queues)))
             asked.append(_Asked(queues, limit, processes, time.monotonic(), answer))
+
+    def _wait_ms(self, queues: list[str]) -> int:
+        """For how long a claim waits for jobs: one that others follow must not keep what these bring from being seen, nor one
+        that leaves queues out that a process is free.
+        """
+        if queues is not self._queues:
+            return 0
+        return WAIT_HELD_MS if self._held or self._is_flowing else WAIT_MS
 
     def _terms(self, room: int) -> tuple[list[str], int, int]:
         """Of which queues to ask for jobs, for how many, and for how many of them to set a process aside.
