@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
+import weakref
 from typing import Any
 
 import asyncpg
@@ -62,6 +64,23 @@ async def test_a_callback_cannot_fail_what_is_committed(database: Database) -> N
 
     await database.run(work)
     assert rung == ["rung"]
+
+
+async def test_what_a_transaction_has_read_does_not_wait_for_the_garbage_collector(database: Database) -> None:
+    class Rows:
+        """What a body has read, and its callbacks hold."""
+
+    async def work(transaction: Transaction) -> weakref.ref[Rows]:
+        rows = Rows()
+        transaction.after_commit(lambda: print(transaction, rows))
+        await transaction.execute(INSERT, "a", 1)
+        return weakref.ref(rows)
+
+    gc.disable()
+    try:
+        assert (await database.run(work))() is None
+    finally:
+        gc.enable()
 
 
 async def test_an_error_undoes_the_work_and_rings_nothing(database: Database) -> None:

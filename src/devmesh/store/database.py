@@ -141,8 +141,12 @@ class Transaction:
         self._after_commit.append(callback)
 
     def committed(self) -> None:
-        """Runs the callbacks. The work is done whatever becomes of them, so none can fail it."""
-        for callback in self._after_commit:
+        """Runs the callbacks. The work is done whatever becomes of them, so none can fail it.
+
+        They are let go of: they hold what holds this transaction, and what it has read would wait for the garbage collector.
+        """
+        callbacks, self._after_commit = self._after_commit, []
+        for callback in callbacks:
             try:
                 callback()
             except Exception:
