@@ -80,6 +80,11 @@ def test_every_service_logs_under_its_name(up: Up) -> None:
         assert any(line.startswith(service) and " ready" in line for line in lines)
 
 
+def test_a_segment_of_the_log_is_small_so_that_nobody_waits_long_for_the_next(up: Up) -> None:
+    segments = [path for path in EmbeddedPostgres(up.data / "postgres").data.glob("pg_wal/*") if path.is_file()]
+    assert {path.stat().st_size for path in segments} == {1 << 20}
+
+
 def test_a_second_one_on_the_same_directory_is_told_who_runs(up: Up) -> None:
     assert up.process is not None
     refused = devmesh(up.directory, "up", "--port", str(three_free_ports()))

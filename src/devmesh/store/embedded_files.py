@@ -40,6 +40,8 @@ fsync = on
 synchronous_commit = on
 full_page_writes = on
 wal_compression = on
+wal_buffers = 8MB  # it and the next would be a few segments by themselves, and ours are small
+min_wal_size = 80MB
 max_wal_size = 2GB
 checkpoint_timeout = 15min
 
