@@ -68,14 +68,15 @@ class _Place:
         self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
         self.front_took = datetime.timedelta(0)  # and how long the last one from the front did
 
-    def look(self, now: datetime.datetime) -> Look:
+    def look(self, now: datetime.datetime, *, comes_late: bool = True) -> Look:
+        """With `comes_late` something may be committed behind what was found: what is dated before a lock is waited for."""
         is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
         if is_set_back or now - self.front_look_at >= self.front_look_every:
             self.front_look_at = self.late_look_at = now
             self.front_looks_begun = max(self.front_looks_begun, self.front_look) + 1
             return Look([BEGINNING] * PRIORITIES, None, self.front_looks_begun)
         margin = MARGIN
-        if now - self.late_look_at >= self.late_look_every:
+        if comes_late and now - self.late_look_at >= self.late_look_every:
             self.late_look_at, margin = now, LATE
         return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin, self.front_look)
 
@@ -173,8 +174,11 @@ class ClaimHorizons:
             del self._lanes[tenant_id]
 
     def look_at_leases(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> Look:
-        """No lease of a worker that it still holds began before the first of its times."""
-        return self._place(tenant_id, worker_id).look(now)
+        """No lease of a worker that it still holds began before the first of its times.
+
+        None comes behind another: they begin under a lock that is held until they are committed.
+        """
+        return self._place(tenant_id, worker_id).look(now, comes_late=False)
 
     def oldest_lease(
         self, tenant_id: uuid.UUID, worker_id: uuid.UUID, look: Look, took_s: float, began_at: datetime.datetime
