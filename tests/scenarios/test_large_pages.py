@@ -80,3 +80,15 @@ async def test_contexts_and_those_that_a_search_has_found(bench: Bench) -> None:
         found = await bench.wire.call("context.search", **sought)
         assert [each["context"]["id"] for each in found["results"]] == made[:1:-1]
         assert found["left_out"] == 2
+
+
+async def test_a_claim_of_several_queues_takes_32_mib_and_one_job_more(bench: Bench) -> None:
+    texts = ["x" * 1_000_000, secrets.token_urlsafe(750_000)]
+    queues = [bench.queue, f"{bench.queue}b"]
+    made = [
+        (await bench.enqueue(queue=queues[number % 2], payload=texts[number % 2], priority=5 - 4 * (number % 2)))["id"]
+        for number in range(40)
+    ]
+    in_order = made[::2] + made[1::2]
+    for expected in (in_order[:34], in_order[34:], []):
+        assert [job["id"] for job in await bench.claim(limit=1_000, queues=queues)] == expected

@@ -32,7 +32,6 @@ log = logging.getLogger("devmesh.client")
 CAPACITY_DEFAULT = 10
 LEASE_S_DEFAULT = 30.0
 CLAIMED_MAX = 1_000
-CLAIMED_REMOTE_MAX = 250  # with payloads of a megabyte each they fit into a message
 HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 CLAIMS = 3  # requests under way at once: the database looks for the next jobs while the last ones begin
 WAIT_MS, WAIT_HELD_MS = 20_000, 100
@@ -93,7 +92,6 @@ class JobWorker:
     ) -> None:
         """`open_heart_requests` is for the thread of heartbeats, beside the database; over a connection it is the same."""
         self.name, self.capacity, self._lease_s = name, capacity, lease_s
-        self._claimed_max = CLAIMED_REMOTE_MAX if open_heart_requests is None else CLAIMED_MAX
         self._handlers: Mapping[str, JobHandler] = {handler.type: handler for handler in handlers}
         self._queues = sorted({handler.queue for handler in self._handlers.values()})
         self._open_requests = open_requests
@@ -227,10 +225,10 @@ class JobWorker:
             if self._is_in_doubt or not self._is_registered or self._draining.is_set():
                 return
             room = self.capacity - self._held - self._asked
-            enough = min(self.capacity // 2, self._claimed_max)  # asking for a few would cost as much as for many
+            enough = min(self.capacity // 2, CLAIMED_MAX)  # asking for a few would cost as much as for many
             if room <= 0 or (room < enough and self._held and not self._takes_few):
                 return
-            queues, limit, processes = self._terms(min(room, self._claimed_max))
+            queues, limit, processes = self._terms(min(room, CLAIMED_MAX))
             if not queues:
                 return
             self._takes_few = False

@@ -25,6 +25,7 @@ from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, claimed_from_row
 
 CLAIMED_MAX = 1_000
+CLAIMED_BYTES_MAX = 32 << 20  # of payloads, and one more: what is read and sent well within a deadline
 LOOK_INTERVAL_S = 2.0  # between looks of a claim that waits, when nothing rings and nothing comes due
 HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
 LEASE_S_DEFAULT = 60.0
@@ -96,8 +97,9 @@ class _Looks(NamedTuple):
 async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     """Take jobs of some queues, highest priority first, then oldest; wait up to `wait_ms` for one.
 
-    A worker never holds more than its capacity, and gets nothing unless it is ACTIVE, nor from a queue that is paused. What it
-    gets is under a lease of `lease_s`; `attempt` must come back with each report.
+    A worker never holds more than its capacity, and gets nothing unless it is ACTIVE, nor from a queue that is paused. At once
+    it gets 32 MiB of payloads and one job at the most. What it gets is under a lease of `lease_s`; `attempt` must come back
+    with each report.
     """
     asked, horizons, rings = call.params, work.horizons, work.rings_so_far(Concern.JOBS)
     whose: Hashable = (work.tenant_id, asked.worker_id, *asked.queues)
@@ -111,8 +113,8 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     is_alone = not work.tx.is_begun
     first, *rows = await work.tx.fetch_whole(
         SQL.claim, work.tenant_id, asked.worker_id, None if call.caller.is_admin else call.caller.owner_id, list(looks.queues),
-        asked.limit, asked.lease_s, [moment for look in looks.queues.values() for moment in look.since], looks.leases.since[0],
-        is_alone,
+        asked.limit, CLAIMED_BYTES_MAX, asked.lease_s, [moment for look in looks.queues.values() for moment in look.since],
+        looks.leases.since[0], is_alone,
     )  # fmt: skip
     found = _found_decoder.decode(first["about"])
     if (refused := _refusal(call, found)) is not None:
@@ -122,7 +124,8 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     work.tx.after_commit(lambda: _learn(work, asked.worker_id, looks, found, rows))
     if not rows:
         return NotYet(ClaimedResult([]), asked.wait_ms, _again_s(found))
-    if len(rows) < found.room and not any(queue.is_paused or queue.is_rated for queue in found.queues if queue.is_due):
+    is_held_up = any(queue.is_paused or queue.is_rated for queue in found.queues if queue.is_due)
+    if _is_short(found, rows) and not is_held_up:
         work.tx.after_commit(lambda: horizons.emptied(whose, rings))
     _tell(work, None if is_alone else rows.pop())
     if sum(queue.share > 0 for queue in found.queues) > 1:
@@ -173,7 +176,7 @@ def _learn(work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows:
     horizons.told(found.moment)
     horizons.oldest_lease(tenant_id, worker_id, looks.leases, found.look_s, found.oldest or found.moment)
     last = {(row["queue"], row["priority"]): row for row in rows}
-    is_short = len(rows) < found.room
+    is_short = _is_short(found, rows)
     counts = collections.Counter(row["queue"] for row in rows) if is_short else {}
     is_shared = sum(queue.share > 0 for queue in found.queues) > 1
     for queue in found.queues:
@@ -189,6 +192,17 @@ def _learn(work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows:
         )  # fmt: skip
     for (name, priority), row in last.items():
         horizons.claimed(tenant_id, name, looks.queues[name], {priority: _run_at(row)})
+
+
+def _is_short(found: _Found, rows: Sequence[Record]) -> bool:
+    """Whether fewer were given than there was room for, and not because they are large.
+
+    No character has more than four bytes.
+    """
+    jobs = [row for row in rows if row["id"] is not None]
+    if len(jobs) >= found.room:
+        return False
+    return 4 * sum(len(row["payload"]) for row in jobs) < CLAIMED_BYTES_MAX
 
 
 def _run_at(row: Record) -> datetime.datetime:

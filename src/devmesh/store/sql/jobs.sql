@@ -22,11 +22,11 @@ select q.queue, q.paused_at is not null as is_paused, q.rate_per_s, q.burst from
 where q.tenant_id = $1 and q.queue = any($2::text[]) and (q.paused_at is not null or q.rate_per_s is not null);
 
 -- name: claim
--- Gives a worker jobs of some queues under leases: first a row with what was found, then the jobs (migration 000016 says more).
--- $1 tenant, $2 worker, $3 who must have registered it, or null for anybody, $4 queues, $5 how many, $6 the lease in seconds, $7 for
--- each queue five times, where the scan of each priority begins, $8 no lease of the worker began before, $9 whether that is all there is
--- to do, with what is told of it; otherwise the last row says that.
-select * from mcp.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9);
+-- Gives a worker jobs of some queues under leases: first a row with what was found, then the jobs (migration 000017 says more).
+-- $1 tenant, $2 worker, $3 who must have registered it, or null for anybody, $4 queues, $5 how many, $6 up to how many bytes of payloads,
+-- and one more, $7 the lease in seconds, $8 for each queue five times, where the scan of each priority begins, $9 no lease of the worker
+-- began before, $10 whether that is all there is to do, with what is told of it; otherwise the last row says that.
+select * from mcp.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: complete
 -- Ends attempts well: those of these that are held in just this attempt (migration 000016 says more). $1 tenant, $2 jobs, $3 attempts,
