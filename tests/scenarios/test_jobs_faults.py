@@ -208,7 +208,7 @@ async def buffers_of_a_claim(dsn: str, waiting: int) -> int:
             )
         explained = f"explain (analyze, buffers, format json) {SQL.claim.text}"
         claimed = await connection.fetchval(
-            explained, tenant, worker, None, ["q"], 50, 60.0, [BEGINNING] * 5, BEGINNING, True
+            explained, tenant, worker, None, ["q"], 50, 1 << 25, 60.0, [BEGINNING] * 5, BEGINNING, True
         )
         plan = json.loads(claimed)[0]["Plan"]
         assert plan["Actual Rows"] == 1 + 50, "what was found, and the jobs"
