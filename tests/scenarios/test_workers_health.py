@@ -398,6 +398,29 @@ async def test_a_silent_worker_that_renews_a_lease_is_active_again_unless_it_is_
     assert await silent.alerts(only_open=True) == await unwell.alerts(only_open=True) == []
 
 
+async def test_a_worker_that_only_renews_its_leases_raises_no_alert_again_and_again(bench: Bench) -> None:
+    about: dict[str, Any] = {"heartbeat_interval_s": INTERVAL_S, "stale_after_s": 60}
+    ward = Ward(bench.wire, await register(bench.wire, queues=[bench.queue], **about))
+    await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=ward.worker_id, lease_s=600)
+    await eventually(ward.alerts, "its first heartbeat is missed")
+
+    async def is_heard_of() -> bool:
+        await bench.wire.call("job.heartbeat", jobs=[held(claimed)])
+        return not await ward.alerts(only_open=True)
+
+    await eventually(is_heard_of, "it renews its lease")
+    silent_for_less = Ward(bench.wire, await register(bench.wire, **about))
+
+    async def has_missed_two() -> bool:
+        return bool((await silent_for_less.worker())["missed_beats"] >= 2)
+
+    await eventually(has_missed_two, "another's silence is noticed")
+    worker = await ward.worker()
+    assert (worker["status"], worker["missed_beats"], worker["health_score"]) == ("ACTIVE", 0, 1)
+    assert len(await ward.alerts()) == 1, "its lease says for how long nothing has to be heard of it"
+
+
 async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:
     first, second = str(uuid.uuid4()), str(uuid.uuid4())
     name = f"w{uuid.uuid4().hex}"
