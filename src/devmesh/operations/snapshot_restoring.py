@@ -25,6 +25,7 @@ from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places, wait_again
+from devmesh.operations.job_replaying import refuse_while_drained
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.schedule_firing import timing_of
 from devmesh.operations.snapshot_conflicts import (
@@ -235,6 +236,7 @@ async def _take_away(work: Work, whole: uuid.UUID) -> None:
         places |= {row["job_id"] for row in taken}
         tell(work, "job.cancelled", _moved(row for row in taken if row["queue"] is not None), Status.CANCELLED)
         if not await work.tx.fetch_value(SQL.left, work.tenant_id, whole):
+            await refuse_while_drained(work, sorted(places))
             await leave_places(work, sorted(places))
             return
     raise errors.unavailable(
