@@ -432,3 +432,31 @@ async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:
     assert (await ward.wire.call("worker.get", worker_id=worker["id"]))["worker"]["status"] == "ACTIVE"
     left = await ward.wire.call("worker.deregister", worker_id=worker["id"], instance_id=second)
     assert left["worker"]["status"] == "TERMINATED"
+
+
+async def test_a_process_that_leaves_takes_no_lease_from_others_of_its_name_that_renew_theirs(bench: Bench) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    about: dict[str, Any] = {"name": f"w{uuid.uuid4().hex}", "queues": [bench.queue]}
+    await bench.wire.call("worker.register", instance_id=first, **about)
+    worker_id = (await bench.wire.call("worker.register", instance_id=second, **about))["worker"]["id"]
+    job = await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=worker_id)
+
+    async def leave(instance_id: str) -> tuple[str, int]:
+        left = await bench.wire.call(
+            "worker.deregister", worker_id=worker_id, instance_id=instance_id, holds_nothing=True
+        )
+        return left["worker"]["status"], left["released"]
+
+    async def is_renewed() -> bool:
+        [renewed] = (await bench.wire.call("job.heartbeat", jobs=[held(claimed)]))["jobs"]
+        before, now = [datetime.datetime.fromisoformat(each["lease_until"]) for each in (claimed, renewed)]
+        return now > before + datetime.timedelta(seconds=0.2)
+
+    await eventually(is_renewed, "a process renews its lease")
+    assert await leave(second) == ("ACTIVE", 0)
+    assert await bench.status(job) == "PROCESSING"
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    await bench.enqueue()
+    assert await bench.claim(worker_id=worker_id)
+    assert await leave(first) == ("TERMINATED", 1), "nobody has renewed what was given out last"

@@ -178,3 +178,13 @@ returning w.worker_id;
 -- name: held_jobs
 -- What a worker holds. $1 tenant, $2 worker.
 select l.job_id from mcp.jobs_leased l where l.worker_id = $2 and l.tenant_id is not distinct from $1;
+
+-- name: is_being_renewed
+-- Whether a worker has a lease that lasts and was renewed since its job was claimed. $1 tenant, $2 worker.
+select exists (
+    select from mcp.jobs_leased l where l.worker_id = $2 and l.tenant_id is not distinct from $1 and l.lease_until > now()
+      and l.lease_until > l.started_at + make_interval(secs => l.lease_s) + interval '100 ms');
+
+-- name: forget_instance
+-- It is not known any more which process has registered a worker last, if that was this one. $1 tenant, $2 worker, $3 the process.
+update mcp.workers w set instance_id = null where w.tenant_id = $1 and w.worker_id = $2 and w.instance_id = $3;
