@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.scenarios.jobs import Bench, do, reason
-from tests.wire import WireError
+from tests.conftest import run_sql
+from tests.harness import Mesh
+from tests.scenarios.jobs import Bench, do, reason, register
+from tests.wire import Wire, WireError
 
 
 async def test_those_that_are_replayed_together_run_in_the_order_that_was_asked_for(bench: Bench) -> None:
@@ -186,3 +189,30 @@ async def test_what_narrows_all_is_refused_beside_jobs_by_name(
         await bench.wire.call(f"dead_letter.{verb}", job_ids=[job["id"]], **narrower)
     assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", *narrower)
     assert [letter["job_id"] for letter in await bench.dead_letters()] == [job["id"]]
+
+
+async def test_what_has_ended_in_no_month_is_not_replayed_while_it_is_moved_to_one(
+    own_mesh: Callable[..., Mesh],
+) -> None:
+    """The copy that takes its place may have been made before."""
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+        bench = Bench(wire, await register(wire))
+        job = await bench.enqueue(max_retries=0)
+        await do(bench, "fail", error="broken")
+        [part] = run_sql(mesh.dsn, "select distinct tableoid::regclass from mcp.job_executions").split()
+        run_sql(
+            mesh.dsn,
+            f"alter table mcp.job_executions detach partition {part};"
+            f" insert into mcp.job_executions select * from {part}; drop table {part}",
+        )
+        blocks = run_sql(mesh.dsn, "select blocks from mcp.begin_drain('job_executions', 1)")
+        run_sql(mesh.dsn, f"select mcp.copy_drain('job_executions', 0, {blocks})")
+        for method, asked in (("dead_letter.replay", {"job_ids": [job["id"]]}), ("job.retry", {"job_id": job["id"]})):
+            with pytest.raises(WireError) as refused:
+                await wire.call(method, **asked)
+            assert refused.value.kind == "unavailable"
+        run_sql(mesh.dsn, "select mcp.end_drain('job_executions', 'mcp.job_executions_drain'::regclass)")
+        await wire.call("dead_letter.replay", job_ids=[job["id"]])
+        assert await bench.status(job) == "PENDING"
+        assert await do(bench) == [job["id"]]

@@ -53,6 +53,17 @@ async def test_a_schedule_in_a_time_zone_that_is_not_known_here_is_put_back_with
     found = (await bench.wire.call("schedule.get", schedule_id=schedule["id"]))["schedule"]
     assert (found["missed"], found["next_fire_at"] > schedule["next_fire_at"]) == (schedule["missed"], True)
 
+    await bench.wire.call("schedule.pause", schedule_id=schedule["id"])
+    assert (await archive.restore(snapshot, "overwrite"))["restored"]["schedules"] == 1
+    found = (await bench.wire.call("schedule.get", schedule_id=schedule["id"]))["schedule"]
+    assert found["paused_at"] is not None, "it would never fire, and nobody would see why"
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("schedule.resume", schedule_id=schedule["id"])
+    assert refused.value.data["field"] == "time_zone"
+    archive.run("update mcp.schedules set time_zone = 'UTC' where tenant_id = $1")
+    resumed = (await bench.wire.call("schedule.resume", schedule_id=schedule["id"]))["schedule"]
+    assert resumed["next_fire_at"] > schedule["next_fire_at"]
+
 
 async def test_whatever_would_be_put_back_is_compared_and_told(archive: Archive, bench: Bench) -> None:
     queue, call = bench.queue, bench.wire.call

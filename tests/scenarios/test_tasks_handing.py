@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections.abc import Callable
 
 import pytest
 
+from tests.conftest import run_sql
 from tests.fleet import Agent, create, fleet, get, refusal
-from tests.harness import Mesh
+from tests.harness import Mesh, eventually
 from tests.scenarios.archive import Bystander
 from tests.wire import Wire, WireError
 
@@ -125,6 +127,37 @@ async def test_an_agent_that_leaves_for_good_strands_nothing(mesh: Mesh, tenant:
         assert {task["id"] for task in given} == {held["id"], waiting["id"]}
         assert own.items() <= next(task for task in given if task["id"] == held["id"]).items()
         assert (await refusal(stayer.wire, "task.create", title="late", assign=leaver.id)).kind == "not_found"
+
+
+async def test_what_waits_for_an_agent_that_leaves_is_given_away_in_parts_if_it_is_much(
+    own_mesh: Callable[..., Mesh],
+) -> None:
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with fleet(mesh, mesh.new_tenant(), leaver=[], stayer=[]) as (leaver, stayer):
+        of_tenant = f"tenant_id = '{stayer.wire.initialized['tenant_id']}'"
+        await create(stayer.wire, assign=leaver.id)
+        columns = "created_by_key_id, assign, strategy, max_retries, timeout_s, lease_s, title, type, priority"
+        run_sql(
+            mesh.dsn,
+            f"insert into mcp.tasks (tenant_id, task_id, target_agent_id, status, {columns})"
+            f" select tenant_id, gen_random_uuid(), '{leaver.id}', 'pending', {columns}"
+            f" from mcp.tasks, generate_series(1, 2500) where {of_tenant}",
+        )
+
+        def count_waiting() -> int:
+            waiting = f"{of_tenant} and status = 'pending' and target_agent_id = '{leaver.id}'"
+            return int(run_sql(mesh.dsn, f"select count(*) from mcp.tasks where {waiting}"))
+
+        before = count_waiting()
+        await leaver.wire.call("agent.deregister")
+        assert count_waiting() == before - 2_000, "what more there is would make its transaction long"
+        mesh.start("worker")
+
+        async def is_over() -> bool:
+            return count_waiting() == 0
+
+        await eventually(is_over, "the others follow")
+        assert (await stayer.next_task())["target_agent_id"] is None
 
 
 async def test_an_agent_that_leaves_while_a_task_is_made_for_it_strands_nothing(

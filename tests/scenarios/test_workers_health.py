@@ -398,6 +398,29 @@ async def test_a_silent_worker_that_renews_a_lease_is_active_again_unless_it_is_
     assert await silent.alerts(only_open=True) == await unwell.alerts(only_open=True) == []
 
 
+async def test_a_worker_that_only_renews_its_leases_raises_no_alert_again_and_again(bench: Bench) -> None:
+    about: dict[str, Any] = {"heartbeat_interval_s": INTERVAL_S, "stale_after_s": 60}
+    ward = Ward(bench.wire, await register(bench.wire, queues=[bench.queue], **about))
+    await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=ward.worker_id, lease_s=600)
+    await eventually(ward.alerts, "its first heartbeat is missed")
+
+    async def is_heard_of() -> bool:
+        await bench.wire.call("job.heartbeat", jobs=[held(claimed)])
+        return not await ward.alerts(only_open=True)
+
+    await eventually(is_heard_of, "it renews its lease")
+    silent_for_less = Ward(bench.wire, await register(bench.wire, **about))
+
+    async def has_missed_two() -> bool:
+        return bool((await silent_for_less.worker())["missed_beats"] >= 2)
+
+    await eventually(has_missed_two, "another's silence is noticed")
+    worker = await ward.worker()
+    assert (worker["status"], worker["missed_beats"], worker["health_score"]) == ("ACTIVE", 0, 1)
+    assert len(await ward.alerts()) == 1, "its lease says for how long nothing has to be heard of it"
+
+
 async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:
     first, second = str(uuid.uuid4()), str(uuid.uuid4())
     name = f"w{uuid.uuid4().hex}"
@@ -409,3 +432,31 @@ async def test_a_process_leaves_for_itself_only(ward: Ward) -> None:
     assert (await ward.wire.call("worker.get", worker_id=worker["id"]))["worker"]["status"] == "ACTIVE"
     left = await ward.wire.call("worker.deregister", worker_id=worker["id"], instance_id=second)
     assert left["worker"]["status"] == "TERMINATED"
+
+
+async def test_a_process_that_leaves_takes_no_lease_from_others_of_its_name_that_renew_theirs(bench: Bench) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    about: dict[str, Any] = {"name": f"w{uuid.uuid4().hex}", "queues": [bench.queue]}
+    await bench.wire.call("worker.register", instance_id=first, **about)
+    worker_id = (await bench.wire.call("worker.register", instance_id=second, **about))["worker"]["id"]
+    job = await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=worker_id)
+
+    async def leave(instance_id: str) -> tuple[str, int]:
+        left = await bench.wire.call(
+            "worker.deregister", worker_id=worker_id, instance_id=instance_id, holds_nothing=True
+        )
+        return left["worker"]["status"], left["released"]
+
+    async def is_renewed() -> bool:
+        [renewed] = (await bench.wire.call("job.heartbeat", jobs=[held(claimed)]))["jobs"]
+        before, now = [datetime.datetime.fromisoformat(each["lease_until"]) for each in (claimed, renewed)]
+        return now > before + datetime.timedelta(seconds=0.2)
+
+    await eventually(is_renewed, "a process renews its lease")
+    assert await leave(second) == ("ACTIVE", 0)
+    assert await bench.status(job) == "PROCESSING"
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    await bench.enqueue()
+    assert await bench.claim(worker_id=worker_id)
+    assert await leave(first) == ("TERMINATED", 1), "nobody has renewed what was given out last"

@@ -75,6 +75,7 @@ class _Asked(NamedTuple):
 class _Registered(msgspec.Struct):
     class _Worker(msgspec.Struct):
         id: uuid.UUID
+        status: str
 
     worker: _Worker
 
@@ -175,15 +176,15 @@ class JobWorker:
 
         Whether it could. It cannot while another process goes by this name, or when nobody answers.
         """
-        asked = {"worker_id": self._worker_id, "instance_id": self._instance_id}
+        asked = {"worker_id": self._worker_id, "instance_id": self._instance_id, "holds_nothing": True}
         try:
-            await self._requests.request("worker.deregister", asked, dict[str, Any], timeout_s=LEAVE_LIMIT_S)
+            left = await self._requests.request("worker.deregister", asked, _Registered, timeout_s=LEAVE_LIMIT_S)
         except MeshError as error:
             if error.reason == HAS_LEFT:
                 return self._is_registered  # else it may be about to come back
             log.warning("worker %s could not be deregistered: %s", self.name, error.message)
             return False
-        return True
+        return left.worker.status == "TERMINATED"
 
     async def _claim_all(self) -> None:
         """Asks for jobs while there is room for enough, and before the last ones have come while more are waiting."""

@@ -1,4 +1,7 @@
-"""The reaper: takes tasks back whose lease has ended, and ends those whose time is over, by the database's clock."""
+"""The reaper: takes tasks back whose lease has ended, and ends those whose time is over, by the database's clock.
+
+An agent that leaves for good gives away a part of what waits for it; the reaper does the rest.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from devmesh.core import tasks
 from devmesh.core.tasks import Move, Task
 from devmesh.engine.looks import Looks
 from devmesh.engine.loop import Loop
+from devmesh.operations.agents import free_tasks_left_behind
 from devmesh.operations.task_moving import settle
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.store.statements import Statement, load
@@ -22,6 +26,7 @@ KEYS = load("keys")
 REAPED_MAX = 500  # tasks, or jobs, that one transaction takes back
 FORGOTTEN_MAX = 20_000  # idempotency keys that one look removes
 FORGET_INTERVAL_S = 5.0
+FREE_INTERVAL_S = 5.0  # between looks for tasks of agents that have left, unless there may be more at once
 LOOK_SHARE = 1 / 10  # of the time that looks may take
 LOOK_INTERVAL_S_MAX = 5.0  # however long one took: it may only have waited for a connection
 
@@ -72,15 +77,24 @@ class Reaper(OverdueLoop):
     def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float, idempotency_ttl_s: float) -> None:
         super().__init__(runner, looks, interval_s, TENANTS.with_overdue, reap)
         self._idempotency_ttl_s = float(idempotency_ttl_s)
-        self._forgets_at = 0.0
+        self._forgets_at = self._frees_at = 0.0
 
     async def run_once(self) -> bool:
-        is_more = await super().run_once()
+        await super().run_once()
         if time.monotonic() >= self._forgets_at:
             self._forgets_at = time.monotonic() + FORGET_INTERVAL_S
             await self._runner.database.read(IDEMPOTENCY.forget, self._idempotency_ttl_s, FORGOTTEN_MAX)
             await self._runner.database.read(KEYS.forget_failures)
-        return is_more
+        if time.monotonic() >= self._frees_at:
+            self._frees_at = time.monotonic() + FREE_INTERVAL_S
+            rows = await self._runner.database.read(TENANTS.with_tasks_left_behind)
+            await self.for_each([row["tenant_id"] for row in rows], self._free)
+        return self._is_more
+
+    async def _free(self, tenant_id: uuid.UUID) -> None:
+        if await self._runner.run(tenant_id, lambda work: free_tasks_left_behind(work, REAPED_MAX)) >= REAPED_MAX:
+            self._frees_at = 0.0
+            self._is_more = True
 
 
 async def reap(work: Work) -> int:

@@ -1,7 +1,8 @@
 """Watches workers: notes heartbeats that were missed, and gives up those that are silent for too long, by the database's clock.
 
 What such a worker holds is taken from it at once: its attempts have lost their lease, and others follow. Whoever has missed
-heartbeats and has claimed or renewed a lease since is as well as it was before.
+heartbeats and has claimed or renewed a lease since is as well as it was before. If it sends none and only renews, it misses
+none more for as long as its leases last: they are renewed less often than heartbeats come.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ async def _note_missed(work: Work, late: Sequence[Record], watched_s: float) -> 
 
 
 def _missed(row: Record) -> int:
+    if row["is_heard_by_leases"] and not _is_stale(row):
+        return 0
     return health.missed_beats(row["silent_s"], row["heartbeat_interval_s"])
 
 

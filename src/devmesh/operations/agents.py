@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -38,6 +38,7 @@ from devmesh.store.tasks import LockedTasks
 
 SQL = load("agents")
 DISCOVERED_MAX = 1_000  # agents that one discovery ranks
+FREED_MAX = 2_000  # tasks that wait for an agent and go to others in the transaction in which it leaves
 Concurrency = Annotated[int, Meta(ge=1, le=10_000)]
 Load = Annotated[float, Meta(ge=0, le=1_000)]
 
@@ -236,36 +237,50 @@ class Deregister(Change, kw_only=True):
 async def deregister(work: Work, call: Call[Deregister]) -> AgentResult:
     """Leave for good. What the agent holds goes back to the queue at once, and its name is free.
 
-    So does what waits for this agent alone: others may have it then.
+    So does what waits for this agent alone: others may have it then. Of more than 2,000 such tasks the others follow soon.
     """
     agent_id = await require_own_agent(work, call)
     found = await _agents(work, [agent_id])
     if not found:
         raise errors.not_found("agent", agent_id)
     await lock_assignment(work)  # it is given nothing more meanwhile
-    await _free_tasks(work, agent_id)
+    freed = await _free_tasks_of(work, agent_id)
     if await work.tx.fetch_row(SQL.deregister, work.tenant_id, agent_id, call.params.if_version) is None:
         raise await _why_unchanged(work, agent_id)
-    await _free_tasks(work, agent_id)  # what was made for it before it was seen to leave
+    if freed < FREED_MAX:
+        await _free_tasks_of(work, agent_id)  # what was made for it before it was seen to leave
     gone = msgspec.structs.replace(found[0], status=Status.OFFLINE, active_tasks=0, version=found[0].version + 1)
     work.emit("agent.deregistered", (agent_topic(agent_id),), {"agent": {"id": agent_id, "status": gone.status}})
     return AgentResult(gone)
 
 
-async def _free_tasks(work: Work, agent_id: uuid.UUID) -> None:
-    """Gives what an agent holds, and what waits for it alone, back to the queue."""
+async def _free_tasks_of(work: Work, agent_id: uuid.UUID) -> int:
+    """Gives what an agent holds, and what waits for it alone, back to the queue: how many tasks."""
+    rows = await work.tx.fetch(SQL.tasks_of, work.tenant_id, agent_id, FREED_MAX)
+    return await _free_tasks(work, {row["task_id"]: agent_id for row in rows})
+
+
+async def free_tasks_left_behind(work: Work, limit: int) -> int:
+    """Does the same with what still waits for agents that have left: how many tasks."""
+    rows = await work.tx.fetch(SQL.tasks_left_behind, work.tenant_id, limit)
+    return await _free_tasks(work, {row["task_id"]: row["agent_id"] for row in rows})
+
+
+async def _free_tasks(work: Work, agents_of: Mapping[uuid.UUID, uuid.UUID]) -> int:
+    """Gives tasks back to the queue, each unless its agent has nothing to do with it any more."""
+    if not agents_of:
+        return 0
     locked = LockedTasks(work)
-    ids = [row["task_id"] for row in await work.tx.fetch(SQL.tasks_of, work.tenant_id, agent_id)]
-    if not ids:
-        return
-    await locked.lock(ids, whole=False)
-    for task in [locked[task_id] for task_id in ids]:
+    await locked.lock(agents_of, whole=False)
+    for task_id, agent_id in agents_of.items():
+        task = locked[task_id]
         if task.status in tasks.HELD and task.assigned_to == agent_id:
             locked.move(task.id, tasks.expire(task, work.now))
         elif task.status is tasks.Status.PENDING and task.target_agent_id == agent_id:
             locked.move(task.id, tasks.reassign(task, None, work.now))
     await settle(work, locked)
     await locked.save()
+    return len(agents_of)
 
 
 class HealthResult(msgspec.Struct):

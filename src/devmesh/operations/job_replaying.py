@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from devmesh.core import errors
 from devmesh.core.jobs import Job, Outcome, Status
 from devmesh.operations.job_circles import without_circles
 from devmesh.operations.job_dependencies import PARENT_FAILED, End, Parents, Policy, block, mark, settle
@@ -25,6 +26,7 @@ from devmesh.store.statements import Statement, load
 
 SQL = load("dead_letters")
 KEY_TAKEN = "job.unique_key"  # the reason of a refusal
+DRAIN_RETRY_MS = 5_000
 
 
 class Replayed(NamedTuple):
@@ -69,6 +71,7 @@ async def _put_back(
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     await settle(work, refused, End.FAILED)  # an earlier step may have had others wait for these
     rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
+    await refuse_while_drained(work, [row["job_id"] for row in rows])
     # One that others had given a higher priority, or that was promoted, may have its own again.
     moved = [(row["queue"], {"id": row["job_id"], "retry_count": 0, "priority": row["priority"]}) for row in rows]
     tell(work, "job.replayed", moved, Status.PENDING)
@@ -76,6 +79,15 @@ async def _put_back(
     if free := [row["job_id"] for row in rows if row["job_id"] not in blocked]:
         await wait_again(work, free)
     return Replayed([row["job_id"] for row in rows], refused)
+
+
+async def refuse_while_drained(work: Work, job_ids: Sequence[uuid.UUID]) -> None:
+    """Asked when their attempts were changed. Raises unavailable if that may be lost."""
+    if job_ids and await work.tx.fetch_value(SQL.are_being_drained, work.tenant_id, job_ids):
+        raise errors.unavailable(
+            "how these jobs have ended is being moved to the partition of its month; nothing was changed: try again",
+            DRAIN_RETRY_MS,
+        )
 
 
 async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None) -> set[uuid.UUID]:

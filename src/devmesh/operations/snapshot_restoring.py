@@ -25,6 +25,7 @@ from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places, wait_again
+from devmesh.operations.job_replaying import refuse_while_drained
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.schedule_firing import timing_of
 from devmesh.operations.snapshot_conflicts import (
@@ -159,18 +160,26 @@ async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple
     return restored, written | {("schedules", str(row["schedule_id"])) for row in schedules}
 
 
-async def _next_times(work: Work, whole: uuid.UUID) -> tuple[list[uuid.UUID], list[datetime.datetime | None]]:
+class _NextTimes(NamedTuple):
+    """Schedules, when each fires next, and those of them of which that cannot be said here."""
+
+    ids: list[uuid.UUID]
+    times: list[datetime.datetime | None]
+    unknown: list[uuid.UUID]
+
+
+async def _next_times(work: Work, whole: uuid.UUID) -> _NextTimes:
     """When schedules fire next that have fired since they were to by the snapshot: after that, or times had jobs twice."""
-    rows = await work.tx.fetch(SQL.lock_schedules, work.tenant_id, whole)
-    return [row["schedule_id"] for row in rows], [_next_time(row) for row in rows]
-
-
-def _next_time(row: Record) -> datetime.datetime | None:
-    try:
-        return timing_of(row).next_after(row["last_fired_at"])
-    except TimingUnusable:  # its time zone is not known here: who fires it next knows it, and counts on from there
-        next_fire_at: datetime.datetime | None = row["next_fire_at"]
-        return next_fire_at
+    found = _NextTimes([], [], [])
+    for row in await work.tx.fetch(SQL.lock_schedules, work.tenant_id, whole):
+        found.ids.append(row["schedule_id"])
+        try:
+            found.times.append(timing_of(row).next_after(row["last_fired_at"]))
+        except TimingUnusable:  # its time zone is not known here: who fires it next knows it, and counts on from there
+            found.times.append(row["next_fire_at"])
+            if row["next_fire_at"] is None:  # it is paused, or over: who resumes it knows
+                found.unknown.append(row["schedule_id"])
+    return found
 
 
 class _Jobs(NamedTuple):
@@ -227,6 +236,7 @@ async def _take_away(work: Work, whole: uuid.UUID) -> None:
         places |= {row["job_id"] for row in taken}
         tell(work, "job.cancelled", _moved(row for row in taken if row["queue"] is not None), Status.CANCELLED)
         if not await work.tx.fetch_value(SQL.left, work.tenant_id, whole):
+            await refuse_while_drained(work, sorted(places))
             await leave_places(work, sorted(places))
             return
     raise errors.unavailable(

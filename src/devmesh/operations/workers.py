@@ -133,6 +133,8 @@ class OneWorker(Mutation, kw_only=True):
 class Deregister(OneWorker, kw_only=True):
     instance_id: uuid.UUID | None = None
     """The process that leaves, as it registered: when another one goes by its name by now, that one stays."""
+    holds_nothing: bool = False
+    """All that this process held is reported: when leases of the worker are renewed, it stays for the processes that do so."""
 
 
 class HeldJob(msgspec.Struct, forbid_unknown_fields=True):
@@ -193,13 +195,33 @@ async def evacuate(work: Work, call: Call[Evacuate]) -> EvacuatedResult:
 
 @operation("worker.deregister", scope=Scope.WORKER, http="DELETE /workers/{worker_id}", single=True)
 async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
-    """End a worker for good. What it holds is given to others, and its name is free."""
+    """End a worker for good. What it holds is given to others, and its name is free.
+
+    One of several processes of its name (`holds_nothing`) leaves without it when the others hold jobs: it stays as it is.
+    """
     asked = call.params
+    is_one_of_some = asked.holds_nothing and asked.instance_id is not None
+    if is_one_of_some and (stays := await _leave_to_others(work, call)) is not None:
+        return stays
     left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
     # Looked at after its row was written: from then on nobody else registers until this is committed.
-    await _require_instance(work, asked.worker_id, asked.instance_id)
+    await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=is_one_of_some)
     await work.tx.execute(SQL.clear_alerts, work.tenant_id, [asked.worker_id])
     return left
+
+
+async def _leave_to_others(work: Work, call: Call[Deregister]) -> EvacuatedResult | None:
+    """The worker as it stays for other processes; None when none is known of.
+
+    What was given out in answer to a claim and not heard of is never renewed.
+    """
+    asked = call.params
+    if (refused := refusal(call.caller, asked.worker_id, await owners_of(work, [asked.worker_id]))) is not None:
+        raise refused
+    if not await work.tx.fetch_value(SQL.is_being_renewed, work.tenant_id, asked.worker_id):
+        return None
+    await work.tx.execute(SQL.forget_instance, work.tenant_id, asked.worker_id, asked.instance_id)
+    return EvacuatedResult(await require_worker(work, asked.worker_id), 0)
 
 
 async def _leave(
@@ -225,10 +247,14 @@ async def _leave(
     return EvacuatedResult(worker, len(released))
 
 
-async def _require_instance(work: Work, worker_id: uuid.UUID, instance_id: uuid.UUID | None) -> None:
-    """Raises conflict when a process speaks for a worker that is another's by now."""
+async def _require_instance(
+    work: Work, worker_id: uuid.UUID, instance_id: uuid.UUID | None, *, or_nobody: bool = False
+) -> None:
+    """Raises conflict when a process speaks for a worker that is another's by now, or `or_nobody`'s known."""
+    if instance_id is None:
+        return
     known = (await owners_of(work, [worker_id])).get(worker_id)
-    if instance_id is not None and (known is None or known["instance_id"] != instance_id):
+    if known is None or known["instance_id"] not in ((instance_id, None) if or_nobody else (instance_id,)):
         raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
 
 

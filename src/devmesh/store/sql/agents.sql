@@ -69,11 +69,30 @@ where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null and ($3
 returning a.agent_id;
 
 -- name: tasks_of
--- The tasks that an agent holds, and those that wait for it alone. $1 tenant, $2 agent.
+-- The tasks that an agent holds, and those that wait for it alone. $1 tenant, $2 agent, $3 how many of the latter.
 select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.assigned_to = $2
   and t.status in ('assigned', 'accepted', 'running')
 union all
-select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.target_agent_id = $2;
+(select t.task_id from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.target_agent_id = $2 limit $3);
+
+-- name: tasks_left_behind
+-- Tasks that wait for agents which have left for good, found by their lanes, with these agents. $1 tenant, $2 how many.
+with recursive lanes as (
+    (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > 'agent:' collate "C"
+     order by t.lane limit 1)
+    union all
+    select (select t.lane from mcp.tasks t where t.tenant_id = $1 and t.status = 'pending' and t.lane > l.lane
+            order by t.lane limit 1)
+    from lanes l where l.lane < 'agent;' collate "C"
+)
+select h.task_id, gone.agent_id from lanes l
+cross join lateral (select a.agent_id from mcp.agents a
+                    where a.tenant_id = $1 and a.agent_id = substring(l.lane from '^agent:(.*)$')::uuid
+                      and a.deregistered_at is not null limit 1) gone
+cross join lateral (select t.task_id from mcp.tasks t
+                    where t.tenant_id = $1 and t.status = 'pending' and t.lane = l.lane limit $2) h
+where l.lane < 'agent;' collate "C"
+limit $2;
 
 -- name: candidates
 -- Agents with room for work, as the assigner sees them. $1 tenant.

@@ -93,6 +93,13 @@ with over as materialized (
 )
 select b.job_id, b.queue, b.attempt, b.priority, b.error, b.outcome from back b;
 
+-- name: are_being_drained
+-- Whether attempts of these jobs are in a default partition that is being drained: a change of them may come too late for the copy that
+-- takes their place. A drain that begins after they were changed waits for this transaction. $1 tenant, $2 jobs.
+select to_regclass('mcp.job_executions_drain') is not null
+   and exists (select from mcp.job_executions x where x.tenant_id = $1 and x.job_id = any($2::uuid[])
+               and x.tableoid = to_regclass('mcp.job_executions_default'));
+
 -- name: discard
 -- Forgets dead letters; the jobs stay failed. $1 tenant, $2 jobs.
 delete from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = any($2::uuid[])

@@ -299,7 +299,8 @@ cross join lateral (select * from mcp.schedules k where k.tenant_id = $1 and k.s
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and p.next_fire_at <= now.last_fired_at;
 
 -- name: put_back_schedules
--- $1 tenant, $2 the rows, $3 the decisions; of those that have fired since $4 their ids, $5 when they fire next.
+-- $1 tenant, $2 the rows, $3 the decisions; of those that have fired since $4 their ids, $5 when they fire next; $6 those of which nobody
+-- here can say that: they are paused.
 with missing as (
     insert into mcp.schedules (tenant_id, schedule_id, created_by_key_id, created_at, updated_at, starts_at, ends_at, next_fire_at,
                                last_fired_at, paused_at, interval_s, fired_count, missed_count, last_job_id, cron, time_zone, missed, name,
@@ -316,7 +317,8 @@ with missing as (
     update mcp.schedules s
     set name = p.name, cron = p.cron, interval_s = p.interval_s, time_zone = p.time_zone,
         job = coalesce(replace(replace(p.job::text, n.escape, '\u0000'), n.nul, '\u0000')::json, p.job),
-        missed = p.missed, paused_at = p.paused_at, ends_at = p.ends_at, updated_at = now(),
+        missed = p.missed, ends_at = p.ends_at, updated_at = now(),
+        paused_at = case when s.schedule_id = any($6::uuid[]) then coalesce(s.paused_at, now()) else p.paused_at end,
         next_fire_at = case when s.schedule_id = any($4::uuid[]) then ($5::timestamptz[])[array_position($4::uuid[], s.schedule_id)]
                             else p.next_fire_at end
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p

@@ -17,6 +17,24 @@ where t.status = 'active' and (
     or t.tenant_id in (select k.tenant_id from mcp.tasks k where k.status = 'pending' and k.deadline < now()
                        order by k.deadline));
 
+-- name: with_tasks_left_behind
+-- Tenants with a task that waits for an agent which has left: of each agent's lane the first task is looked at. No parameters.
+select t.tenant_id from mcp.tenants t
+where t.status = 'active' and exists (
+    with recursive lanes as (
+        (select k.lane from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending' and k.lane > 'agent:' collate "C"
+         order by k.lane limit 1)
+        union all
+        select (select k.lane from mcp.tasks k where k.tenant_id = t.tenant_id and k.status = 'pending' and k.lane > l.lane
+                order by k.lane limit 1)
+        from lanes l where l.lane < 'agent;' collate "C"
+    )
+    select from lanes l
+    cross join lateral (select from mcp.agents a
+                        where a.tenant_id = t.tenant_id and a.agent_id = substring(l.lane from '^agent:(.*)$')::uuid
+                          and a.deregistered_at is not null limit 1) gone
+    where l.lane < 'agent;' collate "C");
+
 -- name: with_unannounced
 -- Tenants with an agent whose derived status differs from the one last told.
 select t.tenant_id from mcp.tenants t

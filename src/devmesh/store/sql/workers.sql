@@ -63,13 +63,18 @@ from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) orde
 
 -- name: late
 -- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease, and those that
--- have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so. $1 tenant, $2 how many,
--- $3 ids above this one.
+-- have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so. `is_heard_by_leases`: it
+-- was back from a silence and has sent no heartbeat since, as its log says, and a lease of it lasts. $1 tenant, $2 how many, $3 ids above
+-- this one.
 select w.worker_id, w.status, w.health_score, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s,
-       extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s
+       extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s,
+       coalesce(held.lease_until > now() and latest.kind = 'recovered', false) as is_heard_by_leases
 from mcp.workers w
-cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s)) as renewed_at from mcp.jobs_leased l
+cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s)) as renewed_at, max(l.lease_until) as lease_until
+                    from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
+left join lateral (select h.kind from mcp.worker_health_logs h where h.tenant_id = $1 and h.worker_id = w.worker_id
+                   order by h.at desc limit 1) latest on true
 where w.tenant_id = $1 and w.worker_id > $3 and w.status in ('ACTIVE', 'DEGRADED')
   and (w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s) or w.missed_beats > 0)
 order by w.worker_id limit $2 for update of w skip locked;
@@ -173,3 +178,13 @@ returning w.worker_id;
 -- name: held_jobs
 -- What a worker holds. $1 tenant, $2 worker.
 select l.job_id from mcp.jobs_leased l where l.worker_id = $2 and l.tenant_id is not distinct from $1;
+
+-- name: is_being_renewed
+-- Whether a worker has a lease that lasts and was renewed since its job was claimed. $1 tenant, $2 worker.
+select exists (
+    select from mcp.jobs_leased l where l.worker_id = $2 and l.tenant_id is not distinct from $1 and l.lease_until > now()
+      and l.lease_until > l.started_at + make_interval(secs => l.lease_s) + interval '100 ms');
+
+-- name: forget_instance
+-- It is not known any more which process has registered a worker last, if that was this one. $1 tenant, $2 worker, $3 the process.
+update mcp.workers w set instance_id = null where w.tenant_id = $1 and w.worker_id = $2 and w.instance_id = $3;
