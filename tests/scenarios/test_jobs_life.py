@@ -166,7 +166,7 @@ async def test_progress_is_told_with_or_without_words_and_renews_the_lease(bench
     [claimed] = await bench.claim()
     steps: list[tuple[str, dict[str, Any], tuple[float | None, str | None]]] = [
         ("heartbeat", {"message": "begun"}, (None, "begun")), ("progress", {"progress": 0.25}, (0.25, "begun")),
-        ("progress", {"progress": 0.5, "message": "half"}, (0.5, "half")), ("heartbeat", {"message": "still"}, (0.5, "still")),
+        ("progress", {"progress": 0.6, "message": "half"}, (0.6, "half")), ("heartbeat", {"message": "still"}, (0.6, "still")),
     ]  # fmt: skip
     until = claimed["lease_until"]
     for verb, said, shown in steps:

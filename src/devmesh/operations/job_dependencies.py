@@ -95,8 +95,10 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
         raise errors.not_found("job", unknown[0])
     if crowded := [job_id for job_id in parent_ids if job_id in parents.crowded]:
-        message = f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may"
-        raise errors.conflict("job.children_max", message, "depends_on")
+        raise errors.conflict(
+            "job.children_max", f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may",
+            "depends_on",
+        )  # fmt: skip
     failed = [job_id for job_id in parent_ids if job_id in parents.failed]
     if failed and wish.policy is Policy.FAIL:
         raise errors.conflict(
@@ -107,8 +109,10 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
         rows = await work.tx.fetch(SQL.mark_dead, work.tenant_id, failed)
         kept = [row["job_id"] for row in rows]
         if len(kept) < len(failed):
-            message = "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed"
-            raise errors.conflict("job.parent_failed", message, "depends_on")
+            raise errors.conflict(
+                "job.parent_failed",
+                "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed", "depends_on",
+            )  # fmt: skip
     return [*(job_id for job_id in parent_ids if job_id in parents.alive), *kept]
 
 

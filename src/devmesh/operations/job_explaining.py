@@ -19,7 +19,7 @@ from devmesh.store.jobs import SQL
 Reason = tuple[str, str]
 
 
-class Explanation(msgspec.Struct):
+class JobExplanation(msgspec.Struct):
     """Why a job is not running, in a word and in a sentence."""
 
     status: Status
@@ -28,7 +28,7 @@ class Explanation(msgspec.Struct):
 
 
 class ExplanationResult(msgspec.Struct):
-    explanation: Explanation
+    explanation: JobExplanation
 
 
 @operation("job.explain", scope=Scope.READ, http="GET /jobs/{job_id}/explain", single=True)
@@ -36,7 +36,7 @@ async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
     """Say why a job is not running."""
     job = await require_job(work, call.params.job_id)
     reason, sentence = await _reason(work, job)
-    return ExplanationResult(Explanation(job.status, reason, sentence))
+    return ExplanationResult(JobExplanation(job.status, reason, sentence))
 
 
 async def _reason(work: Work, job: Job) -> Reason:
