@@ -28,6 +28,8 @@ EVERY_OPERATION_MAY = (
     Kind.INTERNAL,
 )  # fmt: skip
 CLOSE_CODES = {
+    1007: "a text frame was no UTF-8",
+    1009: "a message was so much too long that it was not read: more than four times the longest that is taken",
     websocket.CLOSE_GOING_AWAY: "the server is going away: connect to another, or again, and resume",
     websocket.CLOSE_CREDENTIAL: "the key was revoked, has expired, or its tenant was suspended",
     websocket.CLOSE_NOT_INITIALIZED: "no `initialize` came in time",
