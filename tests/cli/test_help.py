@@ -86,3 +86,15 @@ def test_every_reference_page_describes_every_operation_event_and_error() -> Non
     for name in [*REGISTRY, *TYPES, *Kind]:
         assert f"`{name}`" in page
     assert time.strftime("%Y") not in page  # nothing that changes by itself
+
+
+def test_the_protocol_page_says_of_jobs_what_they_answer() -> None:
+    page = pages()["protocol.md"]
+    for reason in ("job.stale_attempt", "job.cycle", "job.parent_failed", "job.children_max", "snapshot.no_base"):
+        assert f"\n| `{reason}` |" in page
+    lease = page.partition("\n### JobLease\n")[2].partition("\n### ")[0]
+    assert "| `is_cancel_requested` |" in lease
+    assert "| `lease_until` |" in lease
+    for name in ("job.enqueue", "job.enqueue_many", "job.complete"):
+        section = page.partition(f"\n### `{name}`\n")[2].partition("\n### ")[0]
+        assert "May also answer `not_found`" in section

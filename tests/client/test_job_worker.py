@@ -109,6 +109,11 @@ def odd_in_a_process(job):
 async def cancelled_by_itself(job):
     raise asyncio.CancelledError("its own")
 
+@mesh.job("watchful")
+def watchful(job):
+    while not job.is_lost:
+        time.sleep(0.01)
+
 @mesh.job("slow")
 async def slow(job):
     await asyncio.sleep(job.payload)
@@ -280,10 +285,13 @@ async def test_j40_a_handler_that_keeps_the_processor_busy_keeps_its_job(
     )
 
 
-async def test_a_cancellation_reaches_the_running_handler(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
+@pytest.mark.parametrize("handler", ["slow", "watchful"])
+async def test_a_cancellation_reaches_the_running_handler(
+    apart: tuple[Mesh, Jobs], tmp_path: Path, handler: str
+) -> None:
     mesh, jobs = apart
     start_worker(mesh, tmp_path, lease_s=1.0)
-    job_id = await jobs.enqueue("slow", 60)
+    job_id = await jobs.enqueue(handler, 60)
     await eventually(lambda: jobs.is_held(job_id), "it runs")
     await jobs.client.call("job.cancel", job_id=job_id, reason="no need")
     assert (await jobs.ended(job_id))["status"] == "CANCELLED"

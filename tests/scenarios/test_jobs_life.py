@@ -7,8 +7,10 @@ import datetime
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
 
+from devmesh.operations.job_adding import JobSpec
 from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench, held, register
 from tests.wire import Wire, WireError
@@ -160,13 +162,29 @@ async def test_heartbeats_keep_a_lease_and_tell_of_a_cancellation(bench: Bench) 
     assert (cancelled["status"], cancelled["error"]) == ("CANCELLED", {"message": "no need"})
 
 
+async def test_the_greatest_values_that_may_be_given_are_kept(bench: Bench) -> None:
+    page = msgspec.json.schema(JobSpec)["$defs"]["JobSpec"]["properties"]
+    given = {
+        name: page[name]["maximum"]
+        for name in ("priority", "max_retries", "timeout_ms", "backoff_ms", "concurrency_limit")
+    }
+    job = await bench.enqueue(**given, concurrency_key="漢" * 200, unique_key="ü" * 200)
+    [claimed] = await bench.claim()
+    shown = await bench.get(job)
+    assert {name: shown[name] for name in given} == given
+    assert claimed["timeout_ms"] == given["timeout_ms"]
+    with pytest.raises(WireError) as refused:
+        await bench.enqueue(timeout_ms=given["timeout_ms"] + 1)
+    assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", "timeout_ms")
+
+
 async def test_progress_is_told_with_or_without_words_and_renews_the_lease(bench: Bench) -> None:
     job = await bench.enqueue()
     await bench.wire.call("subscribe", topics=[f"queue:{bench.queue}"])
     [claimed] = await bench.claim()
     steps: list[tuple[str, dict[str, Any], tuple[float | None, str | None]]] = [
         ("heartbeat", {"message": "begun"}, (None, "begun")), ("progress", {"progress": 0.25}, (0.25, "begun")),
-        ("progress", {"progress": 0.5, "message": "half"}, (0.5, "half")), ("heartbeat", {"message": "still"}, (0.5, "still")),
+        ("progress", {"progress": 0.6, "message": "half"}, (0.6, "half")), ("heartbeat", {"message": "still"}, (0.6, "still")),
     ]  # fmt: skip
     until = claimed["lease_until"]
     for verb, said, shown in steps:

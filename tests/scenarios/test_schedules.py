@@ -179,6 +179,24 @@ async def test_a_time_seen_within_the_grace_is_on_time(planner: Planner) -> None
     await eventually(has_fired, "it fires, two seconds late")
 
 
+async def test_a_schedule_that_cannot_fire_keeps_no_other_from_it(planner: Planner) -> None:
+    good, ill = await planner.create(interval_s=1), await planner.create(interval_s=1)
+    run_sql(
+        planner.mesh.dsn,
+        "update mcp.schedules set job = jsonb_set(job::jsonb, '{timeout_ms}', '9999999999')::json,"
+        " next_fire_at = now() - interval '9 s'"
+        f" where schedule_id = '{ill['id']}'",
+    )
+    before = (await planner.get(good))["fired_count"]
+
+    async def has_fired() -> bool:
+        return bool((await planner.get(good))["fired_count"] >= before + 2)
+
+    await eventually(has_fired, "the other one fires")
+    assert (await planner.get(ill))["next_fire_at"] < good["created_at"], "it is still due"
+    assert (await planner.act(ill, "delete"))["id"] == ill["id"]
+
+
 async def test_a_fired_job_is_as_the_template_says(planner: Planner) -> None:
     job = {
         "type": "report", "queue": planner.queue, "payload": {"a": [1, None]}, "priority": 5, "max_retries": 0,

@@ -28,6 +28,8 @@ EVERY_OPERATION_MAY = (
     Kind.INTERNAL,
 )  # fmt: skip
 CLOSE_CODES = {
+    1007: "a text frame was no UTF-8",
+    1009: "a message was so much too long that it was not read: more than four times the longest that is taken",
     websocket.CLOSE_GOING_AWAY: "the server is going away: connect to another, or again, and resume",
     websocket.CLOSE_CREDENTIAL: "the key was revoked, has expired, or its tenant was suspended",
     websocket.CLOSE_NOT_INITIALIZED: "no `initialize` came in time",
@@ -78,8 +80,11 @@ def _operation(operation: Operation) -> str:
 
 def _own_errors(operation: Operation) -> list[Kind]:
     """By what an operation takes: a thing that it names may be missing, a change may be in conflict or be repeated."""
+    taken = [operation.params, *structs_in(operation.params)]
     refers = any(
-        name.endswith("_id") or name in ("agent", "to_agent", "assign") for name in operation.params.__struct_fields__
+        name.endswith("_id") or name in ("agent", "to_agent", "assign", "depends_on")
+        for struct in taken
+        for name in struct.__struct_fields__
     )
     found = [Kind.NOT_FOUND] if operation.path_fields or (operation.mutates and refers) else []
     if operation.mutates:
@@ -121,7 +126,7 @@ def _reasons() -> Iterator[tuple[str, str]]:
             match node:
                 case ast.Call(
                     func=ast.Attribute(attr="conflict") | ast.Name(id="conflict"),
-                    args=[ast.Constant(value=str(reason)), message],
+                    args=[ast.Constant(value=str(reason)), message, *_],
                 ):
                     yield f"`{reason}`", _words(message)
 
@@ -146,7 +151,10 @@ def _limits() -> str:
 
 def _things(roots: Sequence[type[msgspec.Struct]]) -> str:
     """The structs that parameters and answers are made of, each once."""
-    structs = {struct.__name__: struct for root in roots for struct in structs_in(root)}
+    structs: dict[str, type[msgspec.Struct]] = {}
+    for struct in (struct for root in roots for struct in structs_in(root)):
+        other = structs.setdefault(struct.__name__, struct)
+        assert fields(other) == fields(struct), f"{other} and {struct} differ, and the page would have one of them"
     sections = []
     for name, struct in sorted(structs.items()):
         paragraphs = (f"### {name}", _own_doc(struct), _fields(struct))

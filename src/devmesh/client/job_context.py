@@ -75,11 +75,14 @@ class HeldJob:
     @property
     def is_lost(self) -> bool:
         """Whether the job is not this handler's any more. Safe and cheap to ask from any thread."""
-        return self._lease.is_lost
+        return self.lost_reason is not None
 
     @property
     def lost_reason(self) -> str | None:
-        return self._lease.lost_reason
+        reason = self._lease.lost_reason
+        if reason is not None:
+            self._lease.is_known_lost = True
+        return reason
 
     async def _remember(self, text: str, about: dict[str, Any]) -> uuid.UUID:
         told = {"type": self.type, "text": text, "job_id": self.id, "attempt": self.attempt, **about}

@@ -164,7 +164,7 @@ class JobReports:
 
 
 def given_back(job: Job, lease: JobLease) -> Report:
-    """Of a handler that was cancelled, because its job was lost or cancelled, or because this worker ends."""
+    """Of a handler that was cancelled or has seen that it was to stop: its job was lost or cancelled, or this worker ends."""
     return Report("release", msgspec.json.encode({"job_id": job.id, "attempt": job.attempt}), lease)
 
 

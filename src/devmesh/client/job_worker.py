@@ -334,7 +334,8 @@ class JobWorker:
         assert task is not None
         began_s = time.monotonic()
         try:
-            report = completed(job, lease, await self._handle(job, lease, task))
+            result = await self._handle(job, lease, task)
+            report = given_back(job, lease) if lease.is_known_lost else completed(job, lease, result)
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
             is_ours = lease.is_lost or self._draining.is_set()
             report = given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))

@@ -80,9 +80,10 @@ class TaskLease(Lease):
 
 
 class JobLease(Lease):
-    __slots__ = ("job_id", "task")
+    __slots__ = ("is_known_lost", "job_id", "task")
 
     def __init__(self, job_id: uuid.UUID, attempt: int, lease_s: float, asked_at: float) -> None:
         super().__init__(attempt, lease_s, asked_at)
         self.job_id = job_id
+        self.is_known_lost = False  # its handler has asked, and been told: what it returns is no result
         self.task: asyncio.Task[None] | None = None  # that works on the job

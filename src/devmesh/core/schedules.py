@@ -222,14 +222,16 @@ class Firing(NamedTuple):
 def fire(timing: Timing, due_at: datetime.datetime, now: datetime.datetime, missed: Missed, grace_s: float) -> Firing:
     """What is to be done at `now` for a schedule that was due at `due_at`.
 
-    The latest of the times until now is on time if it is no older than the grace; it and all before it are missed otherwise. Of
-    more that were missed a thousand have jobs, the latest; and no more than 10,000 are counted of a cron expression.
+    None is missed when the first of the times until now is no older than the grace: a pass that comes late by two intervals
+    finds two. Otherwise all are but the latest, which is on time if it is no older than the grace. Of more that are to have
+    jobs a thousand have them, the latest; and no more than 10,000 are counted of a cron expression.
     """
+    grace = datetime.timedelta(seconds=grace_s)
     latest = max(timing.latest_until(now) or due_at, due_at)
     count = timing.count_between(due_at, latest)
-    if missed is Missed.ALL:
+    if missed is Missed.ALL or now - due_at <= grace:
         fired = timing.latest_between(min(count, FIRED_AT_ONCE_MAX), due_at, latest)
-    elif missed is Missed.ONCE or now - latest <= datetime.timedelta(seconds=grace_s):
+    elif missed is Missed.ONCE or now - latest <= grace:
         fired = [latest]
     else:
         fired = []

@@ -28,7 +28,7 @@ from devmesh.store.statements import SEPARATOR
 PARENTS_MAX = 100
 FEW_MAX = 50  # new jobs up to which one statement costs less than two COPYs, which are four round trips
 DELAY_MS_MAX = 366 * 86_400_000
-TIMEOUT_MS_MAX = 30 * 86_400_000
+TIMEOUT_MS_MAX = 2**31 - 1  # almost 25 days: four bytes
 UNIQUE_PERIOD_S_MAX = 366 * 86_400
 Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 

@@ -46,6 +46,9 @@ class End(enum.Enum):
     GONE = "gone"  # it was cancelled, or discarded: it will never be completed
 
 
+FATES = {End.FAILED: "has failed", End.GONE: "was cancelled, or failed and was discarded"}
+
+
 class Parents(NamedTuple):
     """What is known of jobs that others are to wait for."""
 
@@ -95,8 +98,10 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
         raise errors.not_found("job", unknown[0])
     if crowded := [job_id for job_id in parent_ids if job_id in parents.crowded]:
-        message = f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may"
-        raise errors.conflict("job.children_max", message, "depends_on")
+        raise errors.conflict(
+            "job.children_max", f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may",
+            "depends_on",
+        )  # fmt: skip
     failed = [job_id for job_id in parent_ids if job_id in parents.failed]
     if failed and wish.policy is Policy.FAIL:
         raise errors.conflict(
@@ -107,8 +112,10 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
         rows = await work.tx.fetch(SQL.mark_dead, work.tenant_id, failed)
         kept = [row["job_id"] for row in rows]
         if len(kept) < len(failed):
-            message = "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed"
-            raise errors.conflict("job.parent_failed", message, "depends_on")
+            raise errors.conflict(
+                "job.parent_failed",
+                "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed", "depends_on",
+            )  # fmt: skip
     return [*(job_id for job_id in parent_ids if job_id in parents.alive), *kept]
 
 
@@ -162,7 +169,7 @@ async def _settle_each(work: Work, ends: dict[uuid.UUID, End], edges: Sequence[R
         await work.tx.execute(SQL.remove, work.tenant_id, *pairs)
     free = [job_id for job_id in dict.fromkeys(edge["child_id"] for edge in gone) if job_id not in doomed]
     await unblock(work, free)
-    return await _fail(work, doomed)
+    return await _fail(work, doomed, ends)
 
 
 async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
@@ -177,14 +184,14 @@ async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
     tell(work, "job.unblocked", moved, Status.PENDING)
 
 
-async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID]) -> list[uuid.UUID]:
+async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID], ends: dict[uuid.UUID, End]) -> list[uuid.UUID]:
     """Fails jobs because the one that they waited for has: those of them that others wait for."""
     by_parent: dict[uuid.UUID, list[uuid.UUID]] = {}
     for child_id, parent_id in sorted(doomed.items()):
         by_parent.setdefault(parent_id, []).append(child_id)
     parents: list[uuid.UUID] = []
     for parent_id, children in by_parent.items():
-        message = f"job {parent_id}, which it waited for, has failed"
+        message = f"job {parent_id}, which it waited for, {FATES[ends[parent_id]]}"
         why = {"type": PARENT_FAILED, "message": message, "job_id": parent_id}
         parents += await end_blocked(work, children, Outcome.FAILED, why)
     return parents

@@ -14,12 +14,12 @@ from devmesh.operations.job_views import ById, require_job
 from devmesh.operations.queues import SQL as QUEUES
 from devmesh.operations.registry import Call, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL
+from devmesh.store.jobs import SQL, from_row
 
 Reason = tuple[str, str]
 
 
-class Explanation(msgspec.Struct):
+class JobExplanation(msgspec.Struct):
     """Why a job is not running, in a word and in a sentence."""
 
     status: Status
@@ -28,7 +28,7 @@ class Explanation(msgspec.Struct):
 
 
 class ExplanationResult(msgspec.Struct):
-    explanation: Explanation
+    explanation: JobExplanation
 
 
 @operation("job.explain", scope=Scope.READ, http="GET /jobs/{job_id}/explain", single=True)
@@ -36,7 +36,7 @@ async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
     """Say why a job is not running."""
     job = await require_job(work, call.params.job_id)
     reason, sentence = await _reason(work, job)
-    return ExplanationResult(Explanation(job.status, reason, sentence))
+    return ExplanationResult(JobExplanation(job.status, reason, sentence))
 
 
 async def _reason(work: Work, job: Job) -> Reason:
@@ -56,6 +56,10 @@ async def _parents(work: Work, job: Job) -> Reason | None:
     parents = await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id)
     if not parents:
         return None
+    rows = await work.tx.fetch(SQL.get_many, work.tenant_id, [row["parent_id"] for row in parents])
+    failed = [row["job_id"] for row in rows if from_row(row).status is Status.FAILED]
+    if failed:  # no other will have it go on before that one
+        return "waiting_for_parents", f"it waits for job {failed[0]}, which has failed, until that is replayed"
     others = f" and {len(parents) - 1} others" if len(parents) > 1 else ""
     return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} is completed"
 

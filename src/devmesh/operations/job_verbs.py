@@ -41,7 +41,7 @@ Reports = Annotated[list[ReportT], Meta(min_length=1, max_length=REPORTS_PER_CAL
 
 
 class Refused(msgspec.Struct):
-    """A job of a call about many that the call could do nothing about."""
+    """A job of a call about many that the call could do nothing about. In a call about one it is the call that is refused."""
 
     id: uuid.UUID
     kind: str
@@ -113,7 +113,7 @@ class Heartbeat(Mutation, kw_only=True):
     jobs: Annotated[list[HeartbeatJob], Meta(min_length=1, max_length=REPORTS_PER_CALL_MAX)]
 
 
-class Lease(msgspec.Struct):
+class JobLease(msgspec.Struct):
     """How long the caller may rely on holding the job, and whether it has been asked to stop working on it."""
 
     id: uuid.UUID
@@ -122,7 +122,7 @@ class Lease(msgspec.Struct):
 
 
 class LeasesResult(msgspec.Struct):
-    jobs: list[Lease]
+    jobs: list[JobLease]
     refused: list[Refused]
 
 
@@ -161,7 +161,8 @@ async def _renew(
         SQL.renew, work.tenant_id, [job_id for job_id, _ in reports], [attempt for _, attempt in reports]
     )
     renewed = {
-        (row["job_id"], row["attempt"]): Lease(row["job_id"], row["lease_until"], row["is_cancelled"]) for row in rows
+        (row["job_id"], row["attempt"]): JobLease(row["job_id"], row["lease_until"], row["is_cancelled"])
+        for row in rows
     }
     queues = {row["job_id"]: row["queue"] for row in rows}
     far = [
@@ -303,9 +304,13 @@ async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[tuple[uuid
 
 def _refusal(report: HeldJob, held: Any, known: set[uuid.UUID]) -> tuple[uuid.UUID, errors.MeshError]:
     if held is not None:
-        message = f"attempt {report.attempt} is over; the job is held in attempt {held['attempt']}"
-        return report.job_id, errors.conflict("job.stale_attempt", message, "attempt")
+        return report.job_id, errors.conflict(
+            "job.stale_attempt",
+            f"attempt {report.attempt} is over; the job is held in attempt {held['attempt']}",
+            "attempt",
+        )
     if report.job_id in known:
-        message = f"attempt {report.attempt} is over; the job is not held any more"
-        return report.job_id, errors.conflict("job.stale_attempt", message, "attempt")
+        return report.job_id, errors.conflict(
+            "job.stale_attempt", f"attempt {report.attempt} is over; the job is not held any more", "attempt"
+        )
     return report.job_id, errors.not_found("job", report.job_id)

@@ -66,15 +66,25 @@ async def fire_due(work: Work, grace_s: float) -> int:
     return len(rows) if len(fired) == len(rows) else FIRED_MAX
 
 
-async def fire_what_is_due(work: Work, row: Record) -> None:
+async def due_ids(work: Work) -> list[uuid.UUID]:
+    return [row["schedule_id"] for row in await _due(work)]
+
+
+async def fire_alone(work: Work, schedule_id: uuid.UUID, grace_s: float) -> None:
+    """Fires one schedule, unless it is gone or has fired meanwhile."""
+    for row in await work.tx.fetch(SQL.lock, work.tenant_id, schedule_id):
+        await fire_what_is_due(work, row, grace_s)
+
+
+async def fire_what_is_due(work: Work, row: Record, grace_s: float = GRACE_S) -> None:
     """What has come due for a locked schedule and was not seen yet is none of the times of a pause, nor of other ones.
 
-    What is on time is known here by the usual grace: the setting is that of the workers.
+    Whoever has no setting for it, as only workers have, knows by the usual grace what is on time.
     """
     due_at = row["next_fire_at"]
     if row["paused_at"] is not None or due_at is None or due_at > work.now or not _is_usable(row):
         return
-    firing = _firing(row, work.now, GRACE_S)
+    firing = _firing(row, work.now, grace_s)
     await write(work, [Fired(row, firing)])
     _count(firing, work.now)
 

@@ -196,7 +196,7 @@ class AnomaliesResult(msgspec.Struct):
 
 @operation("worker.anomalies", scope=Scope.READ, http="GET /workers/{worker_id}/anomalies", single=True)
 async def show_anomalies(work: Work, call: Call[ById]) -> AnomaliesResult:
-    """Name the metrics of the latest heartbeat that are more than two standard deviations from the mean of the last hundred."""
+    """Name the metrics, as they were last said, more than two standard deviations from the mean of the last hundred."""
     worker = await require_worker(work, call.params.worker_id)
     rows = reversed(await _log(work, worker.id, health.ANOMALIES_FROM))
     samples = [msgspec.json.decode(row["metrics"], type=dict[str, float]) for row in rows if row["metrics"] is not None]
