@@ -202,7 +202,8 @@ class ClaimHorizons:
     def look_at_leases(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> Look:
         """No lease of a worker that it still holds began before the first of its times.
 
-        None comes behind another: they begin under a lock that is held until they are committed.
+        None comes behind another: they begin under a lock that is held until they are committed. A clock that is set back by
+        less than is noticed here is not followed by claims (`mcp.claim_jobs`).
         """
         return self._place(tenant_id, worker_id).look(now, comes_late=False)
 

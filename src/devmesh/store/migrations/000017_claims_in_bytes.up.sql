@@ -56,6 +56,7 @@ language plpgsql as $$
 #variable_conflict use_column
 declare
     moment timestamptz;
+    first_lease_at timestamptz;
     worker record;
     room integer;
     look_s double precision;
@@ -150,8 +151,13 @@ begin
     end loop;
 
     look_s := extract(epoch from clock_timestamp() - moment);
-    -- What others gave out while they had the tokens was under leases before, and no two claims of a worker begin at one time.
+    -- What others gave out while they had the tokens was under leases before, and no two claims of a worker begin at one time. None begins
+    -- before those that are counted, or it would not be: a clock that was set back by more than a second is noticed by who counts.
     moment := greatest(moment, clock_timestamp());
+    first_lease_at := coalesce(worker.oldest, p_leases_since);
+    if first_lease_at <= moment + interval '1 second' then
+        moment := greatest(moment, first_lease_at);
+    end if;
     while exists (select from mcp.jobs_leased l where l.worker_id = p_worker_id and l.started_at = moment
                   and l.tenant_id is not distinct from p_tenant_id) loop
         moment := moment + interval '1 microsecond';
