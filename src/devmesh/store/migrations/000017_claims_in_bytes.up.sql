@@ -18,8 +18,9 @@ begin
     while counted < cardinality(p_jobs) loop
         part := p_jobs[counted + 1:counted + 50];
         part_times := p_times[counted + 1:counted + 50];
-        select sum(u.bytes), min(u.place) filter (where u.bytes_so_far >= bytes_left) into part_bytes, last_place from (
-            select f.place, f.bytes, sum(f.bytes) over (order by f.place) as bytes_so_far from (
+        -- Their bytes are named once: each time that they are, every payload is read.
+        select max(u.bytes_so_far), min(u.place) filter (where u.bytes_so_far >= bytes_left) into part_bytes, last_place from (
+            select f.place, sum(f.bytes) over (order by f.place) as bytes_so_far from (
                 select array_position(part, j.job_id) as place, octet_length(j.payload::text) as bytes from mcp.jobs j
                 where j.tenant_id = p_tenant_id and j.job_id = any(part)
                   and j.created_at >= (select min(t.moment) from unnest(part_times) as t (moment))
