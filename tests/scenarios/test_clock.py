@@ -13,6 +13,7 @@ from devmesh.core.events import decode_cursor
 from tests.conftest import QUICK, run_sql
 from tests.fleet import Agent, create, get
 from tests.harness import Mesh, eventually
+from tests.scenarios.jobs import Bench, register
 from tests.stepping import Clock, SteppedPostgres, stepped_postgres
 from tests.wire import Wire, WireError
 
@@ -142,6 +143,22 @@ async def test_backwards_leases_end_late_and_whoever_lives_goes_on(mesh: Mesh, c
         claimed = await agent.wire.call("task.claim", capabilities=["late"], wait_ms=5_000)
         assert [task["id"] for task in claimed["tasks"]] == [waiting["id"]]
         assert_whole(watcher)
+
+
+async def test_set_back_by_less_than_a_second_a_worker_is_given_no_more_than_it_has_room_for(
+    mesh: Mesh, clock: Clock
+) -> None:
+    async with await Wire.connect(mesh.ws_url, mesh.admin_key) as wire:
+        bench = Bench(wire, await register(wire, capacity=2))
+        clock.set(-5)
+        for _ in range(3):  # whatever the clock has been, these look from the front, and the next do not
+            assert await bench.claim() == []
+        for _ in range(3):
+            await bench.enqueue()
+        clock.set(0)
+        assert len(await bench.claim(1)) == 1
+        clock.set(-0.9)
+        assert [len(await bench.claim(1)) for _ in range(2)] == [1, 0]
 
 
 def _titles(wire: Wire) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Any
 
 import pytest
 
-from tests.scenarios.archive import Archive
-from tests.scenarios.jobs import Bench, held
+from tests.scenarios.archive import Archive, Bystander
+from tests.scenarios.jobs import Bench, held, register
 from tests.wire import WireError
 
 TEXTS = ["x" * 400_000, secrets.token_urlsafe(300_000)] * 2
@@ -92,3 +93,41 @@ async def test_a_claim_of_several_queues_takes_32_mib_and_one_job_more(bench: Be
     in_order = made[::2] + made[1::2]
     for expected in (in_order[:34], in_order[34:], []):
         assert [job["id"] for job in await bench.claim(limit=1_000, queues=queues)] == expected
+
+
+async def enqueue_large(archive: Archive, bench: Bench, *sizes: int) -> list[str]:
+    """Jobs whose payloads have so many bytes, and are stored small."""
+    jobs = [{"type": "t", "queue": bench.queue, "payload": size} for size in sizes]
+    made = [job["id"] for job in (await bench.wire.call("job.enqueue_many", jobs=jobs))["jobs"]]
+    grown = "update mcp.jobs set payload = to_json(repeat('x', payload::text::integer - 2)) where tenant_id = $1 and queue ="
+    archive.run(f"{grown} '{bench.queue}' and payload::text::integer > 2")
+    return made
+
+
+async def test_a_claim_of_small_jobs_before_large_ones_takes_32_mib_and_one_job_more(
+    archive: Archive, bench: Bench
+) -> None:
+    made = await enqueue_large(archive, bench, *[400_000] * 60, *[1_000_000] * 20)
+    worker_id = await register(bench.wire, capacity=1_000)
+    for expected in (made[:70], made[70:], []):
+        assert [job["id"] for job in await bench.claim(1_000, worker_id=worker_id)] == expected
+
+
+async def test_what_a_large_claim_kept_from_others_and_left_is_given_by_the_next_one(
+    archive: Archive, bench: Bench, bystander: Bystander
+) -> None:
+    assert await bench.claim() == []  # a look from the front
+    other_id = await register(bench.wire)
+    made = await enqueue_large(archive, bench, *[1_000_000] * 38, 1, 1)
+    earlier = "update mcp.jobs_ready set run_at = run_at - interval '1 min' where tenant_id = $1 and job_id <= "
+    archive.run(f"{earlier} '{made[37]}'")
+    # Claims append their events last.
+    await bystander.begin("select pg_advisory_xact_lock(hashtextextended($1, 7))", str(archive.tenant_id))
+    large = asyncio.create_task(bench.claim(38))
+    await bystander.are_held_up(1)
+    small = asyncio.create_task(bench.claim(2, worker_id=other_id))
+    await bystander.are_held_up(2)
+    await bystander.commit()
+    assert [job["id"] for job in await large] == made[:34]
+    assert [job["id"] for job in await small] == made[38:]
+    assert [job["id"] for job in await bench.claim()] == made[34:38]

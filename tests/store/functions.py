@@ -14,7 +14,7 @@ SOURCES = """
 select json_agg(json_build_object('name', p.proname, 'arguments', pg_get_function_arguments(p.oid), 'source', p.prosrc))
 from pg_proc p join pg_language l on l.oid = p.prolang
 where p.pronamespace = 'mcp'::regnamespace and l.lanname = 'plpgsql'
-  and p.proname = any('{append_events,claim_jobs,complete_jobs}')
+  and p.proname = any('{append_events,claim_jobs,complete_jobs,fitting_jobs}')
 """
 # Where a statement of PL/pgSQL ends: not at the `then` or `else` of a CASE, which stand in a line with others.
 PARTS = re.compile(r";|\b(?:loop|then|else|begin)\s*$", re.MULTILINE)

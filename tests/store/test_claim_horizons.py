@@ -164,6 +164,32 @@ def test_a_worker_whose_oldest_lease_was_found_from_the_front_is_looked_at_from_
     assert after.since[0] == START - seconds(100) - MARGIN
 
 
+def test_what_a_claim_has_left_is_found_whatever_those_that_passed_it_over_say_before_and_after() -> None:
+    horizons = ClaimHorizons()
+    first, front, between, last = (
+        horizons.look(TENANT, QUEUE, START + seconds(after_s)) for after_s in (0, 10, 10, 10.1)
+    )
+    horizons.claimed(TENANT, QUEUE, first, {3: START - seconds(100), 5: START - seconds(100)})
+    for before in (between, front):
+        horizons.claimed(TENANT, QUEUE, before, {3: START + seconds(9)})
+    horizons.left(TENANT, QUEUE, between, {3: START - seconds(50)})
+    horizons.claimed(TENANT, QUEUE, last, {3: START + seconds(9)})
+    since = horizons.look(TENANT, QUEUE, START + seconds(10.2)).since
+    assert since[2] == START - seconds(50) - MARGIN
+    assert since[4] == BEGINNING + LATE - MARGIN
+
+
+def test_a_claim_asks_for_about_as_many_as_fitted_into_the_last_one_and_for_more_once_they_do() -> None:
+    horizons = ClaimHorizons()
+    assert horizons.fitting(TENANT, [QUEUE], 1_000) == 1_000
+    horizons.fitted(TENANT, QUEUE, 34, is_cut=True)
+    assert horizons.fitting(TENANT, ["other", QUEUE], 1_000) == 43
+    assert horizons.fitting(TENANT, [QUEUE], 5) == 5
+    for count, expected in ((5, 43), (43, 86), (86, 172), (40, 172), (34, 172)):
+        horizons.fitted(TENANT, QUEUE, count, is_cut=False)
+        assert horizons.fitting(TENANT, [QUEUE], 1_000) == expected
+
+
 def test_looks_that_cost_much_come_less_often() -> None:
     cheap, costly = Claims(), Claims()
     looks = [

@@ -113,19 +113,20 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     is_alone = not work.tx.is_begun
     first, *rows = await work.tx.fetch_whole(
         SQL.claim, work.tenant_id, asked.worker_id, None if call.caller.is_admin else call.caller.owner_id, list(looks.queues),
-        asked.limit, CLAIMED_BYTES_MAX, asked.lease_s, [moment for look in looks.queues.values() for moment in look.since],
-        looks.leases.since[0], is_alone,
+        horizons.fitting(work.tenant_id, looks.queues, asked.limit), CLAIMED_BYTES_MAX, asked.lease_s,
+        [moment for look in looks.queues.values() for moment in look.since], looks.leases.since[0], is_alone,
     )  # fmt: skip
     found = _found_decoder.decode(first["about"])
     if (refused := _refusal(call, found)) is not None:
         # Nothing was taken, but what was found is true. Were it forgotten, who is refused could have all looks from the front.
-        _learn(work, asked.worker_id, looks, found, rows)
+        _learn(work, asked.worker_id, looks, found, rows, is_cut=False)
         raise refused
-    work.tx.after_commit(lambda: _learn(work, asked.worker_id, looks, found, rows))
+    is_cut = _is_cut(rows)
+    work.tx.after_commit(lambda: _learn(work, asked.worker_id, looks, found, rows, is_cut=is_cut))
     if not rows:
         return NotYet(ClaimedResult([]), asked.wait_ms, _again_s(found))
     is_held_up = any(queue.is_paused or queue.is_rated for queue in found.queues if queue.is_due)
-    if _is_short(found, rows) and not is_held_up:
+    if _is_short(found, rows, is_cut=is_cut) and not is_held_up:
         work.tx.after_commit(lambda: horizons.emptied(whose, rings))
     _tell(work, None if is_alone else rows.pop())
     if sum(queue.share > 0 for queue in found.queues) > 1:
@@ -170,39 +171,45 @@ def _again_s(found: _Found) -> float:
     return min([LOOK_INTERVAL_S, *(queue.due_in_s for queue in found.queues if queue.due_in_s is not None)])
 
 
-def _learn(work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows: Sequence[Record]) -> None:
+def _learn(
+    work: Work, worker_id: uuid.UUID, looks: _Looks, found: _Found, rows: Sequence[Record], *, is_cut: bool
+) -> None:
     """Notes for the next claims what is gone, what it took to look, and which queues had less than could be given out."""
     horizons, tenant_id = work.horizons, work.tenant_id
     horizons.told(found.moment)
     horizons.oldest_lease(tenant_id, worker_id, looks.leases, found.look_s, found.oldest or found.moment)
-    last = {(row["queue"], row["priority"]): row for row in rows}
-    is_short = _is_short(found, rows)
+    is_short = _is_short(found, rows, is_cut=is_cut)
     counts = collections.Counter(row["queue"] for row in rows) if is_short else {}
     is_shared = sum(queue.share > 0 for queue in found.queues) > 1
+    gone: dict[str, dict[int, datetime.datetime]] = {}
     for queue in found.queues:
         look = looks.queues[queue.queue]
-        horizons.claimed(
-            tenant_id, queue.queue, look, {level: due for level, due in enumerate(queue.due, 1) if due is not None}
-        )
+        gone[queue.queue] = {level: due for level, due in enumerate(queue.due, 1) if due is not None}
         # Several share the room beforehand: one gives less than it could also where others are taking another's jobs.
         is_empty = not queue.is_due or (is_short and not is_shared and counts[queue.queue] < queue.share)
         horizons.looked(
             tenant_id, queue.queue, look, found.look_s, found.moment if is_empty else None,
             in_vain=queue.is_due and queue.share <= 0,
         )  # fmt: skip
-    for (name, priority), row in last.items():
-        horizons.claimed(tenant_id, name, looks.queues[name], {priority: _run_at(row)})
+    for row in rows:  # those of a queue and a priority are in order
+        gone[row["queue"]][row["priority"]] = _run_at(row)
+    for queue in found.queues:
+        may_have_left = is_cut and len(rows) < found.room and queue.share > 0
+        note = horizons.left if may_have_left else horizons.claimed
+        note(tenant_id, queue.queue, looks.queues[queue.queue], gone[queue.queue])
+        if queue.share > 0:
+            horizons.fitted(tenant_id, queue.queue, len(rows), is_cut=is_cut)
 
 
-def _is_short(found: _Found, rows: Sequence[Record]) -> bool:
-    """Whether fewer were given than there was room for, and not because they are large.
+def _is_short(found: _Found, rows: Sequence[Record], *, is_cut: bool) -> bool:
+    """Whether fewer were given than there was room for, and not because they are large."""
+    return sum(row["id"] is not None for row in rows) < found.room and not is_cut
 
-    No character has more than four bytes.
-    """
-    jobs = [row for row in rows if row["id"] is not None]
-    if len(jobs) >= found.room:
-        return False
-    return 4 * sum(len(row["payload"]) for row in jobs) < CLAIMED_BYTES_MAX
+
+def _is_cut(rows: Sequence[Record]) -> bool:
+    """Whether so much was given that no more might be."""
+    payloads = [row["payload"] for row in rows if row["id"] is not None]
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in payloads) >= CLAIMED_BYTES_MAX
 
 
 def _run_at(row: Record) -> datetime.datetime:

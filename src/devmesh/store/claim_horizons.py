@@ -18,7 +18,7 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -49,6 +49,7 @@ class Look(NamedTuple):
 
 class _Place:
     __slots__ = (
+        "fitting",
         "front_look",
         "front_look_at",
         "front_look_every",
@@ -67,6 +68,7 @@ class _Place:
         self.front_look_every, self.late_look_every = FRONT_LOOK_INTERVAL, LATE_LOOK_INTERVAL
         self.usual = datetime.timedelta(0)  # how long a look takes, at a sliding average
         self.front_took = datetime.timedelta(0)  # and how long the last one from the front did
+        self.fitting: int | None = None  # of how many jobs the payloads may fit into one claim; None: of all
 
     def look(self, now: datetime.datetime, *, comes_late: bool = True) -> Look:
         """With `comes_late` something may be committed behind what was found: what is dated before a lock is waited for."""
@@ -90,6 +92,13 @@ class _Place:
         if self.is_heard(look):
             for priority, run_at in until.items():
                 self.horizon[priority - 1] = max(self.horizon[priority - 1], run_at)
+
+    def left(self, look: Look, until: Mapping[int, datetime.datetime]) -> None:
+        """The same of one that had more in its hands than it took. Others may have passed that over, and have no say."""
+        self.front_looks_begun = self.front_look = max(self.front_looks_begun, self.front_look) + 1
+        margin = look.margin or datetime.timedelta(0)
+        for place, since in enumerate(look.since):
+            self.horizon[place] = min(self.horizon[place], max(since + margin, until.get(place + 1, BEGINNING)))
 
     def looked(
         self,
@@ -153,6 +162,23 @@ class ClaimHorizons:
         """What was to run before these times, of some priorities, is gone: it was given out."""
         self._place(tenant_id, queue).gone(look, until)
 
+    def left(self, tenant_id: uuid.UUID, queue: str, look: Look, until: Mapping[int, datetime.datetime]) -> None:
+        """The same of a claim that took no more because it was large: what it has left it kept from others."""
+        self._place(tenant_id, queue).left(look, until)
+
+    def fitting(self, tenant_id: uuid.UUID, queues: Iterable[str], limit: int) -> int:
+        """How many jobs a claim asks for, at the most: it keeps from others what it has in its hands and does not take."""
+        known = [self._place(tenant_id, queue).fitting for queue in queues]
+        return min([limit, *(count for count in known if count is not None)])
+
+    def fitted(self, tenant_id: uuid.UUID, queue: str, count: int, *, is_cut: bool) -> None:
+        """How many a claim took, and whether it took no more because they are large."""
+        place = self._place(tenant_id, queue)
+        if is_cut:
+            place.fitting = count + count // 4 + 1
+        elif place.fitting is not None and count >= place.fitting:
+            place.fitting = 2 * count
+
     def looked(
         self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float, empty_until: datetime.datetime | None,
         *, in_vain: bool = False,
@@ -176,7 +202,8 @@ class ClaimHorizons:
     def look_at_leases(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, now: datetime.datetime) -> Look:
         """No lease of a worker that it still holds began before the first of its times.
 
-        None comes behind another: they begin under a lock that is held until they are committed.
+        None comes behind another: they begin under a lock that is held until they are committed. A clock that is set back by
+        less than is noticed here is not followed by claims (`mcp.claim_jobs`).
         """
         return self._place(tenant_id, worker_id).look(now, comes_late=False)
 

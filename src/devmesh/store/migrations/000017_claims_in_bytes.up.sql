@@ -3,21 +3,35 @@
 --
 -- works with: 000001
 
--- How many of these jobs, in this order, have so many bytes of payloads, the last of them included that goes beyond it. A payload is read
--- for that, so it reads no more than it must.
+-- How many of these jobs, in this order, have so many bytes of payloads, the last of them included that goes beyond it. Payloads are read
+-- for that, a few at a time: all at once may be a gigabyte, of which 32 MiB are wanted.
 create function mcp.fitting_jobs(p_tenant_id uuid, p_jobs uuid[], p_times timestamptz[], p_bytes bigint) returns integer
 language plpgsql stable as $$
 declare
     bytes_left bigint := p_bytes;
-    place integer := 0;
+    counted integer := 0;
+    part uuid[];
+    part_times timestamptz[];
+    part_bytes bigint;
+    last_place integer;
 begin
-    while bytes_left > 0 and place < cardinality(p_jobs) loop
-        place := place + 1;
-        bytes_left := bytes_left - coalesce((
-            select octet_length(j.payload::text) from mcp.jobs j
-            where j.tenant_id = p_tenant_id and j.job_id = p_jobs[place] and j.created_at = p_times[place]), 0);
+    while counted < cardinality(p_jobs) loop
+        part := p_jobs[counted + 1:counted + 50];
+        part_times := p_times[counted + 1:counted + 50];
+        -- Their bytes are named once: each time that they are, every payload is read.
+        select max(u.bytes_so_far), min(u.place) filter (where u.bytes_so_far >= bytes_left) into part_bytes, last_place from (
+            select f.place, sum(f.bytes) over (order by f.place) as bytes_so_far from (
+                select array_position(part, j.job_id) as place, octet_length(j.payload::text) as bytes from mcp.jobs j
+                where j.tenant_id = p_tenant_id and j.job_id = any(part)
+                  and j.created_at >= (select min(t.moment) from unnest(part_times) as t (moment))
+                  and j.created_at <= (select max(t.moment) from unnest(part_times) as t (moment))) f) u;
+        if last_place is not null then
+            return counted + last_place;
+        end if;
+        counted := counted + cardinality(part);
+        bytes_left := bytes_left - coalesce(part_bytes, 0);
     end loop;
-    return place;
+    return counted;
 end $$;
 
 -- Gives a worker the first due jobs of some queues under leases, highest priority first, then oldest, and spends the tokens of queues that
@@ -43,6 +57,7 @@ language plpgsql as $$
 #variable_conflict use_column
 declare
     moment timestamptz;
+    first_lease_at timestamptz;
     worker record;
     room integer;
     look_s double precision;
@@ -137,8 +152,13 @@ begin
     end loop;
 
     look_s := extract(epoch from clock_timestamp() - moment);
-    -- What others gave out while they had the tokens was under leases before, and no two claims of a worker begin at one time.
+    -- What others gave out while they had the tokens was under leases before, and no two claims of a worker begin at one time. None begins
+    -- before those that are counted, or it would not be: a clock that was set back by more than a second is noticed by who counts.
     moment := greatest(moment, clock_timestamp());
+    first_lease_at := coalesce(worker.oldest, p_leases_since);
+    if first_lease_at <= moment + interval '1 second' then
+        moment := greatest(moment, first_lease_at);
+    end if;
     while exists (select from mcp.jobs_leased l where l.worker_id = p_worker_id and l.started_at = moment
                   and l.tenant_id is not distinct from p_tenant_id) loop
         moment := moment + interval '1 microsecond';
@@ -212,11 +232,12 @@ begin
         from given g where g.type is not null and g.queue is not null order by g.priority desc, g.run_at, g.job_id;
         get diagnostics taken_count = row_count;
         open_shares[open_place] := open_shares[open_place] - taken_count;
-        if step < cardinality(step_queues) then
-            select p_bytes - coalesce(sum(octet_length(j.payload::text)), 0) into bytes_left from mcp.jobs_leased l
+        if step < cardinality(step_queues) and taken_count > 0 then
+            select bytes_left - coalesce(sum(octet_length(j.payload::text)), 0) into bytes_left from mcp.jobs_leased l
             cross join lateral (select k.payload from mcp.jobs k where k.tenant_id = p_tenant_id and k.job_id = l.job_id
                                 and k.created_at = l.created_at limit 1) j
-            where l.worker_id = p_worker_id and l.started_at = moment and l.tenant_id is not distinct from p_tenant_id;
+            where l.worker_id = p_worker_id and l.started_at = moment and l.tenant_id is not distinct from p_tenant_id
+              and l.queue = step_queues[step] and l.priority = step_priorities[step];
             exit when bytes_left <= 0;
         end if;
     end loop;
