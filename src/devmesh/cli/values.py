@@ -60,9 +60,12 @@ def _object(text: str) -> dict[str, Any]:
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.buffer.read().decode()
+        text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise Failure(f"standard input is not UTF-8 text: {error}", Exit.USAGE) from error
+    if not text.strip():
+        raise Failure("standard input is empty; parameters are a JSON object", Exit.USAGE)
+    return text
 
 
 def _read(name: str, path: str) -> str:

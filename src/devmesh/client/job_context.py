@@ -75,7 +75,7 @@ class HeldJob:
     @property
     def is_lost(self) -> bool:
         """Whether the job is not this handler's any more. Safe and cheap to ask from any thread."""
-        return self._lease.is_lost
+        return self.lost_reason is not None
 
     @property
     def lost_reason(self) -> str | None:
@@ -114,13 +114,23 @@ class JobContext(HeldJob):
 
 
 class BlockingJobContext(HeldJob):
-    """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long."""
+    """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long.
+
+    A function that returns after it was told so has let go of its job, whatever it returns: it has not done it.
+    """
 
     __slots__ = ("_loop",)
 
     def __init__(self, job: Job, lease: JobLease, requests: Requests, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(job, lease, requests)
         self._loop = loop
+
+    @property
+    def lost_reason(self) -> str | None:
+        reason = super().lost_reason
+        if reason is not None:
+            self._lease.has_been_told = True
+        return reason
 
     def progress(self, fraction: float, message: str | None = None) -> None:
         """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.client.errors import Fail, MeshError, described, may_pass
+from devmesh.client.errors import Fail, LeaseLost, MeshError, described, may_pass
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_heart import JobHeart, OpenRequests
 from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, completed, failed, given_back
@@ -333,7 +333,10 @@ class JobWorker:
         assert task is not None
         began_s = time.monotonic()
         try:
-            report = completed(job, lease, await self._handle(job, lease, task))
+            result = await self._handle(job, lease, task)
+            report = given_back(job, lease) if lease.has_been_told else completed(job, lease, result)
+        except LeaseLost as lost:
+            report = given_back(job, lease) if lease.is_lost else failed(job, lease, described(lost))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
             is_ours = lease.is_lost or self._draining.is_set()
             report = given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))

@@ -80,9 +80,10 @@ class TaskLease(Lease):
 
 
 class JobLease(Lease):
-    __slots__ = ("job_id", "task")
+    __slots__ = ("has_been_told", "job_id", "task")
 
     def __init__(self, job_id: uuid.UUID, attempt: int, lease_s: float, asked_at: float) -> None:
         super().__init__(attempt, lease_s, asked_at)
         self.job_id = job_id
         self.task: asyncio.Task[None] | None = None  # that works on the job
+        self.has_been_told = False  # a plain function has asked, and knows that it is lost
