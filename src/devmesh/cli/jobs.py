@@ -189,8 +189,8 @@ def resume(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) 
 def limit_queue(
     queue: QueueName,
     rate_per_s: Annotated[
-        float | None, typer.Argument(help="Jobs a second; without it, any.", show_default=False)
-    ] = None,
+        str, typer.Argument(metavar="RATE|off", help="Jobs a second; off: any number.", show_default=False)
+    ],
     burst: Annotated[
         int | None, typer.Option(help="How many at once after a pause; a second's worth.", show_default=False)
     ] = None,
@@ -198,7 +198,9 @@ def limit_queue(
     data_dir: DataDir = None,
 ) -> None:
     """Give out no more than so many jobs of a queue a second, on all nodes together."""
-    answer = invoke("queue.limit", {"queue": queue, "rate_per_s": rate_per_s, "burst": burst}, data_dir)
+    from devmesh.cli.values import number_or_off
+
+    answer = invoke("queue.limit", {"queue": queue, "rate_per_s": number_or_off(rate_per_s), "burst": burst}, data_dir)
     print_thing(answer, "queue", QUEUE_COLUMNS, as_json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,17 @@ def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: st
             raise Failure(f"{argument!r} is not key=value", Exit.USAGE, "as in: title='my first task' priority=5")
         given[name] = _value(struct, name, text)
     return given
+
+
+def number_or_off(text: str) -> float | None:
+    """A number that is taken away by a word, and not by its being forgotten."""
+    try:
+        number = None if text == "off" else float(text)
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise Failure(f"{text!r} is neither a number nor off", Exit.USAGE)
+    return number
 
 
 def _value(struct: type[msgspec.Struct], name: str, text: str) -> Any:

@@ -49,20 +49,26 @@ async def _reason(work: Work, job: Job) -> Reason:
     for look in LOOKS:
         if (found := await look(work, job)) is not None:
             return found
-    return "next", "it is the next of its queue; a worker will take it in a moment"
+    return "next", "it is the next of its queue, for the next worker that asks for jobs of it"
 
 
 async def _parents(work: Work, job: Job) -> Reason | None:
     parents = await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id)
     if not parents:
         return None
-    others = f" and {len(parents) - 1} others" if len(parents) > 1 else ""
-    return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} is completed"
+    dead = await work.tx.fetch_value(DEPENDENCIES.dead_parent, work.tenant_id, job.id)
+    ids = [str(row["parent_id"]) for row in parents]
+    others = f" and {len(ids) - 1} others are" if len(ids) > 1 else " is"
+    advice = f"; job {dead} is a dead letter, and waits to be replayed" if dead is not None else ""
+    return "waiting_for_parents", f"it waits until job {dead or ids[0]}{others} completed{advice}"
 
 
 async def _pause(work: Work, job: Job) -> Reason | None:
-    row = await work.tx.fetch_row(SQL.held_up, work.tenant_id, [job.queue])
-    return ("queue_paused", f"the queue {job.queue} is paused") if row is not None and row["is_paused"] else None
+    row = await work.tx.fetch_row(SQL.pause_of, work.tenant_id, job.queue)
+    if row is None:
+        return None
+    why = f": {row['reason']}" if row["reason"] else ""
+    return "queue_paused", f"the queue {job.queue} is paused since {row['paused_at'].isoformat()}{why}"
 
 
 async def _time(work: Work, job: Job) -> Reason | None:

@@ -76,6 +76,12 @@ order by d.child_id, d.parent_id limit $4;
 -- What a job waits for. $1 tenant, $2 the job.
 select d.parent_id from mcp.job_dependencies d where d.child_id = $2 and d.tenant_id = $1 order by d.parent_id limit 100;
 
+-- name: dead_parent
+-- A dead letter that a job waits for. $1 tenant, $2 the job.
+select d.parent_id from mcp.job_dependencies d
+cross join lateral (select from mcp.dead_letter_queue l where l.tenant_id = $1 and l.job_id = d.parent_id limit 1) dead
+where d.child_id = $2 and d.tenant_id = $1 order by d.parent_id limit 1;
+
 -- name: lock_blocked
 -- Locks jobs that wait for others, in one order for everybody. $1 tenant, $2 jobs, sorted.
 select h.* from unnest($2::uuid[]) as a (job_id)
