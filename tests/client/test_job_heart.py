@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from devmesh.client import BlockingJobContext, JobContext, LeaseLost, MeshError
+from devmesh.client import BlockingJobContext, JobContext, LeaseLost, MeshError, Snooze
 from devmesh.core.errors import Kind
 from tests.client.disturbing import Bench, new_bench
 from tests.harness import Mesh, eventually
@@ -77,6 +79,29 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
         await bench.enqueue("stubborn")
         await eventually(lambda: told, "the handler is told")
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
+
+
+async def test_a_handler_puts_its_job_off_which_costs_no_retry(bench: Bench) -> None:
+    @bench.job
+    async def later(job: JobContext) -> int:
+        if job.attempt == 1:
+            raise Snooze(0.5)
+        return job.retry_count
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("later", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        job = await bench.get(job_id)
+        ends = (await bench.client.call("job.executions", job_id=job_id))["executions"]
+    assert (job["status"], job["result"]) == ("COMPLETED", 0)
+    assert [each["outcome"] for each in ends] == ["SNOOZED", "COMPLETED"]
+    first, second = [
+        datetime.datetime.fromisoformat(each[at]) for each, at in zip(ends, ("finished_at", "started_at"), strict=True)
+    ]
+    assert (second - first).total_seconds() >= 0.5
+    for delay_s in (-1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="put off by 0 to"):
+            Snooze(delay_s)
 
 
 def returns(job: BlockingJobContext) -> str:

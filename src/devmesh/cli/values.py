@@ -46,11 +46,14 @@ def _value(struct: type[msgspec.Struct], name: str, text: str) -> Any:
         text = text[1:]
     elif text.startswith("@"):
         text = _read(name, text[1:])
+    declared = type_of(struct, name)
+    is_text = declared is not None and takes_text(declared)
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as problem:
+        if text.lstrip().startswith(("{", "[")) and not is_text:  # it was to be JSON, and would go as a text unseen
+            raise Failure(f"{name} is not JSON: {problem}", Exit.USAGE) from None
         value = text
-    declared = type_of(struct, name)
     if declared is None:
         return value
     if takes_text(declared) and value is not None and not isinstance(value, str):

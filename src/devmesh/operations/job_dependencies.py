@@ -100,7 +100,9 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
     failed = [job_id for job_id in parent_ids if job_id in parents.failed]
     if failed and wish.policy is Policy.FAIL:
         raise errors.conflict(
-            "job.parent_failed", f"job {failed[0]}, which it would wait for, has failed", "depends_on"
+            "job.parent_failed",
+            f"job {failed[0]}, which it would wait for, has ended and was not completed",
+            "depends_on",
         )
     kept: list[uuid.UUID] = []
     if failed and wish.policy is Policy.WAIT:
@@ -184,7 +186,7 @@ async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID]) -> list[uuid.UUI
         by_parent.setdefault(parent_id, []).append(child_id)
     parents: list[uuid.UUID] = []
     for parent_id, children in by_parent.items():
-        message = f"job {parent_id}, which it waited for, has failed"
+        message = f"job {parent_id}, which it waited for, has ended and was not completed"
         why = {"type": PARENT_FAILED, "message": message, "job_id": parent_id}
         parents += await end_blocked(work, children, Outcome.FAILED, why)
     return parents
