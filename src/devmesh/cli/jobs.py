@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from devmesh.cli.calling import AsJson, invoke
-from devmesh.cli.console import Failure, note, print_json, say, visible
+from devmesh.cli.console import Exit, Failure, note, print_json, say, visible
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
 from devmesh.core.jobs import Status
@@ -264,6 +264,11 @@ def _act_on_many(
         print_json({done_word: done})
     else:
         say(f"{done_word} {done:,} dead letters")
+    _tell_of_the_rest(refused, missing, is_named=bool(ids))
+
+
+def _tell_of_the_rest(refused: dict[str, str], missing: set[str], *, is_named: bool) -> None:
+    """Says of which it was not done, and why. That is a failure when just these were named."""
     for job_id, message in sorted(refused.items())[:MISSING_SHOWN]:
         note(f"{job_id} stays a dead letter: {message}")
     if len(refused) > MISSING_SHOWN:
@@ -271,6 +276,8 @@ def _act_on_many(
     if missing:
         named = ", ".join(sorted(missing)[:MISSING_SHOWN]) + (", …" if len(missing) > MISSING_SHOWN else "")
         raise Failure(f"not_found: {len(missing):,} of them are no dead letters: {named}")
+    if is_named and refused:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _as_answered(job_id: str) -> str:
