@@ -69,9 +69,9 @@ def test_a_dead_letter_whose_unique_key_is_another_s_stays_one_and_that_is_said(
     [first] = enqueue(command, 1, queue, max_retries=0, unique_key=key)
     fail_all(command, queue)
     [second] = enqueue(command, 1, queue, unique_key=key)
-    for how in ([first], ["--queue", queue]):
+    for how, code in (([first], 1), (["--queue", queue], 0)):
         done = command("dead-letters", "replay", *how)
-        assert (done.returncode, done.stdout.strip()) == (0, "replayed 0 dead letters")
+        assert (done.returncode, done.stdout.strip()) == (code, "replayed 0 dead letters")
         assert f"{first} stays a dead letter: job {second} of its unique key is under way" in done.stderr
     retried = command("jobs", "retry", first)
     assert (retried.returncode, "unique key" in retried.stderr) == (1, True)
@@ -227,6 +227,7 @@ def test_schedules_are_added_shown_triggered_paused_and_deleted(command: Command
     assert "job " in command("schedules", "trigger", "nightly run").stdout
     assert len(answer(command("jobs", "list", "--queue", queue, "--json"))["jobs"]) == 1
     assert answer(command("schedules", "pause", schedule["id"], "--json"))["schedule"]["next_fire_at"] is None
+    assert "paused; if it were resumed now: " in command("schedules", "show", "nightly run").stdout
     assert answer(command("schedules", "resume", schedule["id"], "--json"))["schedule"]["next_fire_at"] is not None
     assert command("schedules", "delete", "nightly run").returncode == 0
     gone = command("schedules", "show", "nightly run")
@@ -239,7 +240,8 @@ def test_a_queue_s_rate_is_set_and_a_job_is_retried(command: Command) -> None:
     queue = f"q{uuid.uuid4().hex}"
     [job_id] = enqueue(command, 1, queue, max_retries=0)
     assert answer(command("queues", "limit", queue, "5", "--json"))["queue"]["rate_per_s"] == 5
-    assert answer(command("queues", "limit", queue, "--json"))["queue"]["rate_per_s"] is None
+    assert [command("queues", "limit", queue, *wrong).returncode for wrong in ([], ["many"])] == [2, 2]
+    assert answer(command("queues", "limit", queue, "off", "--json"))["queue"]["rate_per_s"] is None
     fail_all(command, queue)
     assert answer(command("jobs", "retry", job_id, "--json"))["job"]["status"] == "PENDING"
     assert command("jobs", "retry", job_id).stderr.startswith("error: conflict")
@@ -271,7 +273,8 @@ def test_snapshots_are_taken_shown_and_put_back(command: Command) -> None:
     assert tried.stdout.startswith("nothing was put back yet from snapshot")
     assert command("snapshots", "restore", snapshot["id"], "--cursor", "6a").returncode == 2
     assert "every 60 s" in command("snapshots", "auto", "60").stdout
-    assert "no snapshots" in command("snapshots", "auto").stdout
+    assert command("snapshots", "auto").returncode == 2, "they are not ended by what was forgotten"
+    assert "no snapshots" in command("snapshots", "auto", "off").stdout
     assert command("snapshots", "delete", snapshot["id"]).returncode == 0
 
 

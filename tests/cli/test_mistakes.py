@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,21 @@ def test_a_full_disk_behind_standard_output_is_one_line(tmp_path: Path, command:
         assert process.wait(COMMAND_LIMIT_S) == Exit.FAILED
     expected = "error: standard output cannot be written: No space left on device\n"
     assert (tmp_path / "said").read_text() == expected
+
+
+@pytest.mark.parametrize("command", ["settings", "jobs list --json", "call job.enqueue -", "--version"])
+def test_streams_that_are_closed_are_nothing_and_no_failure(tmp_path: Path, command: str) -> None:
+    """As a shell closes them. What is opened later must not take their place, and be written into."""
+    with stand_in(lambda _: as_json(JOBS)) as url:
+        line = f"exec {sys.executable} -m devmesh {command} <&- >&-"
+        settings = environment({"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY})
+        done = subprocess.run(
+            ["/bin/sh", "-c", line], cwd=tmp_path, env=settings, stderr=subprocess.PIPE, check=False, text=True
+        )
+    says_that_nothing_was_given = "error: standard input is empty; parameters are a JSON object\n"
+    assert (done.returncode, done.stderr) == (
+        (Exit.USAGE, says_that_nothing_was_given) if command.endswith("-") else (Exit.OK, "")
+    )
 
 
 def test_other_failures_of_files_are_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) -> None:

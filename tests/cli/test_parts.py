@@ -62,6 +62,15 @@ def test_values_are_json_unless_their_parameter_is_a_text(argument: str, value: 
     assert values.parameters(Shaped, [argument], None) == {argument.partition("=")[0]: value}
 
 
+@pytest.mark.parametrize("text", ['{"a": 1,}', "[1, 2", '{"a": NaN}', " {'a': 1}"])
+def test_what_begins_like_json_and_is_none_is_not_taken_for_a_text(text: str) -> None:
+    with pytest.raises(Failure, match="anything is not JSON: "):
+        values.parameters(Shaped, [f"anything={text}"], None)
+    with pytest.raises(Failure, match="words is not JSON: "):
+        values.parameters(Shaped, [f"words={text}"], None)
+    assert values.parameters(Shaped, [f"text={text}"], None) == {"text": text}
+
+
 def test_a_stream_is_the_same_however_it_is_cut() -> None:
     stream = (
         'id: a\nevent: x\ndata: {"line": "one\u2028line"}\n\n: alive\n\nevent: y\ndata: {}\n\nevent: cut\nda'.encode()

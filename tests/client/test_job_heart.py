@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import datetime
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from devmesh.client import JobContext, LeaseLost, MeshError
+from devmesh.client import BlockingJobContext, JobContext, LeaseLost, MeshError, Snooze
 from devmesh.core.errors import Kind
 from tests.client.disturbing import Bench, new_bench
 from tests.harness import Mesh, eventually
@@ -75,6 +79,73 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
         await bench.enqueue("stubborn")
         await eventually(lambda: told, "the handler is told")
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
+
+
+async def test_a_handler_puts_its_job_off_which_costs_no_retry(bench: Bench) -> None:
+    @bench.job
+    async def later(job: JobContext) -> int:
+        if job.attempt == 1:
+            raise Snooze(0.5)
+        return job.retry_count
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("later", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        job = await bench.get(job_id)
+        ends = (await bench.client.call("job.executions", job_id=job_id))["executions"]
+    assert (job["status"], job["result"]) == ("COMPLETED", 0)
+    assert [each["outcome"] for each in ends] == ["SNOOZED", "COMPLETED"]
+    first, second = [
+        datetime.datetime.fromisoformat(each[at]) for each, at in zip(ends, ("finished_at", "started_at"), strict=True)
+    ]
+    assert (second - first).total_seconds() >= 0.5
+    for delay_s in (-1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="put off by 0 to"):
+            Snooze(delay_s)
+
+
+def returns(job: BlockingJobContext) -> str:
+    while not job.is_lost:
+        time.sleep(0.01)
+    return "what there was"
+
+
+def reports(job: BlockingJobContext) -> None:
+    while True:
+        job.progress(0.5)
+
+
+@pytest.mark.parametrize("handler", [returns, reports], ids=lambda handler: handler.__name__)
+async def test_a_plain_function_that_stops_because_it_is_told_to_has_not_done_its_job(
+    bench: Bench, handler: Callable[[BlockingJobContext], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.job(handler)
+    async with bench.at_work():
+        job_id = await bench.enqueue(handler.__name__)
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        await bench.client.call("job.cancel", job_id=job_id, reason="no need")
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        job = await bench.get(job_id)
+    assert (job["status"], job["result"], job["error"]) == ("CANCELLED", None, {"message": "no need"})
+    assert "failed" not in caplog.text
+
+
+async def test_one_that_does_its_job_to_the_end_without_asking_has_done_it(bench: Bench) -> None:
+    may_end = threading.Event()
+
+    @bench.job
+    def deaf(_: BlockingJobContext) -> str:
+        assert may_end.wait(20)
+        return "done"
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("deaf")
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        await bench.client.call("job.cancel", job_id=job_id)
+        may_end.set()
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        job = await bench.get(job_id)
+    assert (job["status"], job["result"]) == ("COMPLETED", "done")
 
 
 async def test_heartbeats_tell_how_long_handlers_took(bench: Bench) -> None:

@@ -210,3 +210,5 @@ def test_what_never_fires_is_refused_by_field(
     with pytest.raises(TimingUnusable) as refused:
         Timing(cron, interval_s, zone, begin, None).check()
     assert refused.value.field == field
+    if cron == "* * * *":
+        assert "minute hour day month weekday" in str(refused.value)

@@ -45,3 +45,25 @@ async def test_it_says_who_is_registered_for_a_queue_and_until_when_a_job_is_hel
     why, sentence = await explained(bench, held)
     assert why == "running"
     assert re.fullmatch(rf"worker {bench.worker_id} holds it until \d{{4}}-\d\d-\d\dT[\d:.]+\+00:00", sentence)
+
+
+async def test_it_says_what_to_do_about_a_pause_and_a_parent_that_has_failed(bench: Bench) -> None:
+    job = await bench.enqueue()
+    paused = (await bench.wire.call("queue.pause", queue=bench.queue, reason="the disk is full"))["queue"]
+    since = paused["paused_at"].replace("Z", "+00:00")
+    told = await explained(bench, job)
+    assert told == ("queue_paused", f"the queue {bench.queue} is paused since {since}: the disk is full")
+    await bench.wire.call("queue.resume", queue=bench.queue)
+    [held] = await bench.claim()
+    other = await bench.enqueue(delay_ms=60_000)
+    child = await bench.enqueue(depends_on=[other["id"], held["id"]], on_parent_failure="wait")
+    first = min(other["id"], held["id"])
+    assert (await explained(bench, child))[1] == f"it waits until job {first} and 1 others are completed"
+    await bench.wire.call("job.cancel", job_id=other["id"])
+    only = await bench.enqueue(depends_on=[held["id"]], on_parent_failure="wait")
+    assert (await explained(bench, only))[1] == f"it waits until job {held['id']} is completed"
+    await bench.wire.call(
+        "job.fail", jobs=[{"job_id": held["id"], "attempt": held["attempt"], "error": "broken", "retryable": False}]
+    )
+    told = f"it waits for job {held['id']}, which has failed, until that is replayed"
+    assert (await explained(bench, only))[1] == told

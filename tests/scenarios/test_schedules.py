@@ -281,6 +281,8 @@ async def test_a_time_that_is_fired_while_a_change_is_waiting_is_not_fired_again
         ({"cron": "0 0 31 2 *"}, "cron"),
         ({"interval_s": 0.5}, "interval_s"),
         ({"interval_s": 60, "time_zone": "Mars/Olympus"}, "time_zone"),
+        ({"interval_s": 60, "ends_at": "2020-01-01T00:00:00Z"}, "ends_at"),
+        ({"interval_s": 60, "starts_at": "2999-01-02T00:00:00Z", "ends_at": "2999-01-01T00:00:00Z"}, "ends_at"),
         ({"interval_s": 60, "missed": "perhaps"}, "missed"),
         ({"interval_s": 60, "job": {"type": ""}}, "job.type"),
         ({"interval_s": 60, "job": {"type": "t", "run_at": "2030-01-01T00:00:00Z"}}, "job"),

@@ -23,7 +23,7 @@ from devmesh.cli.encryption import encryption, forget, generate, rotate_data
 from devmesh.cli.jobs import dead_letters, jobs, queues
 from devmesh.cli.listing import agents, tasks
 from devmesh.cli.migrating import migrate
-from devmesh.cli.output import OutputLost, give_up, tell_of_losses
+from devmesh.cli.output import OutputLost, give_up, open_what_is_closed, tell_of_losses
 from devmesh.cli.partitions import partitions
 from devmesh.cli.schedules import schedules
 from devmesh.cli.showing import settings
@@ -107,6 +107,7 @@ def commands() -> Callable[[], Any]:
 
 def main() -> None:
     """The console script."""
+    open_what_is_closed()
     tell_of_losses()
     try:
         commands()()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from devmesh.cli.calling import AsJson, invoke
-from devmesh.cli.console import Failure, note, print_json, say, visible
+from devmesh.cli.console import Exit, Failure, note, print_json, say, visible
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
 from devmesh.core.jobs import Status
@@ -189,8 +189,8 @@ def resume(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) 
 def limit_queue(
     queue: QueueName,
     rate_per_s: Annotated[
-        float | None, typer.Argument(help="Jobs a second; without it, any.", show_default=False)
-    ] = None,
+        str, typer.Argument(metavar="RATE|off", help="Jobs a second; off: any number.", show_default=False)
+    ],
     burst: Annotated[
         int | None, typer.Option(help="How many at once after a pause; a second's worth.", show_default=False)
     ] = None,
@@ -198,7 +198,9 @@ def limit_queue(
     data_dir: DataDir = None,
 ) -> None:
     """Give out no more than so many jobs of a queue a second, on all nodes together."""
-    answer = invoke("queue.limit", {"queue": queue, "rate_per_s": rate_per_s, "burst": burst}, data_dir)
+    from devmesh.cli.values import number_or_off
+
+    answer = invoke("queue.limit", {"queue": queue, "rate_per_s": number_or_off(rate_per_s), "burst": burst}, data_dir)
     print_thing(answer, "queue", QUEUE_COLUMNS, as_json)
 
 
@@ -262,6 +264,11 @@ def _act_on_many(
         print_json({done_word: done})
     else:
         say(f"{done_word} {done:,} dead letters")
+    _tell_of_the_rest(refused, missing, is_named=bool(ids))
+
+
+def _tell_of_the_rest(refused: dict[str, str], missing: set[str], *, is_named: bool) -> None:
+    """Says of which it was not done, and why. That is a failure when just these were named."""
     for job_id, message in sorted(refused.items())[:MISSING_SHOWN]:
         note(f"{job_id} stays a dead letter: {message}")
     if len(refused) > MISSING_SHOWN:
@@ -269,6 +276,8 @@ def _act_on_many(
     if missing:
         named = ", ".join(sorted(missing)[:MISSING_SHOWN]) + (", …" if len(missing) > MISSING_SHOWN else "")
         raise Failure(f"not_found: {len(missing):,} of them are no dead letters: {named}")
+    if is_named and refused:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _as_answered(job_id: str) -> str:

@@ -24,6 +24,21 @@ class _Written(io.FileIO):
             raise OutputLost(error.errno, error.strerror) from error
 
 
+def open_what_is_closed() -> None:
+    """Puts nothing where standard input, output or error is closed, as in `>&-`, which Python leaves without a stream.
+
+    It also keeps a socket or a file that is opened later from getting that number, and what a child writes there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
 def tell_of_losses() -> None:
     """Has standard output raise `OutputLost` when it cannot be written."""
     given = sys.stdout

@@ -75,7 +75,7 @@ def show(which: Which, as_json: AsJson = False, data_dir: DataDir = None) -> Non
     answer = invoke("schedule.get", {"schedule_id": _id_of(which, data_dir)}, data_dir)
     print_thing(answer, "schedule", FIELDS, as_json)
     if not as_json:
-        say("next: " + ", ".join(answer["upcoming"]))
+        say(f"{_what_is_next(answer['schedule'])}: " + (", ".join(answer["upcoming"]) or "never"))
 
 
 @schedules.command("pause")
@@ -102,6 +102,10 @@ def trigger(which: Which, as_json: AsJson = False, data_dir: DataDir = None) -> 
 def delete(which: Which, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """End a schedule for good. The jobs that it has enqueued stay."""
     _act("delete", which, as_json, data_dir)
+
+
+def _what_is_next(schedule: dict[str, Any]) -> str:
+    return "next" if schedule["paused_at"] is None else "paused; if it were resumed now"
 
 
 def _act(verb: str, which: str, as_json: bool, data_dir: Path | None) -> dict[str, Any]:

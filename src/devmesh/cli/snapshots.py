@@ -108,14 +108,16 @@ def delete(snapshot_id: SnapshotId, as_json: AsJson = False, data_dir: DataDir =
 @snapshots.command("auto")
 def auto(
     interval_s: Annotated[
-        float | None, typer.Argument(help="Every so many seconds; without it, no more.", show_default=False)
-    ] = None,
+        str, typer.Argument(metavar="SECONDS|off", help="Every so many seconds; off: no more.", show_default=False)
+    ],
     keep: Annotated[int, typer.Option(help="How many are kept.")] = 24,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
     """Have snapshots taken at an interval, and the latest kept."""
-    answer = invoke("snapshot.auto", {"interval_s": interval_s, "keep": keep}, data_dir)
+    from devmesh.cli.values import number_or_off
+
+    answer = invoke("snapshot.auto", {"interval_s": number_or_off(interval_s), "keep": keep}, data_dir)
     if as_json:
         print_json(answer)
     elif answer["next_at"] is None:

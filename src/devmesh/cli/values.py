@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,17 +29,31 @@ def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: st
     return given
 
 
+def number_or_off(text: str) -> float | None:
+    """A number that is taken away by a word, and not by its being forgotten."""
+    try:
+        number = None if text == "off" else float(text)
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise Failure(f"{text!r} is neither a number nor off", Exit.USAGE)
+    return number
+
+
 def _value(struct: type[msgspec.Struct], name: str, text: str) -> Any:
     """JSON if it is JSON, else a text; a parameter that is a text is never anything else."""
     if text.startswith("@@"):
         text = text[1:]
     elif text.startswith("@"):
         text = _read(name, text[1:])
+    declared = type_of(struct, name)
+    is_text = declared is not None and takes_text(declared)
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as problem:
+        if text.lstrip().startswith(("{", "[")) and not is_text:  # it was to be JSON, and would go as a text unseen
+            raise Failure(f"{name} is not JSON: {problem}", Exit.USAGE) from None
         value = text
-    declared = type_of(struct, name)
     if declared is None:
         return value
     if takes_text(declared) and value is not None and not isinstance(value, str):
@@ -60,9 +75,12 @@ def _object(text: str) -> dict[str, Any]:
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.buffer.read().decode()
+        text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise Failure(f"standard input is not UTF-8 text: {error}", Exit.USAGE) from error
+    if not text.strip():
+        raise Failure("standard input is empty; parameters are a JSON object", Exit.USAGE)
+    return text
 
 
 def _read(name: str, path: str) -> str:

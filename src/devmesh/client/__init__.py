@@ -4,7 +4,7 @@ from devmesh.client.agents import Agent
 from devmesh.client.client import Client
 from devmesh.client.connection import Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
-from devmesh.client.errors import EventsMissed, Fail, LeaseLost, MeshError, Reject
+from devmesh.client.errors import EventsMissed, Fail, LeaseLost, MeshError, Reject, Snooze
 from devmesh.client.events import EventStream
 from devmesh.client.job_context import BlockingJobContext, JobContext
 from devmesh.client.mesh import Mesh
@@ -25,6 +25,7 @@ __all__ = [
     "Mesh",
     "MeshError",
     "Reject",
+    "Snooze",
     "Task",
     "TaskContext",
 ]

@@ -13,6 +13,7 @@ import msgspec
 from devmesh.core.errors import TABLE, Kind
 
 ERROR_CHARACTERS_MAX = 2_000  # of what a handler has raised
+SNOOZE_S_MAX = 31_622_400  # a leap year
 
 
 class MeshError(Exception):
@@ -74,6 +75,16 @@ class Fail(Exception):
     def __init__(self, error: Any, *, retryable: bool = True) -> None:
         super().__init__(error)
         self.error, self.retryable = error, retryable
+
+
+class Snooze(Exception):
+    """Raised by a handler of jobs: not now. The job is given out again after `delay_s`, which costs it no retry."""
+
+    def __init__(self, delay_s: float) -> None:
+        if not 0 <= delay_s <= SNOOZE_S_MAX:
+            raise ValueError(f"a job can be put off by 0 to {SNOOZE_S_MAX:,} s, and not by {delay_s!r}")
+        super().__init__(delay_s)
+        self.delay_s = delay_s
 
 
 class ConnectionLost(Exception):

@@ -117,7 +117,10 @@ class JobContext(HeldJob):
 
 
 class BlockingJobContext(HeldJob):
-    """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long."""
+    """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long.
+
+    A function that returns after it was told so has let go of its job, whatever it returns: it has not done it.
+    """
 
     __slots__ = ("_loop",)
 

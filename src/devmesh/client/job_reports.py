@@ -168,6 +168,11 @@ def given_back(job: Job, lease: JobLease) -> Report:
     return Report("release", msgspec.json.encode({"job_id": job.id, "attempt": job.attempt}), lease)
 
 
+def put_off(job: Job, lease: JobLease, delay_s: float) -> Report:
+    said = {"job_id": job.id, "attempt": job.attempt, "delay_ms": round(delay_s * 1000)}
+    return Report("snooze", msgspec.json.encode(said), lease)
+
+
 def completed(job: Job, lease: JobLease, result: Any) -> Report:
     said = {"job_id": job.id, "attempt": job.attempt}
     if result is not None:  # null is what a job has that was given none

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.client.errors import Fail, MeshError, described, may_pass
+from devmesh.client.errors import Fail, LeaseLost, MeshError, Snooze, described, may_pass
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_heart import JobHeart, OpenRequests
-from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, completed, failed, given_back
+from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, completed, failed, given_back, put_off
 from devmesh.client.lease import JobLease
 from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
@@ -336,9 +336,13 @@ class JobWorker:
         try:
             result = await self._handle(job, lease, task)
             report = given_back(job, lease) if lease.is_known_lost else completed(job, lease, result)
+        except LeaseLost as lost:
+            report = given_back(job, lease) if lease.is_lost else failed(job, lease, described(lost))
         except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
             is_ours = lease.is_lost or self._draining.is_set()
             report = given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))
+        except Snooze as snooze:
+            report = put_off(job, lease, snooze.delay_s)
         except Fail as failure:
             report = failed(job, lease, failure.error, retryable=failure.retryable)
         except BaseException as error:

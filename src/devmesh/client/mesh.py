@@ -118,7 +118,7 @@ class Mesh:
         A coroutine function gets a JobContext; a plain function runs in a thread and gets a BlockingJobContext. With
         `in_process` a plain function runs in a process instead, for what keeps a processor busy: it stands at the top of a
         module, and gets the bare Job. An exception fails the attempt, and another follows while the job has retries left;
-        raise Fail for a failure that no retry will mend.
+        raise Fail for a failure that no retry will mend, and Snooze to put the job off, which costs no retry.
         """
         if job_type in self.job_handlers:
             raise ValueError(f"jobs of type {job_type!r} have two handlers")

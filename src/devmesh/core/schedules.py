@@ -43,6 +43,9 @@ class TimingUnusable(ValueError):
         self.field = field
 
 
+CRON_FIELDS = "minute hour day month weekday, perhaps with a second before them"
+
+
 class Calendar(CronSim):
     """By itself it steps over hours and minutes as if each hour had sixty: near a change by half an hour, as on Lord Howe, that
     leaves times out, and near one that is not on the hour, as on Chatham, it goes back and never ends. There each minute is
@@ -114,7 +117,8 @@ class Timing(NamedTuple):
             try:
                 next(Calendar(self.cron, self.starts_at))
             except (CronSimError, ValueError) as problem:
-                raise TimingUnusable("cron", f"{self.cron!r} is no cron expression: {problem}") from None
+                message = f"{self.cron!r} is no cron expression ({CRON_FIELDS}): {problem}"
+                raise TimingUnusable("cron", message) from None
             except (StopIteration, OverflowError):  # it is looked for in fifty years, and up to the year 9999
                 raise TimingUnusable("cron", f"{self.cron!r} never fires") from None
 

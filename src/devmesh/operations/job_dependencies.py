@@ -105,7 +105,9 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
     failed = [job_id for job_id in parent_ids if job_id in parents.failed]
     if failed and wish.policy is Policy.FAIL:
         raise errors.conflict(
-            "job.parent_failed", f"job {failed[0]}, which it would wait for, has failed", "depends_on"
+            "job.parent_failed",
+            f"job {failed[0]}, which it would wait for, has ended and was not completed",
+            "depends_on",
         )
     kept: list[uuid.UUID] = []
     if failed and wish.policy is Policy.WAIT:

@@ -49,7 +49,7 @@ async def _reason(work: Work, job: Job) -> Reason:
     for look in LOOKS:
         if (found := await look(work, job)) is not None:
             return found
-    return "next", "it is the next of its queue; a worker will take it in a moment"
+    return "next", "it is the next of its queue, for the next worker that asks for jobs of it"
 
 
 async def _parents(work: Work, job: Job) -> Reason | None:
@@ -65,8 +65,11 @@ async def _parents(work: Work, job: Job) -> Reason | None:
 
 
 async def _pause(work: Work, job: Job) -> Reason | None:
-    row = await work.tx.fetch_row(SQL.held_up, work.tenant_id, [job.queue])
-    return ("queue_paused", f"the queue {job.queue} is paused") if row is not None and row["is_paused"] else None
+    row = await work.tx.fetch_row(SQL.pause_of, work.tenant_id, job.queue)
+    if row is None:
+        return None
+    why = f": {row['reason']}" if row["reason"] else ""
+    return "queue_paused", f"the queue {job.queue} is paused since {row['paused_at'].isoformat()}{why}"
 
 
 async def _time(work: Work, job: Job) -> Reason | None:

@@ -86,12 +86,15 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
     ends_at = _in_utc(asked.ends_at)
     timing = Timing(asked.cron, asked.interval_s, asked.time_zone, starts_at, ends_at)
     _check(timing)
+    next_fire_at = timing.next_after(work.now)
+    if next_fire_at is None and ends_at is not None:
+        raise errors.invalid(f"it would never fire: it ends at {ends_at.isoformat()}, before its first time", "ends_at")
     if await work.tx.fetch_value(SQL.count, work.tenant_id, SCHEDULES_MAX) >= SCHEDULES_MAX:
         raise errors.MeshError(errors.Kind.QUOTA_EXCEEDED, f"a tenant has {SCHEDULES_MAX:,} schedules at the most")
     await work.tx.execute(SQL.lock_name, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.insert, work.tenant_id, new_id(), call.caller.key_id, asked.name, asked.cron, asked.interval_s, asked.time_zone,
-        starts_at, ends_at, timing.next_after(work.now), asked.missed.value, _template(asked.job),
+        starts_at, ends_at, next_fire_at, asked.missed.value, _template(asked.job),
     )  # fmt: skip
     if row is None:
         raise errors.conflict("schedule.name", f"there is a schedule {asked.name!r} already")

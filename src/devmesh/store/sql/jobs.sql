@@ -16,10 +16,9 @@ with made as (
 )
 select now();
 
--- name: held_up
--- Which of these queues are paused or have a rate. $1 tenant, $2 queues.
-select q.queue, q.paused_at is not null as is_paused, q.rate_per_s, q.burst from mcp.queues q
-where q.tenant_id = $1 and q.queue = any($2::text[]) and (q.paused_at is not null or q.rate_per_s is not null);
+-- name: pause_of
+-- Since when a queue is paused, and why. $1 tenant, $2 the queue.
+select q.paused_at, q.reason from mcp.queues q where q.tenant_id = $1 and q.queue = $2 and q.paused_at is not null;
 
 -- name: claim
 -- Gives a worker jobs of some queues under leases: first a row with what was found, then the jobs (migration 000017 says more).
