@@ -60,8 +60,8 @@ async def _parents(work: Work, job: Job) -> Reason | None:
     failed = [row["job_id"] for row in rows if from_row(row).status is Status.FAILED]
     if failed:  # no other will have it go on before that one
         return "waiting_for_parents", f"it waits for job {failed[0]}, which has failed, until that is replayed"
-    others = f" and {len(parents) - 1} others" if len(parents) > 1 else ""
-    return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} is completed"
+    others = f" and {len(parents) - 1} others are" if len(parents) > 1 else " is"
+    return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} completed"
 
 
 async def _pause(work: Work, job: Job) -> Reason | None:
