@@ -60,6 +60,29 @@ mesh.run()
 """
 
 
+TWICE = """
+import asyncio, logging, os, signal
+from devmesh.client import Mesh
+
+mesh = Mesh()
+
+class Again(logging.Handler):
+    def emit(self, record):
+        if record.getMessage().startswith("stopping"):
+            logging.getLogger().removeHandler(self)
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+
+@mesh.job("brief", queue={queue!r})
+async def brief(job):
+    logging.getLogger().addHandler(Again())
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(1)
+
+mesh.run()
+print("has left", flush=True)
+"""
+
+
 class Owner(Caller):
     """Of jobs."""
 
@@ -114,6 +137,16 @@ def test_forked_workers_take_no_jobs_from_each_other(mesh: Mesh, tenant: str, tm
             assert [each["status"] for each in owner.workers()] == ["ACTIVE"] * 2
         finally:
             child.kill()
+
+
+def test_one_signal_that_comes_twice_in_a_moment_is_one(mesh: Mesh, tenant: str, tmp_path: Path, owner: Owner) -> None:
+    """As `timeout` sends it, which has a process leave and not die."""
+    with script(tmp_path, "twice", TWICE.format(queue=owner.queue), mesh.ws_url, tenant) as running:
+        job_id = owner.enqueue("brief", max_retries=0)
+        running.until_said("has left")
+        assert running.wait(5.0) == 0
+        assert owner.job(job_id)["status"] == "COMPLETED"
+        assert [each["status"] for each in owner.workers()] == ["TERMINATED"]
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])

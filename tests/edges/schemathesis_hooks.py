@@ -5,6 +5,7 @@ Loaded by schemathesis (see schemathesis.toml). It takes no check away: it only 
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from typing import Any
 
@@ -31,11 +32,25 @@ def before_call(_: schemathesis.HookContext, case: schemathesis.Case, kwargs: di
         if isinstance(wait_ms, int | float) and CLAIM_WAIT_MS_MAX < wait_ms <= 60_000:
             case.body["wait_ms"] = CLAIM_WAIT_MS_MAX
     if operation_id in ("schedule.create", "schedule.update") and isinstance(case.body, dict):
-        # What a cron expression and a time zone are is not for a pattern to say.
-        if isinstance(case.body.get("cron"), str):
-            case.body["cron"] = "*/5 * * * *"
-        if isinstance(case.body.get("time_zone"), str):
-            case.body["time_zone"] = "Europe/Berlin"
+        steer_times(case.body, is_new=operation_id == "schedule.create")
+
+
+def steer_times(body: dict[str, Any], *, is_new: bool) -> None:
+    """What a cron expression and a time zone are is not for a pattern to say, nor that a schedule ends in times to come."""
+    if isinstance(body.get("cron"), str):
+        body["cron"] = "*/5 * * * *"
+    if isinstance(body.get("time_zone"), str):
+        body["time_zone"] = "Europe/Berlin"
+    for name, moment in (("starts_at", "2026-01-01T00:00:00Z"), ("ends_at", "2999-01-01T00:00:00Z")):
+        if is_new and is_moment(body.get(name)):
+            body[name] = moment
+
+
+def is_moment(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and datetime.datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def own(case: schemathesis.Case, kwargs: dict[str, Any]) -> set[str]:

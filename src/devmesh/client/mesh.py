@@ -43,6 +43,7 @@ log = logging.getLogger("devmesh.client")
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DRAIN_LIMIT_S_DEFAULT = 20.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_SIGNAL_S = 0.2  # `timeout` sends one twice, to the process and to its group
 
 
 @functools.cache
@@ -194,11 +195,16 @@ class Mesh:
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
+            if self._stopping is None or not self._stopping.is_set():
+                loop.call_later(ONE_SIGNAL_S, hurry)
+            log.info("stopping")
+            self.stop()
+
+        def hurry() -> None:
             for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would raise KeyboardInterrupt, wherever we are
-            log.info("stopping; a second signal ends the process at once")
-            self.stop()
+            log.info("a second signal ends the process at once")
 
         for number in STOP_SIGNALS:
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not here, or not in this thread
