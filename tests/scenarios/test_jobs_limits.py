@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import itertools
 import random
 import uuid
 from typing import Any
 
 import pytest
 
+from devmesh.operations.job_claiming import HELD_UP_INTERVAL_S
 from tests.conftest import run_sql
 from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench, held, register
@@ -250,6 +252,18 @@ async def test_a_queue_with_a_rate_gives_out_no_more_than_that(bench: Bench) -> 
     assert len(given) + len(await bench.claim(limit=20)) == 21
     with pytest.raises(WireError):
         await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=0)
+
+
+async def test_who_waits_for_a_rate_is_given_a_job_as_soon_as_it_allows_one(bench: Bench) -> None:
+    await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=10, burst=1)
+    for _ in range(10):
+        await bench.enqueue()
+    given_at: list[float] = []
+    while len(given_at) < 10:
+        assert len(await bench.claim(wait_ms=5_000)) == 1
+        given_at.append(asyncio.get_running_loop().time())
+    waits_s = [after - before for before, after in itertools.pairwise(given_at)]
+    assert min(waits_s) < HELD_UP_INTERVAL_S * 0.9, "it has looked before the usual time is over"
 
 
 async def test_a_rate_does_not_hold_up_other_queues(bench: Bench) -> None:

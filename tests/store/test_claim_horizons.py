@@ -267,3 +267,13 @@ def test_a_look_at_lanes_goes_on_where_the_last_one_ended() -> None:
     assert (horizons.lane(TENANT), horizons.lane(other)) == ("auto:m", FIRST_LANE)
     horizons.looked_until(TENANT, FIRST_LANE)
     assert horizons.lane(TENANT) == FIRST_LANE
+
+
+def test_one_of_those_who_wait_for_a_rate_looks_when_it_allows_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    horizons = ClaimHorizons()
+    assert [horizons.is_first_to_wait(TENANT, "q", 0.1) for _ in range(2)] == [True, False]
+    assert horizons.is_first_to_wait(TENANT, "other", 0.1)
+    now += 0.1
+    assert [horizons.is_first_to_wait(TENANT, "q", 0.1) for _ in range(2)] == [True, False]

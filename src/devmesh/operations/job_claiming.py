@@ -28,6 +28,9 @@ CLAIMED_MAX = 1_000
 CLAIMED_BYTES_MAX = 32 << 20  # of payloads, and one more: what is read and sent well within a deadline
 LOOK_INTERVAL_S = 2.0  # between looks of a claim that waits, when nothing rings and nothing comes due
 HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
+TOKEN_INTERVAL_S = (
+    0.02  # the same at the least, for who is the first of its process to wait until the rate allows the next job
+)
 LEASE_S_DEFAULT = 60.0
 LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
 
@@ -47,7 +50,10 @@ class ClaimedResult(msgspec.Struct):
 
 
 class _Queue(msgspec.Struct):
-    """What was found in a queue: when the first `due` job of each priority from 1 to 5 was to run, or when the next one is."""
+    """What was found in a queue: when the first `due` job of each priority from 1 to 5 was to run, or when the next one is.
+
+    `token_in_s`: it has a rate, and may give out the next one then.
+    """
 
     queue: str
     is_paused: bool
@@ -55,6 +61,7 @@ class _Queue(msgspec.Struct):
     share: int
     due: list[datetime.datetime | None]
     due_in_s: float | None
+    token_in_s: float | None
 
     @property
     def is_due(self) -> bool:
@@ -124,7 +131,7 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     is_cut = _is_cut(rows)
     work.tx.after_commit(lambda: _learn(work, asked.worker_id, looks, found, rows, is_cut=is_cut))
     if not rows:
-        return NotYet(ClaimedResult([]), asked.wait_ms, _again_s(found))
+        return NotYet(ClaimedResult([]), asked.wait_ms, _again_s(work, found))
     is_held_up = any(queue.is_paused or queue.is_rated for queue in found.queues if queue.is_due)
     if _is_short(found, rows, is_cut=is_cut) and not is_held_up:
         work.tx.after_commit(lambda: horizons.emptied(whose, rings))
@@ -163,11 +170,17 @@ def _refusal(call: Call[Claim], found: _Found) -> errors.MeshError | None:
     return None
 
 
-def _again_s(found: _Found) -> float:
+def _again_s(work: Work, found: _Found) -> float:
     """When to look again that gave nothing: when the next job of these queues comes due, or may have come without a ring."""
     # A full worker, a rate, or others who are taking what was due: then what comes due next was not asked for.
     if found.room <= 0 or any(queue.is_due and not queue.is_paused for queue in found.queues):
-        return HELD_UP_INTERVAL_S
+        tokens_s = [
+            max(queue.token_in_s, TOKEN_INTERVAL_S)
+            for queue in found.queues
+            if queue.token_in_s is not None
+            and work.horizons.is_first_to_wait(work.tenant_id, queue.queue, queue.token_in_s)
+        ]
+        return min([HELD_UP_INTERVAL_S, *tokens_s])
     return min([LOOK_INTERVAL_S, *(queue.due_in_s for queue in found.queues if queue.due_in_s is not None)])
 
 

@@ -8,7 +8,8 @@ at intervals. While an old transaction makes these cost much they come less ofte
 Claims of one process overlap. Once a look from the front has ended, the next claims begin where it has found something. Those
 that began before then pass that over and have no say any more: one of them would put the place back to where all began before.
 
-And a claim that took all there was need not be followed by one that finds nothing, before a bell has rung.
+And a claim that took all there was need not be followed by one that finds nothing, before a bell has rung. Of those that wait
+until a queue's rate allows the next job, the first looks when it does.
 
 Where tasks wait in more lanes than one look goes through, the next look goes on where the last one has ended.
 """
@@ -131,6 +132,7 @@ class ClaimHorizons:
         self._emptied: dict[Hashable, tuple[int, float]] = {}
         self._told: tuple[datetime.datetime, float] | None = None
         self._lanes: dict[uuid.UUID, str] = {}
+        self._tokens: dict[tuple[uuid.UUID, str], float] = {}
 
     def about_now(self) -> datetime.datetime:
         """What the database's clock may show, as good as this process knows without asking."""
@@ -153,6 +155,16 @@ class ClaimHorizons:
         """For how long such a claim need not look again: nothing rang since it took all there was."""
         rings_then, at = self._emptied.get(whose, (-1, 0.0))
         return max(0.0, at + EMPTIED_S - time.monotonic()) if rings_then == rings else 0.0
+
+    def is_first_to_wait(self, tenant_id: uuid.UUID, queue: str, token_in_s: float) -> bool:
+        """Whether no other claim of this process waits until a queue's rate allows the next job: one of them is enough."""
+        now = time.monotonic()
+        if self._tokens.get((tenant_id, queue), now) > now:
+            return False
+        if len(self._tokens) >= PLACES_MAX:
+            self._tokens.clear()
+        self._tokens[tenant_id, queue] = now + token_in_s
+        return True
 
     def look(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime) -> Look:
         """Where a claim of a queue begins."""

@@ -1,5 +1,6 @@
 -- A claim takes no more than so many bytes of payloads: a thousand of a megabyte each would end no claim within its deadline, and the
--- queue would stand still. The function without that bound stays for programs that have not been updated yet.
+-- queue would stand still. And it says when a queue's rate allows the next job. The function without both stays for programs that have
+-- not been updated yet.
 --
 -- works with: 000001
 
@@ -46,8 +47,9 @@ end $$;
 -- The first row has what was found, in `about`: `moment` is when the leases begin; of the worker its `status` (null: there is none),
 -- `owner_id` and the `oldest` lease; `room` is for how many jobs; `look_s` how long it took to look; and of each
 -- queue whether it `is_paused` or `is_rated`, its `share` of the room, when the first `due` job of each priority was to run, and if none is
--- due in how many seconds the next one is, `due_in_s`. The others are the jobs, those of each queue and priority in order; `run_at` is null
--- where it is `created_at`, as it mostly is: a time costs the driver as much as all the rest of a row. The last row, if there are jobs and
+-- due in how many seconds the next one is, `due_in_s`, and if its rate allows none, in how many seconds it does, `token_in_s`. The others
+-- are the jobs, those of each queue and priority in order; `run_at` is null where it is `created_at`, as it mostly is: a time costs the
+-- driver as much as all the rest of a row. The last row, if there are jobs and
 -- there is one, has the `topics` and `data` of events in `about`.
 create function mcp.claim_jobs(p_tenant_id uuid, p_worker_id uuid, p_owner_id uuid, p_queues text[], p_limit integer, p_bytes bigint,
                                p_lease_s double precision, p_since timestamptz[], p_leases_since timestamptz, p_is_alone boolean)
@@ -64,6 +66,7 @@ declare
     queue_found record;
     share integer;
     tokens_left double precision;
+    token_in_s double precision;
     queues_found json[] := '{}';
     rated text[] := '{}';
     -- What may be taken from: queues, how many of each at the most, and for each five times as above.
@@ -126,6 +129,7 @@ begin
         order by q.queue collate "C"  -- as tokens are taken in hand by everybody
     loop
         share := case when queue_found.is_due and not queue_found.is_paused then room else 0 end;
+        token_in_s := null;
         if share > 0 and queue_found.rate_per_s is not null then
             -- Adds the tokens that have come since; a new queue's are all there. Who had to wait for them has read the clock before whoever
             -- had them, and must not have the time between added twice; only a clock that was set back goes back for long.
@@ -138,6 +142,7 @@ begin
                                  else greatest(excluded.filled_at, t.filled_at) end
             returning t.tokens into tokens_left;
             share := least(floor(tokens_left), room);
+            token_in_s := case when share = 0 then (1 - tokens_left) / queue_found.rate_per_s end;
             rated := rated || queue_found.queue;
         end if;
         if share > 0 then
@@ -148,7 +153,7 @@ begin
         end if;
         queues_found := queues_found || json_build_object(
             'queue', queue_found.queue, 'is_paused', queue_found.is_paused, 'is_rated', queue_found.rate_per_s is not null, 'share', share,
-            'due', queue_found.due, 'due_in_s', queue_found.due_in_s);
+            'due', queue_found.due, 'due_in_s', queue_found.due_in_s, 'token_in_s', token_in_s);
     end loop;
 
     look_s := extract(epoch from clock_timestamp() - moment);
