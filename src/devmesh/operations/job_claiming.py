@@ -28,9 +28,7 @@ CLAIMED_MAX = 1_000
 CLAIMED_BYTES_MAX = 32 << 20  # of payloads, and one more: what is read and sent well within a deadline
 LOOK_INTERVAL_S = 2.0  # between looks of a claim that waits, when nothing rings and nothing comes due
 HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
-TOKEN_INTERVAL_S = (
-    0.02  # the same at the least, for who is the first of its process to wait until the rate allows the next job
-)
+TOKEN_INTERVAL_S = 0.02  # the same at the least, for the first of its process to wait for a rate
 LEASE_S_DEFAULT = 60.0
 LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
 
