@@ -277,3 +277,18 @@ def test_one_of_those_who_wait_for_a_rate_looks_when_it_allows_a_job(monkeypatch
     assert horizons.is_first_to_wait(TENANT, "other", 0.1)
     now += 0.1
     assert [horizons.is_first_to_wait(TENANT, "q", 0.1) for _ in range(2)] == [True, False]
+
+
+def test_it_is_known_beforehand_whether_a_look_is_one_from_further_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: at)
+    horizons, worker_id = ClaimHorizons(), uuid.uuid4()
+    horizons.told(START)
+    assert horizons.is_look_back_due(TENANT, worker_id, ["q"])
+    horizons.look(TENANT, "q", horizons.about_now())
+    assert horizons.is_look_back_due(TENANT, worker_id, ["q"]), "among the leases there was none yet"
+    horizons.look_at_leases(TENANT, worker_id, horizons.about_now())
+    assert not horizons.is_look_back_due(TENANT, worker_id, ["q"])
+    at += LATE_LOOK_INTERVAL.total_seconds()
+    assert horizons.is_look_back_due(TENANT, worker_id, ["q"])
+    assert not horizons.is_look_back_due(TENANT, worker_id, []), "no lease comes late"

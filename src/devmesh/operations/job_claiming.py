@@ -108,7 +108,9 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
     """
     asked, horizons, rings = call.params, work.horizons, work.rings_so_far(Concern.JOBS)
     whose: Hashable = (work.tenant_id, asked.worker_id, *asked.queues)
-    if asked.wait_ms and (again_s := horizons.empty_for_s(whose, rings)):  # it took all there was a moment ago
+    again_s = horizons.empty_for_s(whose, rings) if asked.wait_ms else 0.0  # it took all there was a moment ago
+    # Who looks from further back now need not when there are jobs again, which would have to wait for that.
+    if again_s and not horizons.is_look_back_due(work.tenant_id, asked.worker_id, asked.queues):
         return NotYet(ClaimedResult([]), asked.wait_ms, again_s)
     about_now = horizons.about_now()
     looks = _Looks(

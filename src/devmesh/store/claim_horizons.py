@@ -3,7 +3,8 @@
 A claimed row stays in its index until it is vacuumed, which an old transaction anywhere puts off: a queue claimed from its
 front then slows down by the minute. So a claim begins just behind the last one. That is a hint of this process and no truth:
 what it passes over (jobs whose transaction was committed late, or whose claim was undone) is found by looks from further back,
-at intervals. While an old transaction makes these cost much they come less often. Times are the database's.
+at intervals, if it can be while there is nothing to do. While an old transaction makes these cost much they come less often.
+Times are the database's.
 
 Claims of one process overlap. Once a look from the front has ended, the next claims begin where it has found something. Those
 that began before then pass that over and have no say any more: one of them would put the place back to where all began before.
@@ -73,15 +74,25 @@ class _Place:
 
     def look(self, now: datetime.datetime, *, comes_late: bool = True) -> Look:
         """With `comes_late` something may be committed behind what was found: what is dated before a lock is waited for."""
-        is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
-        if is_set_back or now - self.front_look_at >= self.front_look_every:
+        if self._is_front_look_due(now):
             self.front_look_at = self.late_look_at = now
             self.front_looks_begun = max(self.front_looks_begun, self.front_look) + 1
             return Look([BEGINNING] * PRIORITIES, None, self.front_looks_begun)
         margin = MARGIN
-        if comes_late and now - self.late_look_at >= self.late_look_every:
+        if comes_late and self._is_late_look_due(now):
             self.late_look_at, margin = now, LATE
         return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin, self.front_look)
+
+    def is_look_back_due(self, now: datetime.datetime, *, comes_late: bool = True) -> bool:
+        """Whether the next look is one from further back."""
+        return self._is_front_look_due(now) or (comes_late and self._is_late_look_due(now))
+
+    def _is_front_look_due(self, now: datetime.datetime) -> bool:
+        is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
+        return is_set_back or now - self.front_look_at >= self.front_look_every
+
+    def _is_late_look_due(self, now: datetime.datetime) -> bool:
+        return now - self.late_look_at >= self.late_look_every
 
     def is_heard(self, look: Look) -> bool:
         """Whether a look that has ended has a say in where the next ones begin. After one from the front all begin anew."""
@@ -155,6 +166,13 @@ class ClaimHorizons:
         """For how long such a claim need not look again: nothing rang since it took all there was."""
         rings_then, at = self._emptied.get(whose, (-1, 0.0))
         return max(0.0, at + EMPTIED_S - time.monotonic()) if rings_then == rings else 0.0
+
+    def is_look_back_due(self, tenant_id: uuid.UUID, worker_id: uuid.UUID, queues: Iterable[str]) -> bool:
+        """Whether the next claim of a worker looks from further back, in one of its queues or among its leases."""
+        now = self.about_now()
+        return self._place(tenant_id, worker_id).is_look_back_due(now, comes_late=False) or any(
+            self._place(tenant_id, queue).is_look_back_due(now) for queue in queues
+        )
 
     def is_first_to_wait(self, tenant_id: uuid.UUID, queue: str, token_in_s: float) -> bool:
         """Whether no other claim of this process waits until a queue's rate allows the next job: one of them is enough."""
