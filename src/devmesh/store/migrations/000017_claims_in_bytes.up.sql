@@ -79,6 +79,11 @@ declare
     step_priorities integer[];
     open_place integer;
     wanted integer;
+    head_places tid[];
+    head_jobs uuid[];
+    head_times timestamptz[];
+    head_since timestamptz;
+    head_until timestamptz;
     taken_count integer;
     bytes_left bigint := p_bytes;
     told record;
@@ -198,29 +203,30 @@ begin
     for step in 1 .. coalesce(cardinality(step_queues), 0) loop
         open_place := array_position(open_queues, step_queues[step]);
         wanted := least(step_counts[step], open_shares[open_place]);
-        return query
-        with head as materialized (
-            select h.*, level.priority from generate_series(5, 1, -1) as level (priority)
+        -- By itself, so that the next statement knows from the start which months of jobs it has to do with.
+        select array_agg(h.place), array_agg(h.job_id), array_agg(h.created_at), min(h.created_at), max(h.created_at)
+        into head_places, head_jobs, head_times, head_since, head_until from (
+            select h.* from generate_series(5, 1, -1) as level (priority)
             cross join lateral (
-                select r.ctid as place, r.job_id, r.created_at, r.run_at from mcp.jobs_ready r
+                select r.ctid as place, r.job_id, r.created_at from mcp.jobs_ready r
                 where r.tenant_id = p_tenant_id and r.queue = step_queues[step] and r.priority = level.priority
                   and r.run_at >= open_since[(open_place - 1) * 5 + level.priority] and r.run_at <= moment
                 order by r.run_at, r.job_id limit wanted for update skip locked) h
             where level.priority = coalesce(step_priorities[step], level.priority)
-            limit wanted
-        ), ordered as materialized (
-            select array_agg(h.place) as places, array_agg(h.job_id) as jobs, array_agg(h.created_at) as times from head h
-        ), asked as materialized (
+            limit wanted) h;
+        continue when head_jobs is null;  -- others are taking them
+        return query
+        with asked as materialized (
             select j.job_id, j.type, j.payload, j.timeout_ms, j.max_retries, j.tags,
                    -- Of a compressed byte at most 256 come: most claims need read no payload to know that they fit.
                    pg_column_size(j.payload)::bigint * case when pg_column_compression(j.payload) is null then 1 else 256 end as bytes_max
             from mcp.jobs j
-            where j.tenant_id = p_tenant_id and j.job_id = any((select o.jobs from ordered o)::uuid[])
-              and j.created_at >= (select min(h.created_at) from head h) and j.created_at <= (select max(h.created_at) from head h)
+            where j.tenant_id = p_tenant_id and j.job_id = any(head_jobs)
+              and j.created_at >= head_since and j.created_at <= head_until
         ), taken as (
             delete from mcp.jobs_ready r
-            where r.ctid = any(case when (select sum(a.bytes_max) from asked a) <= bytes_left then (select o.places from ordered o)
-                                    else (select o.places[:mcp.fitting_jobs(p_tenant_id, o.jobs, o.times, bytes_left)] from ordered o) end)
+            where r.ctid = any(case when (select sum(a.bytes_max) from asked a) <= bytes_left then head_places
+                                    else head_places[:mcp.fitting_jobs(p_tenant_id, head_jobs, head_times, bytes_left)] end)
             returning r.*
         ), given as materialized (
             select t.*, a.type, a.payload, a.timeout_ms, a.max_retries, a.tags from taken t full join asked a on a.job_id = t.job_id
