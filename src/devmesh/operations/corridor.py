@@ -168,6 +168,10 @@ class Corridor:
     async def _perform(self, operation: Operation, work: Work, calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
         """Inside the transaction: who must run, run them, keep their answers. The runner appends the events, last."""
         claims = Claims(operation, calls)
+        if operation.at_once is not None and (keys := claims.distinct()) is not None:
+            done = await operation.at_once(work, calls, keys)
+            if done is not None:
+                return done
         runs = await claims.claim(work)
         outcomes = await operation.body(work, [calls[ordinal] for ordinal in runs]) if runs else []
         waiting = {ordinal: out for ordinal, out in zip(runs, outcomes, strict=True) if isinstance(out, NotYet)}

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from devmesh.core import errors
-from devmesh.operations.registry import Call, Operation
+from devmesh.operations.registry import Call, Key, Operation
 from devmesh.operations.work import Work
 from devmesh.store.statements import SEPARATOR, load
 
@@ -32,6 +32,14 @@ class Claims:
         self.answers: dict[int, Answer] = {}  # by ordinal in the batch
         self._first: dict[str, int] = {}  # the ordinal that runs for a key
         self._twins: list[int] = []  # ordinals that take the answer of the first of their key
+
+    def distinct(self) -> dict[str, Key] | None:
+        """The keys, in the order in which they are claimed; None: two calls have the same one."""
+        keyed = [
+            (key, Key(ordinal, self._hashes[ordinal])) for ordinal, key in enumerate(self._keys) if key is not None
+        ]
+        found = dict(sorted(keyed))
+        return found if len(found) == len(keyed) else None
 
     async def claim(self, work: Work) -> list[int]:
         """The ordinals that must be run."""

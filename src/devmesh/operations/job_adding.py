@@ -22,7 +22,7 @@ from devmesh.operations.job_limits import LimitedJob, wait_for_places
 from devmesh.operations.job_uniqueness import UniqueWish, twins
 from devmesh.operations.registry import Params
 from devmesh.operations.work import Work
-from devmesh.store.jobs import copy_jobs, copy_ready, insert_ready
+from devmesh.store.jobs import Keyed, copy_jobs, copy_ready, insert_ready, insert_ready_at_once
 from devmesh.store.statements import SEPARATOR
 
 PARENTS_MAX = 100
@@ -160,10 +160,29 @@ async def _write(work: Work, made: Sequence[NewJob]) -> datetime.datetime:
     return moment
 
 
+def may_go_at_once(specs: Sequence[JobSpec]) -> bool:
+    """Whether new jobs ask for nothing that takes more than one round trip."""
+    return len(specs) <= FEW_MAX and all(
+        _runs_at_once(spec) and spec.unique_key is None and not spec.depends_on for spec in specs
+    )
+
+
+async def add_at_once(work: Work, made: Sequence[NewJob], keyed: Keyed) -> datetime.datetime | None:
+    """Writes new jobs that `may_go_at_once`, with keys and events, and answers with when that was.
+
+    None: a key was used before, and nothing was done.
+    """
+    _tell(work, made)
+    return await insert_ready_at_once(work.tx, work.tenant_id, [_plain(new) for new in made], keyed, work.take_events())
+
+
 def _is_plain(new: NewJob) -> bool:
     """Whether it may run at once, without waiting for other jobs or a place."""
-    spec = new.spec
-    return not new.parent_ids and spec.concurrency_key is None and spec.run_at is None and spec.delay_ms is None
+    return not new.parent_ids and _runs_at_once(new.spec)
+
+
+def _runs_at_once(spec: JobSpec) -> bool:
+    return spec.concurrency_key is None and spec.run_at is None and spec.delay_ms is None
 
 
 async def _write_each_kind(work: Work, made: Sequence[NewJob]) -> datetime.datetime:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -14,11 +14,25 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Job
 from devmesh.core.names import IdempotencyKey
-from devmesh.operations.job_adding import Added, JobSpec, NewJob, add, as_job, new_jobs, prepare, run_at
-from devmesh.operations.registry import Call, Mutation, operation
+from devmesh.operations.job_adding import (
+    Added,
+    JobSpec,
+    NewJob,
+    add,
+    add_at_once,
+    as_job,
+    may_go_at_once,
+    new_jobs,
+    prepare,
+    run_at,
+)
+from devmesh.operations.registry import Call, Key, Mutation, operation
 from devmesh.operations.work import Work
+from devmesh.store.jobs import Keyed
+from devmesh.store.statements import SEPARATOR
 
 JOBS_PER_CALL_MAX = 10_000
+UNKNOWN: Any = msgspec.Raw(f'"{SEPARATOR}"')  # in the place of a moment that the database will tell
 
 
 class Enqueue(JobSpec, kw_only=True):
@@ -36,7 +50,29 @@ class EnqueuedJobResult(msgspec.Struct):
     is_duplicate: bool
 
 
-@operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs", reads_clock=False)
+async def _enqueue_at_once(
+    work: Work, calls: Sequence[Call[Enqueue]], keys: Mapping[str, Key]
+) -> Sequence[msgspec.Raw] | None:
+    """Jobs that ask for nothing special, as they mostly do."""
+    specs = [call.params for call in calls]
+    if not may_go_at_once(specs):
+        return None
+    made = new_jobs(specs, [call.caller.key_id for call in calls])
+    answers = [msgspec.json.encode(EnqueuedJobResult(as_job(new, UNKNOWN), is_duplicate=False)) for new in made]
+    moment = await add_at_once(
+        work, made,
+        Keyed(
+            "job.enqueue", list(keys), [key.hash for key in keys.values()],
+            [answers[key.ordinal].decode() for key in keys.values()],
+        ),
+    )  # fmt: skip
+    if moment is None:
+        return None
+    told = msgspec.json.encode(moment).strip(b'"')
+    return [msgspec.Raw(answer.replace(SEPARATOR.encode(), told)) for answer in answers]
+
+
+@operation("job.enqueue", scope=Scope.WRITE, http="POST /jobs", reads_clock=False, at_once=_enqueue_at_once)
 async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[EnqueuedJobResult | errors.MeshError]:
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
     made = new_jobs([call.params for call in calls], [call.caller.key_id for call in calls])

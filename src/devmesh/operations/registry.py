@@ -10,8 +10,8 @@ import datetime
 import inspect
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -85,6 +85,16 @@ Body = Callable[[Work, Sequence[Call[Any]]], Awaitable[Sequence[Outcome]]]
 Ahead = Callable[[Recall, Call[Any]], Awaitable[Call[Any]]]
 
 
+class Key(NamedTuple):
+    """An idempotency key of a batch: the ordinal of its call, and the hash of what that asks for."""
+
+    ordinal: int
+    hash: bytes
+
+
+AtOnce = Callable[[Work, Sequence[Call[Any]], Mapping[str, Key]], Awaitable[Sequence[msgspec.Raw] | None]]
+
+
 class Operation(msgspec.Struct, frozen=True):
     name: str
     params: type[Params]
@@ -105,6 +115,9 @@ class Operation(msgspec.Struct, frozen=True):
     secret: str | None  # the field of the result that is shown once and never stored
     reads_clock: bool  # whether its body looks at work.now; one that seldom does awaits work.clock() where it does
     ahead: Ahead | None  # asks what is outside of PostgreSQL, before the transaction
+    at_once: (
+        AtOnce | None
+    )  # does a batch in one round trip, keys and all, and answers; None: it did nothing, the body is to
     decoder: msgspec.json.Decoder[Any]
 
     @property
@@ -222,6 +235,7 @@ def operation(
     secret: str | None = None,
     reads_clock: bool = True,
     ahead: Ahead | None = None,
+    at_once: AtOnce | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declares an operation. The body's annotations give its types: `calls: Sequence[Call[P]]` or `call: Call[P]`, and a
     return of `Sequence[R | MeshError]` or `R`. Its docstring is the reference's text. `http` is a method and a path; a
@@ -253,6 +267,7 @@ def operation(
             secret=secret,
             reads_clock=reads_clock,
             ahead=ahead,
+            at_once=at_once,
             decoder=msgspec.json.Decoder(params),
         )
         return function

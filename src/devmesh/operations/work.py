@@ -87,22 +87,25 @@ class Work:
         self.has_news = True
         self.concerns |= events.concerns_of(event_type)
 
+    def take_events(self) -> tuple[list[str], list[str], list[str]]:
+        """The events so far, for a statement that appends them itself: types, topics joined by commas, and data."""
+        taken, self.events = self.events, []
+        return (
+            [event.type for event in taken],
+            [",".join(event.topics) for event in taken],
+            [event.data.decode() for event in taken],
+        )
+
     def append_events(self) -> None:
         """Has the events numbered and written with the commit, as the last thing that is done under the stream's lock."""
         if self.events:
-            self.tx.commit_with(
-                SQL.append,
-                str(self.tenant_id),
-                SEPARATOR.join(event.type for event in self.events),
-                SEPARATOR.join(",".join(event.topics) for event in self.events),
-                SEPARATOR.join(event.data.decode() for event in self.events),
-            )
+            self.tx.commit_with(SQL.append, str(self.tenant_id), *map(SEPARATOR.join, self.take_events()))
 
 
 class WorkRunner:
     def __init__(self, database: Database, bell: Bell, vault: Vault) -> None:
         self.database, self.bell, self.vault = database, bell, vault
-        self._horizons = ClaimHorizons()
+        self.horizons = ClaimHorizons()
 
     async def run(
         self, tenant_id: uuid.UUID, body: Callable[[Work], Awaitable[ResultT]], *, reads_clock: bool = True
@@ -110,7 +113,7 @@ class WorkRunner:
         """Does a piece of work in one transaction of one tenant. Raises MeshError."""
 
         async def work_through(tx: Transaction) -> ResultT:
-            work = Work(tx, tenant_id, None, self.vault, self._horizons, self.bell)
+            work = Work(tx, tenant_id, None, self.vault, self.horizons, self.bell)
             if reads_clock:
                 await work.clock()
             result = await body(work)

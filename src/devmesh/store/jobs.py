@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -26,6 +26,20 @@ READY_COLUMNS = ("tenant_id", "job_id", "priority", "queue")
 PROGRESS_DIGITS = 6
 Rows = Sequence[tuple[Any, ...]]
 Times = Sequence[datetime.datetime]
+EventLists = tuple[list[str], list[str], list[str]]  # of each event the type, its topics joined by commas, and its data
+NO_EVENTS: EventLists = ([], [], [])
+
+
+class Keyed(NamedTuple):
+    """Idempotency keys of one operation, in order, with the hash and the answer of each one's call.
+
+    `SEPARATOR` stands in an answer for the moment that the statement tells.
+    """
+
+    operation: str = ""
+    keys: Sequence[str] = ()
+    hashes: Sequence[bytes] = ()
+    answers: Sequence[str] = ()
 
 
 async def insert_ready(tx: Transaction, tenant_id: uuid.UUID, rows: Rows) -> datetime.datetime:
@@ -33,7 +47,18 @@ async def insert_ready(tx: Transaction, tenant_id: uuid.UUID, rows: Rows) -> dat
 
     Of each the `JOB_COLUMNS` from its id to its unique key, the tags in one text, joined by `SEPARATOR`.
     """
-    moment: datetime.datetime = await tx.fetch_value(SQL.insert_ready, tenant_id, *zip(*rows, strict=True))
+    moment: datetime.datetime = await tx.fetch_value(
+        SQL.enqueue, tenant_id, *zip(*rows, strict=True), *Keyed(), *NO_EVENTS
+    )
+    return moment
+
+
+async def insert_ready_at_once(
+    tx: Transaction, tenant_id: uuid.UUID, rows: Rows, keyed: Keyed, events: EventLists
+) -> datetime.datetime | None:
+    """The same, with keys and events, as all that there is to do. None: a key was used before, and nothing was done."""
+    [row] = await tx.fetch_whole(SQL.enqueue, tenant_id, *zip(*rows, strict=True), *keyed, *events)
+    moment: datetime.datetime | None = row["moment"]
     return moment
 
 

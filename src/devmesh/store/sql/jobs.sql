@@ -1,20 +1,9 @@
--- name: insert_ready
--- Writes new jobs that may run at once, and puts them into their queues: in one round trip, for a few. Answers with when that was.
--- $1 tenant, then of each job: $2 its id, $3 the key of who made it, $4 timeout_ms, $5 backoff_ms, $6 max_retries, $7 priority, $8 queue,
--- $9 type, $10 payload, $11 tags in one text, $12 unique key.
-with made as (
-    insert into mcp.jobs (tenant_id, job_id, created_by_key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type, payload, tags,
-                          unique_key)
-    select $1, n.job_id, n.key_id, n.timeout_ms, n.backoff_ms, n.max_retries, n.priority, n.queue, n.type, n.payload::json,
-           string_to_array(n.tags, e'\x1e'), n.unique_key
-    from unnest($2::uuid[], $3::uuid[], $4::integer[], $5::integer[], $6::smallint[], $7::smallint[], $8::text[], $9::text[], $10::text[],
-                $11::text[], $12::text[])
-         as n (job_id, key_id, timeout_ms, backoff_ms, max_retries, priority, queue, type, payload, tags, unique_key)
-    returning job_id, priority, queue
-), ready as (
-    insert into mcp.jobs_ready (tenant_id, job_id, priority, queue) select $1, m.job_id, m.priority, m.queue from made m
-)
-select now();
+-- name: enqueue
+-- Writes new jobs that may run at once, in one round trip, for a few. Answers with when that was; null: an idempotency key was used before
+-- (migration 000018 says more). $1 tenant, then of each job: $2 its id, $3 the key of who made it, $4 timeout_ms, $5 backoff_ms,
+-- $6 max_retries, $7 priority, $8 queue, $9 type, $10 payload, $11 tags in one text, $12 unique key. $13 operation and of each
+-- idempotency key in order: $14 itself, $15 the call's hash, $16 its answer. Of each event: $17 type, $18 topics, $19 data.
+select mcp.enqueue_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19) as moment;
 
 -- name: pause_of
 -- Since when a queue is paused, and why. $1 tenant, $2 the queue.
@@ -26,6 +15,14 @@ select q.paused_at, q.reason from mcp.queues q where q.tenant_id = $1 and q.queu
 -- and one more, $7 the lease in seconds, $8 for each queue five times, where the scan of each priority begins, $9 no lease of the worker
 -- began before, $10 whether that is all there is to do, with what is told of it; otherwise the last row says that.
 select * from mcp.claim_jobs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+
+-- name: first_due
+-- When the first job of each priority from 1 to 5 was to run that is due now; null: none is. `moment` is before it was looked. $1 tenant,
+-- $2 the queue.
+select now() as moment, array_agg(first.run_at order by level.priority) as due from generate_series(1, 5) as level (priority)
+left join lateral (
+    select r.run_at from mcp.jobs_ready r
+    where r.tenant_id = $1 and r.queue = $2 and r.priority = level.priority and r.run_at <= now() order by r.run_at limit 1) first on true;
 
 -- name: complete
 -- Ends attempts well: those of these that are held in just this attempt (migration 000016 says more). $1 tenant, $2 jobs, $3 attempts,
