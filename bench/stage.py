@@ -21,6 +21,7 @@ from devmesh import operations
 from devmesh.app import collect_seldom
 from devmesh.core.access import Caller
 from devmesh.engine.bell import Bell
+from devmesh.engine.queue_scout import QueueScout
 from devmesh.operations.authentication import Authenticator
 from devmesh.operations.corridor import Corridor
 from devmesh.operations.work import WorkRunner
@@ -150,10 +151,13 @@ async def corridor_on(dsn: str, **variables: str) -> AsyncIterator[tuple[Corrido
     )
     try:
         caller = await Authenticator(database, settings).authenticate(key, HOST)
-        corridor = Corridor(WorkRunner(database, Bell([], settings.bell_coalesce_ms), Vault()), settings)
-        collect_seldom()  # as in a service
+        runner = WorkRunner(database, Bell([], settings.bell_coalesce_ms), Vault())
+        corridor, scout = Corridor(runner, settings), QueueScout(runner)
+        collect_seldom()  # as in a service, and so is the scout
+        scout.start()
         yield corridor, caller
         await corridor.drain()
+        await scout.stop()
     finally:
         await database.close()
 

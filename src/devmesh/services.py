@@ -44,6 +44,7 @@ from devmesh.engine.notify_bell import NotifyBell
 from devmesh.engine.partition_keeper import PartitionKeeper
 from devmesh.engine.presence import Presence, SessionKeeper
 from devmesh.engine.queue_depths import QueueDepths
+from devmesh.engine.queue_scout import QueueScout
 from devmesh.engine.reaper import Reaper
 from devmesh.engine.recalling import Recalling, Unusable, require_usable
 from devmesh.engine.reencryption import Reencryption
@@ -274,7 +275,7 @@ class Service:
         runner = WorkRunner(database, bell, vault)
         depths = QueueDepths(database, settings.queue_depths_interval_s)
         key_sets, event_loop = KeySets(settings), EventLoop(IDLE_TICK_S if self.name == "worker" else TICK_S)
-        self._loops += [event_loop, depths, key_sets]
+        self._loops += [event_loop, depths, key_sets, QueueScout(runner)]
         self._health.add_details("pool", lambda: database.stats._asdict())
         self._health.add_details("tasks", lambda: depths.tasks)
         self._health.add_details("jobs", lambda: depths.jobs)

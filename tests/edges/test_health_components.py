@@ -139,6 +139,10 @@ STATES: dict[str, dict[str, str]] = {
         "degraded": "- its passes begin fetches and wait for none: what becomes of those is told under jwks",
         "unhealthy": "- as degraded",
     },
+    "queue-scout": {
+        "degraded": "tests.engine.test_queue_scout:test_a_scout_that_hangs_is_unhealthy_and_one_that_has_failed_degraded",
+        "unhealthy": "tests.engine.test_queue_scout:test_a_scout_that_hangs_is_unhealthy_and_one_that_has_failed_degraded",
+    },
     "partition-keeper": {"degraded": TURNED_AWAY, "unhealthy": "- a pass may take an hour"},
     **{name: LOOP for _, name in TABLES},
     "notify": {"degraded": TURNED_AWAY, "unhealthy": TURNED_AWAY},

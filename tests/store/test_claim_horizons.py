@@ -23,6 +23,7 @@ from devmesh.store.claim_horizons import (
     LATE_LOOK_INTERVAL,
     LATE_LOOK_INTERVAL_MAX,
     MARGIN,
+    SCOUT_PATIENCE,
     ClaimHorizons,
     Look,
 )
@@ -36,19 +37,26 @@ def seconds(number: float) -> datetime.timedelta:
 
 
 class Claims:
-    """Claims that find a job of this very moment each time."""
+    """Claims that find a job of this very moment each time, and perhaps a scout, who finds the last of them."""
 
-    def __init__(self) -> None:
-        self.horizons, self.now = ClaimHorizons(), START
+    def __init__(self, *, has_scout: bool = True) -> None:
+        self.horizons, self.now, self.has_scout = ClaimHorizons(), START, has_scout
+        self.front_at = START
 
     def claim(self, after_s: float, took_s: float = 0.001, *, is_empty: bool = False) -> datetime.datetime:
         """Since when it looked for jobs of priority 3. From further back it takes so long; otherwise a millisecond."""
         last, self.now = self.now, self.now + seconds(after_s)
+        self.horizons.told(self.now)
         look = self.horizons.look(TENANT, QUEUE, self.now)
+        if look.margin is None:
+            self.front_at = self.now
         if not is_empty:
             self.horizons.claimed(TENANT, QUEUE, look, {3: self.now})
         is_far = last - look.since[2] > MARGIN
         self.horizons.looked(TENANT, QUEUE, look, took_s if is_far else 0.001, self.now if is_empty else None)
+        if self.has_scout and self.horizons.next_to_scout():
+            self.front_at = self.now
+            self.horizons.scouted(TENANT, QUEUE, self.horizons.scout(TENANT, QUEUE), took_s, [self.now] * 5, self.now)
         return look.since[2]
 
     def behind(self, for_s: float, took_s: float) -> Iterator[datetime.timedelta]:
@@ -72,31 +80,36 @@ def test_what_was_committed_late_is_looked_for_every_second_and_everything_every
     assert sum(each > LATE for each in behind) == pytest.approx(60 / FRONT_LOOK_INTERVAL.total_seconds(), abs=1)
 
 
-@given(st.integers(0, 1 << 32), st.sampled_from([0.01, 1, 30]))
-def test_whatever_looks_cost_they_come_from_further_back_often_enough(seed: int, took_s_max: float) -> None:
+@given(st.integers(0, 1 << 32), st.sampled_from([0.01, 1, 30]), st.booleans())
+def test_whatever_looks_cost_they_come_from_further_back_often_enough(
+    seed: int, took_s_max: float, has_scout: bool
+) -> None:
     chance = random.Random(seed)
-    claims = Claims()
+    claims = Claims(has_scout=has_scout)
+    patience = seconds(0) if has_scout else SCOUT_PATIENCE
     claims.claim(0)
-    late_at = front_at = claims.now
+    late_at = claims.now
     for _ in range(300):
         after_s, took_s, is_empty = chance.uniform(0.01, 4), chance.uniform(0, took_s_max), chance.random() < 0.5
         since = claims.claim(after_s, took_s, is_empty=is_empty)
-        if since == BEGINNING:
-            front_at = late_at = claims.now
-        elif since <= claims.now - seconds(after_s) - LATE:
+        if since <= claims.now - seconds(after_s) - LATE:
             late_at = claims.now
+        late_at = max(late_at, claims.front_at)
         assert claims.now - late_at <= LATE_LOOK_INTERVAL_MAX + seconds(after_s)
-        assert claims.now - front_at <= FRONT_LOOK_INTERVAL_MAX + seconds(after_s)
+        assert claims.now - claims.front_at <= FRONT_LOOK_INTERVAL_MAX + patience + seconds(after_s)
 
 
 def begun(horizons: ClaimHorizons, after_s: float) -> Look:
     return horizons.look(TENANT, QUEUE, START + seconds(after_s))
 
 
-def ended(horizons: ClaimHorizons, look: Look, found: datetime.datetime, *, is_empty: bool = False) -> None:
-    """A claim has ended that found a job of this time, or nothing until then, which cost much to find out."""
+def ended(
+    horizons: ClaimHorizons, look: Look, found: datetime.datetime, *, is_empty: bool = False, front_s: float = 0.001
+) -> None:
+    """A claim has ended that found a job of this time, or nothing until then. Not from the front, it cost much."""
     horizons.claimed(TENANT, QUEUE, look, {} if is_empty else {3: found})
-    horizons.looked(TENANT, QUEUE, look, 0.1, found if is_empty else None)
+    took_s = front_s if look.margin is None else 0.1
+    horizons.looked(TENANT, QUEUE, look, took_s, found if is_empty else None)
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
@@ -202,10 +215,59 @@ def test_looks_that_cost_much_come_less_often() -> None:
 def test_one_look_from_the_front_that_had_to_wait_does_not_put_off_the_next_one() -> None:
     claims = Claims()
     claims.claim(0)
-    claims.claim(FRONT_LOOK_INTERVAL.total_seconds(), took_s=2)
-    assert claims.claim(FRONT_LOOK_INTERVAL.total_seconds(), took_s=2) == BEGINNING
-    assert claims.claim(FRONT_LOOK_INTERVAL.total_seconds()) > BEGINNING, "two in a row do"
-    assert claims.claim(FRONT_LOOK_INTERVAL_MAX.total_seconds()) == BEGINNING
+    for _ in range(2):
+        claims.claim(FRONT_LOOK_INTERVAL.total_seconds(), took_s=2)
+        assert claims.front_at == claims.now
+    claims.claim(FRONT_LOOK_INTERVAL.total_seconds())
+    assert claims.front_at < claims.now, "two in a row do"
+    claims.claim(FRONT_LOOK_INTERVAL_MAX.total_seconds())
+    assert claims.front_at == claims.now
+
+
+def test_a_look_from_the_front_that_costs_much_is_left_to_a_scout_and_one_that_does_not_is_not() -> None:
+    claims = Claims()
+    assert [claims.claim(10, took_s=2) == BEGINNING for _ in range(3)] == [True, False, False]
+    assert claims.claim(60, took_s=0.001) > BEGINNING, "only the scout sees that it costs little again"
+    assert claims.claim(11) == BEGINNING
+
+
+def test_claims_look_from_the_front_themselves_if_no_scout_comes() -> None:
+    claims = Claims(has_scout=False)
+    claims.claim(0, took_s=2)
+    assert claims.claim(FRONT_LOOK_INTERVAL.total_seconds()) > BEGINNING
+    assert claims.claim(SCOUT_PATIENCE.total_seconds()) == BEGINNING
+
+
+def test_claims_go_on_where_a_scout_has_found_something_and_those_that_began_before_have_no_say() -> None:
+    horizons, old = ClaimHorizons(), START - seconds(100)
+    ended(horizons, begun(horizons, 0), START, front_s=0.1)
+    assert horizons.next_to_scout() is None
+    horizons.told(START + seconds(11))
+    before = begun(horizons, 11)
+    assert before.margin is not None
+    assert horizons.next_to_scout() == (TENANT, QUEUE)
+    assert horizons.next_to_scout() is None
+    scouting, meanwhile = horizons.scout(TENANT, QUEUE), begun(horizons, 11.1)
+    horizons.scouted(TENANT, QUEUE, scouting, 0.5, [None, None, old, None, None], START + seconds(11))
+    for look in (before, meanwhile):
+        ended(horizons, look, START + seconds(11))
+    after = begun(horizons, 11.2)
+    assert after.since == [(old if level == 3 else START + seconds(11)) - MARGIN for level in range(1, 6)]
+    ended(horizons, after, START + seconds(11))
+    assert begun(horizons, 11.3).since[2] == START + seconds(11) - MARGIN
+
+
+def test_a_claim_that_came_to_no_end_leaves_the_front_to_a_scout_and_the_next_ones_take_what_came_of_late() -> None:
+    horizons = ClaimHorizons()
+    horizons.told(START)
+    look = begun(horizons, 0)
+    horizons.broken_off(TENANT, QUEUE, look, 0.1)
+    assert horizons.next_to_scout() is None
+    assert begun(horizons, 0.1).since == [BEGINNING + LATE - MARGIN] * 5, "it failed of something else"
+    horizons.broken_off(TENANT, QUEUE, look, 10)
+    since = begun(horizons, 0.2).since
+    assert all(abs(each - (START - LATE - MARGIN)) < seconds(1) for each in since)
+    assert horizons.next_to_scout() == (TENANT, QUEUE)
 
 
 def test_a_look_for_what_is_late_that_may_take_nothing_is_repeated_by_the_next_claim() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
+import time
 import uuid
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -118,11 +120,12 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
         horizons.look_at_leases(work.tenant_id, asked.worker_id, about_now),
     )
     is_alone = not work.tx.is_begun
-    first, *rows = await work.tx.fetch_whole(
-        SQL.claim, work.tenant_id, asked.worker_id, None if call.caller.is_admin else call.caller.owner_id, list(looks.queues),
-        horizons.fitting(work.tenant_id, looks.queues, asked.limit), CLAIMED_BYTES_MAX, asked.lease_s,
-        [moment for look in looks.queues.values() for moment in look.since], looks.leases.since[0], is_alone,
-    )  # fmt: skip
+    with _broken_off_noted(work, looks):
+        first, *rows = await work.tx.fetch_whole(
+            SQL.claim, work.tenant_id, asked.worker_id, None if call.caller.is_admin else call.caller.owner_id,
+            list(looks.queues), horizons.fitting(work.tenant_id, looks.queues, asked.limit), CLAIMED_BYTES_MAX, asked.lease_s,
+            [moment for look in looks.queues.values() for moment in look.since], looks.leases.since[0], is_alone,
+        )  # fmt: skip
     found = _found_decoder.decode(first["about"])
     if (refused := _refusal(call, found)) is not None:
         # Nothing was taken, but what was found is true. Were it forgotten, who is refused could have all looks from the front.
@@ -140,6 +143,18 @@ async def claim(work: Work, call: Call[Claim]) -> ClaimedResult | NotYet:
         rows.sort(key=lambda row: (-row["priority"], _run_at(row), row["id"]))
     lease_until = found.moment + datetime.timedelta(seconds=asked.lease_s)
     return ClaimedResult([claimed_from_row(row, lease_until) for row in rows])
+
+
+@contextlib.contextmanager
+def _broken_off_noted(work: Work, looks: _Looks) -> Iterator[None]:
+    """Whatever ends a claim before it has looked: an error, or its deadline."""
+    began_s = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        for queue, look in looks.queues.items():
+            work.horizons.broken_off(work.tenant_id, queue, look, time.monotonic() - began_s)
+        raise
 
 
 def _tell(work: Work, last: Record | None) -> None:

@@ -3,8 +3,8 @@
 A claimed row stays in its index until it is vacuumed, which an old transaction anywhere puts off: a queue claimed from its
 front then slows down by the minute. So a claim begins just behind the last one. That is a hint of this process and no truth:
 what it passes over (jobs whose transaction was committed late, or whose claim was undone) is found by looks from further back,
-at intervals, if it can be while there is nothing to do. While an old transaction makes these cost much they come less often.
-Times are the database's.
+at intervals, if it can be while there is nothing to do. While an old transaction makes these cost much they come less often,
+and those from the front are a scout's (engine/queue_scout.py), beside claims that go on. Times are the database's.
 
 Claims of one process overlap. Once a look from the front has ended, the next claims begin where it has found something. Those
 that began before then pass that over and have no say any more: one of them would put the place back to where all began before.
@@ -33,6 +33,10 @@ SHARE = 1 / 1000  # of the time, that looks from further back may take more than
 LATE_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=5)  # but not less often than so
 FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=60)
 COSTLY = datetime.timedelta(milliseconds=20)
+SCOUT_PATIENCE = datetime.timedelta(
+    seconds=30
+)  # that claims have for a scout before they look from the front themselves
+BROKEN_OFF = datetime.timedelta(seconds=2)  # a claim that fails after so long has not come to the end of what is gone
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
 FIRST_LANE = "auto"  # before every lane of tasks that several agents may take
 EMPTIED_S = 0.025  # for so long nothing comes without a ring, on trust: one may be lost, and a delayed job rings none
@@ -75,21 +79,29 @@ class _Place:
     def look(self, now: datetime.datetime, *, comes_late: bool = True) -> Look:
         """With `comes_late` something may be committed behind what was found: what is dated before a lock is waited for."""
         if self._is_front_look_due(now):
-            self.front_look_at = self.late_look_at = now
-            self.front_looks_begun = max(self.front_looks_begun, self.front_look) + 1
-            return Look([BEGINNING] * PRIORITIES, None, self.front_looks_begun)
+            return self.look_from_the_front(now)
         margin = MARGIN
         if comes_late and self._is_late_look_due(now):
             self.late_look_at, margin = now, LATE
         return Look([max(time, BEGINNING + LATE) - margin for time in self.horizon], margin, self.front_look)
 
+    def look_from_the_front(self, now: datetime.datetime) -> Look:
+        self.front_look_at = self.late_look_at = now
+        self.front_looks_begun = max(self.front_looks_begun, self.front_look) + 1
+        return Look([BEGINNING] * PRIORITIES, None, self.front_looks_begun)
+
     def is_look_back_due(self, now: datetime.datetime, *, comes_late: bool = True) -> bool:
         """Whether the next look is one from further back."""
         return self._is_front_look_due(now) or (comes_late and self._is_late_look_due(now))
 
+    def is_scout_due(self, now: datetime.datetime) -> bool:
+        """Whether somebody is to look from the front, beside the claims."""
+        return self.front_took >= COSTLY and now - self.front_look_at >= self.front_look_every
+
     def _is_front_look_due(self, now: datetime.datetime) -> bool:
         is_set_back = now < self.front_look_at or max(self.horizon) > now + LATE_LOOK_INTERVAL  # the database's clock
-        return is_set_back or now - self.front_look_at >= self.front_look_every
+        patience = SCOUT_PATIENCE if self.front_took >= COSTLY else datetime.timedelta(0)
+        return is_set_back or now - self.front_look_at >= self.front_look_every + patience
 
     def _is_late_look_due(self, now: datetime.datetime) -> bool:
         return now - self.late_look_at >= self.late_look_every
@@ -136,12 +148,19 @@ class _Place:
         if in_vain and look.margin is LATE:  # the next one has to find again what came late
             self.late_look_at = BEGINNING
 
+    def broken_off(self, look: Look, took: datetime.timedelta, now: datetime.datetime) -> None:
+        """Others would come no further either. They take what came of late, and a scout, with more time, finds the rest."""
+        if look.margin is None and took >= BROKEN_OFF:
+            self.horizon = [max(time, now - LATE) for time in self.horizon]
+            self.front_took, self.front_look_at = took, now - self.front_look_every
+
 
 class ClaimHorizons:
     def __init__(self) -> None:
         self._places: dict[tuple[uuid.UUID, str | uuid.UUID], _Place] = {}
         self._emptied: dict[Hashable, tuple[int, float]] = {}
         self._told: tuple[datetime.datetime, float] | None = None
+        self._to_scout: set[tuple[uuid.UUID, str]] = set()
         self._lanes: dict[uuid.UUID, str] = {}
         self._tokens: dict[tuple[uuid.UUID, str], float] = {}
 
@@ -151,6 +170,10 @@ class ClaimHorizons:
             return BEGINNING
         told, at = self._told
         return told + datetime.timedelta(seconds=time.monotonic() - at)
+
+    @property
+    def is_clock_known(self) -> bool:
+        return self._told is not None
 
     def told(self, now: datetime.datetime) -> None:
         """What it did show."""
@@ -186,7 +209,31 @@ class ClaimHorizons:
 
     def look(self, tenant_id: uuid.UUID, queue: str, now: datetime.datetime) -> Look:
         """Where a claim of a queue begins."""
-        return self._place(tenant_id, queue).look(now)
+        place = self._place(tenant_id, queue)
+        if place.is_scout_due(now):
+            self._to_scout.add((tenant_id, queue))
+        return place.look(now)
+
+    def next_to_scout(self) -> tuple[uuid.UUID, str] | None:
+        """A tenant's queue in which a scout is to look from the front, if there is one. Each is told once."""
+        return self._to_scout.pop() if self._to_scout else None
+
+    def scout(self, tenant_id: uuid.UUID, queue: str) -> Look:
+        """The look that a scout is about to have."""
+        return self._place(tenant_id, queue).look_from_the_front(self.about_now())
+
+    def scouted(
+        self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float,
+        due: Iterable[datetime.datetime | None], moment: datetime.datetime,
+    ) -> None:  # fmt: skip
+        """When the first job of each priority that it saw was to run; None: it saw none that was due at this moment."""
+        place = self._place(tenant_id, queue)
+        place.looked(look, datetime.timedelta(seconds=took_s))
+        place.gone(look, {level: run_at or moment for level, run_at in enumerate(due, 1)})
+
+    def broken_off(self, tenant_id: uuid.UUID, queue: str, look: Look, took_s: float) -> None:
+        """A claim has failed after so long."""
+        self._place(tenant_id, queue).broken_off(look, datetime.timedelta(seconds=took_s), self.about_now())
 
     def claimed(self, tenant_id: uuid.UUID, queue: str, look: Look, until: Mapping[int, datetime.datetime]) -> None:
         """What was to run before these times, of some priorities, is gone: it was given out."""
