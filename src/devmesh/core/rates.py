@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-SHARE_S = 0.1  # a share lasts about so long at the pace of late
+SHARE_S = 0.5  # a share lasts about so long at the pace of late
 SHARE_MIN, SHARE_MAX = 0.001, 0.02  # of what the bucket holds
 FRESH_S, LIFE_S = 1.0, 3.0  # then it is drawn anew in the background; then what is unspent lapses
 PAUSE_S = 0.01  # between draws from an empty bucket: not each single token is worth a trip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 
@@ -156,6 +157,7 @@ def _encoded(tenant_id: uuid.UUID, concerns: frozenset[Concern]) -> str:
     return f"{tenant_id.hex}.{''.join(sorted(concerns))}"
 
 
+@functools.lru_cache(maxsize=1_000)  # the same few are heard again and again
 def _decoded(part: str) -> tuple[uuid.UUID, frozenset[Concern]]:
     """Raises ValueError for what no process of ours sends."""
     tenant, _, concerns = part.partition(".")

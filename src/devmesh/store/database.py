@@ -293,8 +293,8 @@ class Database:
             result = await work(transaction)
             if message := transaction.end():
                 await _commit(connection, message, deadline)
-        self._answered_at = time.monotonic()
-        transaction.committed()
+            self._answered_at = time.monotonic()
+            transaction.committed()
         return result
 
     @asynccontextmanager
