@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import os
+import uuid
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
 
 from devmesh.core.events import decode_cursor
+from devmesh.store.migrator import Migrator
 from tests.conftest import QUICK, run_sql
 from tests.fleet import Agent, create, get
 from tests.harness import Mesh, eventually
@@ -87,6 +89,23 @@ async def test_a_step_is_named_and_answers_and_events_stay_whole(mesh: Mesh, clo
             "once", "after the step", "back again",
         ]  # fmt: skip
         assert_whole(wire)
+
+
+async def test_events_are_numbered_on_in_whichever_month_a_clock_puts_them(
+    stepped: SteppedPostgres, clock: Clock
+) -> None:
+    dsn, tenant_id = stepped.database(), uuid.uuid4()
+    await Migrator(dsn).up()
+    run_sql(dsn, f"insert into mcp.tenants (tenant_id, name) values ('{tenant_id}', 'stepped')")
+    days = [0, 0, 40, 40, -40, -400, -400, 0, 40, 800, 0, -40, 400, 0]
+    numbers = []
+    for day in days:
+        clock.set(day * 24 * HOUR_S)
+        told = run_sql(dsn, f"select mcp.append_events('{tenant_id}', '{{a,b}}', '{{t,t}}', array['{{}}', '{{}}'])")
+        numbers.append(int(told))
+    assert numbers == list(range(2, 2 * len(days) + 1, 2))
+    months = run_sql(dsn, "select count(distinct date_trunc('month', at)) from mcp.events")
+    assert int(months) == len(set(days)), "each step was into another month"
 
 
 async def test_forwards_leases_end_early_and_what_was_held_is_done_once_by_its_next_attempt(
