@@ -15,7 +15,7 @@ from devmesh.core.access import Scope
 from devmesh.core.ids import new_id
 from devmesh.core.names import PAGE_BYTES_MAX, Moment, Name, PageCursor, PageLimit, decode_page_cursor
 from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Missed, Timing, TimingUnusable
-from devmesh.operations.job_adding import JobTemplate
+from devmesh.operations.job_adding import JobTemplate, misfit
 from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.schedule_firing import SQL, Fired, fire_what_is_due, schedule_topic, timing_of, write
@@ -86,6 +86,7 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
     ends_at = _in_utc(asked.ends_at)
     timing = Timing(asked.cron, asked.interval_s, asked.time_zone, starts_at, ends_at)
     _check(timing)
+    _check_template(asked.job)
     next_fire_at = timing.next_after(work.now)
     if next_fire_at is None and ends_at is not None:
         raise errors.invalid(f"it would never fire: it ends at {ends_at.isoformat()}, before its first time", "ends_at")
@@ -176,6 +177,8 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         ends_at=row["ends_at"] if asked.ends_at is UNSET else _in_utc(asked.ends_at),
     )
     _check(timing)
+    if asked.job is not None:
+        _check_template(asked.job)
     name = asked.name or row["name"]
     if name != row["name"]:
         await work.tx.execute(SQL.lock_name, work.tenant_id, name)
@@ -241,6 +244,11 @@ def _check(timing: Timing) -> None:
         timing.check()
     except TimingUnusable as problem:
         raise errors.invalid(str(problem), problem.field) from None
+
+
+def _check_template(job: JobTemplate) -> None:
+    if (problem := misfit(job)) is not None:
+        raise errors.invalid(problem.message, f"job.{problem.data.field}")
 
 
 def _next_after_now(work: Work, row: Record, timing: Timing) -> datetime.datetime | None:
