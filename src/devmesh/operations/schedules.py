@@ -153,7 +153,7 @@ class OneSchedule(Mutation, kw_only=True):
 
 
 class Update(OneSchedule, kw_only=True):
-    """An `ends_at` of null takes the end away."""
+    """An `ends_at` of null takes the end away. Another one is a time to come: what is to end now is paused, or deleted."""
 
     name: Name | None = None
     job: JobTemplate | None = None
@@ -177,6 +177,8 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         ends_at=row["ends_at"] if asked.ends_at is UNSET else _in_utc(asked.ends_at),
     )
     _check(timing)
+    if timing.ends_at is not None and timing.ends_at != row["ends_at"] and timing.ends_at <= work.now:
+        raise errors.past("ends_at")
     if asked.job is not None:
         _check_template(asked.job)
     name = asked.name or row["name"]
