@@ -191,10 +191,13 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         await fire_what_is_due(work, row)
         row = await _lock(work, asked.schedule_id)
         next_fire_at = _next_after_now(work, row, timing)
+    missed = (asked.missed or Missed(row["missed"])).value
+    job = _template(asked.job) if asked.job is not None else row["job"]
+    if (timing, name, missed, job) == (timing_of(row), row["name"], row["missed"], row["job"]):
+        return ScheduleResult(_from_row(row))
     changed = await work.tx.fetch_row(
         SQL.change, work.tenant_id, asked.schedule_id, timing.cron, timing.interval_s, timing.time_zone, timing.ends_at,
-        None if row["paused_at"] is not None else next_fire_at, (asked.missed or Missed(row["missed"])).value,
-        _template(asked.job) if asked.job is not None else row["job"], name,
+        None if row["paused_at"] is not None else next_fire_at, missed, job, name,
     )  # fmt: skip
     return _told(work, "schedule.updated", _require(changed, asked.schedule_id))
 
@@ -202,7 +205,10 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
 @operation("schedule.pause", scope=Scope.WRITE, http="POST /schedules/{schedule_id}/pause", single=True)
 async def pause(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     """Have a schedule fire no more until it is resumed. What was due and has not fired yet is dealt with first."""
-    await fire_what_is_due(work, await _lock(work, call.params.schedule_id))
+    before = await _lock(work, call.params.schedule_id)
+    if before["paused_at"] is not None:
+        return ScheduleResult(_from_row(before))
+    await fire_what_is_due(work, before)
     row = await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, True, None)
     return _told(work, "schedule.paused", _require(row, call.params.schedule_id))
 
@@ -213,6 +219,8 @@ async def resume(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     row = await _lock(work, call.params.schedule_id)
     _check(timing_of(row))
     next_fire_at = row["next_fire_at"] or _next_after_now(work, row, timing_of(row))
+    if row["paused_at"] is None and next_fire_at == row["next_fire_at"]:
+        return ScheduleResult(_from_row(row))
     row = _require(
         await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, False, next_fire_at),
         call.params.schedule_id,

@@ -244,12 +244,10 @@ async def _leave(
     # Leases before the worker, as those take them who end attempts. No claim comes between: it would wait for the lock above.
     ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
     released = [each for each in ended if each.status is Status.PENDING]
-    await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
-    worker = await require_worker(work, worker_id)
-    work.emit(
-        "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
-    )
-    return EvacuatedResult(worker, len(released))
+    if await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason):
+        told = {"id": worker_id, "status": status, "reason": reason}
+        work.emit("worker.status", (f"worker:{worker_id}",), {"worker": told})
+    return EvacuatedResult(await require_worker(work, worker_id), len(released))
 
 
 async def _require_instance(

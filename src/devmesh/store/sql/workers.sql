@@ -171,8 +171,9 @@ update mcp.worker_alerts a set cleared_at = now()
 where a.cleared_at is null and a.worker_id = any(array(select gone.worker_id from gone));
 
 -- name: set_status
--- $1 tenant, $2 worker, $3 status, $4 why.
-update mcp.workers w set status = $3, reason = $4 where w.tenant_id = $1 and w.worker_id = $2 and w.status <> 'TERMINATED'
+-- No row when it has that status, for the same reason. $1 tenant, $2 worker, $3 status, $4 why.
+update mcp.workers w set status = $3, reason = $4
+where w.tenant_id = $1 and w.worker_id = $2 and w.status <> 'TERMINATED' and (w.status <> $3 or w.reason <> $4)
 returning w.worker_id;
 
 -- name: held_jobs
