@@ -20,6 +20,7 @@ from devmesh.core.tasks import AttemptNumber
 from devmesh.operations.job_ending import HeldRow, end_held, jitter
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
+from devmesh.operations.worker_alerts import clear_alerts
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.statements import load
@@ -89,7 +90,7 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     )  # fmt: skip
     if row is None:
         raise errors.conflict("worker.name", "another key has registered a worker under this name")
-    await work.tx.execute(SQL.clear_alerts, work.tenant_id, [row["worker_id"]])
+    await clear_alerts(work, [row["worker_id"]])
     if (
         before is not None
         and None not in (before["instance_id"], asked.instance_id)
@@ -211,7 +212,7 @@ async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
     left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
     # Looked at after its row was written: from then on nobody else registers until this is committed.
     await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=is_one_of_some)
-    await work.tx.execute(SQL.clear_alerts, work.tenant_id, [asked.worker_id])
+    await clear_alerts(work, [asked.worker_id])
     return left
 
 
