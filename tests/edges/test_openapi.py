@@ -82,6 +82,24 @@ async def test_bounds_are_part_of_it(document: dict[str, Any]) -> None:
     assert body["properties"]["deadline"]["anyOf"][0]["format"] == "date-time"
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("job.enqueue", ()),
+        ("job.enqueue_many", ("properties", "jobs", "items")),
+        ("schedule.create", ("properties", "job")),
+    ],
+)
+async def test_what_goes_together_is_part_of_it_wherever_a_job_stands(
+    rest: Rest, document: dict[str, Any], name: str, path: tuple[str, ...]
+) -> None:
+    schema = described(document, name)["requestBody"]["content"]["application/json"]["schema"]
+    for step in path:
+        schema = schema[step]
+    keys = [key for rule in rest.resolve(schema)["allOf"] for key in rule.get("anyOf", [{}])[-1].get("required", [])]
+    assert keys == ["unique_key", "concurrency_key"]
+
+
 async def test_every_text_says_which_characters_it_takes(document: dict[str, Any]) -> None:
     """Or a program would learn only by its refusal that PostgreSQL stores no NUL."""
     bounded = {"pattern", "enum", "format", "const"}

@@ -166,7 +166,12 @@ async def test_every_change_of_a_version_is_refused_for_another(rest: Rest, mesh
         elif name not in ("task.cancel", "task.reassign"):
             [task] = (await wire.call("task.claim", agent_id=agent["id"]))["tasks"]
         asked: dict[str, Any] = {"agent_id": agent["id"]} if name.startswith("agent.") else {"task_id": task["id"]}
-        asked |= {"task.delegate": {"to_agent": other["id"]}, "task.progress": {"progress": 0.5}}.get(name, {})
+        more: dict[str, dict[str, Any]] = {
+            "task.delegate": {"to_agent": other["id"]},
+            "task.progress": {"progress": 0.5},
+            "agent.update": {"description": "another"},
+        }
+        asked |= more.get(name, {})
         if "attempt" in REGISTRY[name].params.__struct_fields__:
             asked["attempt"] = task["attempt"]
         noun = name.partition(".")[0]

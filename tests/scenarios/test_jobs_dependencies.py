@@ -57,6 +57,18 @@ async def test_a_priority_that_a_job_has_come_to_have_is_told_and_inherited(benc
     assert (again["priority"], told) == (1, [{"id": low["id"], "retry_count": 0, "priority": 1}])
 
 
+async def test_a_priority_goes_from_those_that_are_waited_for_to_the_one_that_waits_and_no_further(
+    bench: Bench,
+) -> None:
+    low, middle = await bench.enqueue(priority=1), await bench.enqueue(priority=2)
+    last = await bench.enqueue(priority=2, depends_on=[middle["id"]])
+    high = await bench.enqueue(priority=5, depends_on=[low["id"]])
+    await bench.wire.call("job.depend", job_id=high["id"], depends_on=[middle["id"]])
+    assert [(await bench.get(job))["priority"] for job in (low, middle, high)] == [1, 2, 5]
+    await bench.wire.call("job.depend", job_id=middle["id"], depends_on=[(await bench.enqueue(priority=4))["id"]])
+    assert [(await bench.get(job))["priority"] for job in (middle, last)] == [4, 2]
+
+
 async def test_j33_a_chain_goes_in_order(bench: Bench) -> None:
     chain = [await bench.enqueue()]
     for _ in range(5):

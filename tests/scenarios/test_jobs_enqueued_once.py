@@ -20,6 +20,11 @@ SPECS: list[dict[str, Any]] = [
     {"unique_key": "u"},
     {"concurrency_key": "c", "concurrency_limit": 2},
 ]
+ABOUT_A_KEY: list[dict[str, Any]] = [
+    {"unique_states": ["COMPLETED"]},
+    {"unique_period_s": 60},
+    {"concurrency_limit": 3},
+]
 
 
 async def enqueued(bench: Bench) -> int:
@@ -75,3 +80,27 @@ async def test_a_call_that_is_refused_may_be_made_again_with_its_key(bench: Benc
         await bench.wire.call("job.enqueue", **asked, delay_ms=1, run_at="2026-01-01T00:00:00Z")
     await bench.wire.call("job.enqueue", **asked)
     assert await enqueued(bench) == 1
+
+
+@pytest.mark.parametrize("about", ABOUT_A_KEY, ids=lambda about: next(iter(about)))
+async def test_what_is_said_of_a_key_that_is_not_given_is_refused_by_field(bench: Bench, about: dict[str, Any]) -> None:
+    [field] = about
+    good = {"type": "t", "queue": bench.queue}
+    calls = [{**good, **about} if number % 3 == 0 else good for number in range(9)]  # they go together
+    answers = await asyncio.gather(*(bench.wire.ask("job.enqueue", call) for call in calls))
+    assert [call is good for call in calls] == ["result" in answer for answer in answers]
+    told = [answer["error"]["data"] for answer in answers if "error" in answer]
+    assert {(each["kind"], each["field"]) for each in told} == {("invalid_params", field)}
+    other_key = "concurrency_key" if field.startswith("unique") else "unique_key"
+    schedule = (await bench.wire.call("schedule.create", name=bench.queue, interval_s=3_600, job=good))["schedule"]
+    refusals: list[tuple[str, str, dict[str, Any]]] = [
+        ("job.enqueue", field, {**good, **about, other_key: "k"}),
+        ("job.enqueue_many", field, {"jobs": [good, {**good, **about}]}),
+        ("schedule.create", f"job.{field}", {"name": "other", "interval_s": 3_600, "job": {**good, **about}}),
+        ("schedule.update", f"job.{field}", {"schedule_id": schedule["id"], "job": {**good, **about}}),
+    ]
+    for operation, named, params in refusals:
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call(operation, **params)
+        assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", named), operation
+    assert len((await bench.wire.call("job.list", queue=bench.queue))["jobs"]) == calls.count(good)

@@ -294,6 +294,21 @@ async def test_a_wrong_schedule_is_refused_by_field(planner: Planner, about: dic
     assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", field)
 
 
+async def test_another_end_is_a_time_to_come_and_one_that_is_over_may_be_said_again(planner: Planner) -> None:
+    schedule = await planner.create(interval_s=3_600)
+    with pytest.raises(WireError) as refused:
+        await planner.act(schedule, "update", ends_at="2020-01-01T00:00:00Z")
+    told = refused.value
+    assert (told.kind, told.reason, told.data["field"]) == ("conflict", "time.past", "ends_at")
+    assert await planner.get(schedule) == schedule, "nothing was changed"
+    run_sql(
+        planner.mesh.dsn,
+        f"update mcp.schedules set ends_at = '2020-01-01', next_fire_at = null where schedule_id = '{schedule['id']}'",
+    )
+    over = await planner.act(schedule, "update", ends_at="2020-01-01T01:00:00+01:00", missed="all")
+    assert (over["ends_at"], over["missed"], over["next_fire_at"]) == ("2020-01-01T00:00:00Z", "all", None)
+
+
 async def test_two_schedules_of_one_name_are_refused(planner: Planner) -> None:
     schedule = await planner.create(interval_s=60)
     with pytest.raises(WireError) as refused:

@@ -219,4 +219,5 @@ async def walk_through_jobs(mesh: Mesh, wire: Wire) -> set[str]:
         return bool((await wire.call("worker.get", worker_id=silent))["worker"]["status"] == "FAILED")
 
     await eventually(is_given_up, "a silent worker is given up")
+    await wire.call("worker.deregister", worker_id=silent)
     return {brief["id"], other["id"], context["id"]}

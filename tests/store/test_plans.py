@@ -68,6 +68,7 @@ WHOLE_TENANT = {
     "schedules.page": "a list may ask for any schedules",
     "workers.forget_workers": "a table of the workers that there are and of those that have gone lately",
     "workers.optimal": "the best of all workers",
+    "tenants.with_old_workers": "who has gone long ago is found by looking at all workers",
     "tenants.with_late_workers": "who is late is found by looking at all workers",
     "tenants.workers_by_status": "counts all workers",
     "workers.page": "a list may ask for any workers",

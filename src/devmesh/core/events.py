@@ -70,6 +70,7 @@ TYPES: dict[str, str] = {
     "queue.limited": "a queue has another rate, or none",
     "worker.registered": "a worker came, or registered again under its name",
     "worker.alert": "something is wrong with a worker, or more so than before",
+    "worker.alert_cleared": "what was wrong with a worker is over, or the worker is gone",
     "worker.status": "a worker's status changed",
 }
 

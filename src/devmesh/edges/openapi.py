@@ -5,7 +5,7 @@ Every bound in it is one that is enforced, and every status one that can be answ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from devmesh import __version__
 from devmesh.core.events import CursorText
 from devmesh.core.names import IdempotencyKey
 from devmesh.edges import preconditions, problem, sse
-from devmesh.operations.registry import REGISTRY, Operation
+from devmesh.operations.registry import REGISTRY, Operation, Params
 
 PREFIX = "/api/v1"
 EVENTS_PATH = f"{PREFIX}/events"
@@ -131,7 +131,12 @@ def document() -> Json:
     """The whole document, ready to be encoded."""
     operations = list(REGISTRY.values())
     shapes: set[type] = {sse.Follow, *(op.params for op in operations)}
-    names, schemas = _schemas([*shapes, *(op.result for op in operations), problem.Problem])
+    ruled = [
+        shape for shape in _kinds_of(Params) if shape.together and shape not in shapes
+    ]  # these are parts of others
+    names, schemas = _schemas([*shapes, *ruled, *(op.result for op in operations), problem.Problem])
+    for part in ruled:
+        schemas[names[part]]["allOf"] = list(part.together)
     paths: dict[str, Json] = {}
     for op in operations:
         described = _operation(op, schemas[names[op.params]], names[op.result])
@@ -177,6 +182,12 @@ def takes_if_match(operation: Operation) -> bool:
     """Whether it changes or shows one thing that has a version."""
     is_shown = operation.method == "GET" and versioned_field(operation) is not None
     return is_shown or "if_version" in operation.params.__struct_fields__
+
+
+def _kinds_of(shape: type[Params]) -> Iterator[type[Params]]:
+    for kind in shape.__subclasses__():
+        yield kind
+        yield from _kinds_of(kind)
 
 
 def _schemas(types: Iterable[type]) -> tuple[dict[type, str], Json]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Awaitable, Sequence
 
 from devmesh import telemetry
 from devmesh.core import health
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.health import WorkerStatus
-from devmesh.core.ids import FIRST_ID, new_ids
+from devmesh.core.ids import FIRST_ID
 from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
 from devmesh.operations.work import Work, WorkRunner
+from devmesh.operations.worker_alerts import NewAlert, forget_workers, raise_alerts
 from devmesh.operations.worker_health import Heard, note_heard
 from devmesh.operations.workers import SQL, give_up_jobs
 from devmesh.store.database import Record
@@ -57,9 +59,17 @@ class WorkerWatch(OverdueLoop):
             for status in WorkerStatus:
                 telemetry.WORKERS.labels(status).set(counts.get(status, 0))
             await database.read(SQL.forget_health, self._health_days_kept, FORGOTTEN_MAX)
-            await database.read(SQL.forget_workers, self._health_days_kept, FORGOTTEN_MAX)
             await database.read(SQL.forget_alerts, ALERTS_KEPT_DAYS, FORGOTTEN_MAX)
+            rows = await database.read(TENANTS.with_old_workers, self._health_days_kept)
+            await self.for_each([row["tenant_id"] for row in rows], self._forget_workers)
         return is_more
+
+    async def _forget_workers(self, tenant_id: uuid.UUID) -> None:
+        def forget(work: Work) -> Awaitable[int]:
+            return forget_workers(work, self._health_days_kept, REAPED_MAX)
+
+        if await self._runner.run(tenant_id, forget) >= REAPED_MAX:
+            self._counts_at = 0.0
 
     async def _look(self, work: Work) -> int:
         return await look(work, time.monotonic() - self._began_at)
@@ -141,13 +151,6 @@ async def _raise_alerts(work: Work, news: list[Record], missed: dict[object, int
         for row in news
         if missed[row["worker_id"]]
     ] + [(row, "WORKER_FAILED", 5) for row in news if _is_stale(row)]
-    await work.tx.execute(
-        SQL.raise_alerts, work.tenant_id, new_ids(len(alerts)), [row["worker_id"] for row, _, _ in alerts],
-        [kind for _, kind, _ in alerts], [severity for _, _, severity in alerts], [_silence(row) for row, _, _ in alerts],
-    )  # fmt: skip
-    for row, kind, severity in alerts:
-        told = {
-            "worker": {"id": row["worker_id"]},
-            "alert": {"kind": kind, "severity": severity, "message": _silence(row)},
-        }
-        work.emit("worker.alert", (f"worker:{row['worker_id']}",), told)
+    await raise_alerts(
+        work, [NewAlert(row["worker_id"], kind, severity, _silence(row)) for row, kind, severity in alerts]
+    )

@@ -307,10 +307,13 @@ async def announce(work: Work, agent_ids: list[uuid.UUID] | None) -> None:
 
 
 async def _change(work: Work, agent_id: uuid.UUID, said: tuple[Any, ...], if_version: int | None) -> AgentResult:
-    if await work.tx.fetch_row(SQL.update, work.tenant_id, agent_id, *said, if_version) is None:
+    version = await work.tx.fetch_value(SQL.lock, work.tenant_id, agent_id)
+    if version is None or if_version not in (None, version):
         raise await _why_unchanged(work, agent_id)
+    changed = await work.tx.execute(SQL.update, work.tenant_id, agent_id, *said)
     [agent] = await _agents(work, [agent_id])
-    work.emit("agent.updated", (agent_topic(agent_id),), {"agent": agent})
+    if changed:
+        work.emit("agent.updated", (agent_topic(agent_id),), {"agent": agent})
     await announce(work, [agent_id])
     return AgentResult(agent)
 

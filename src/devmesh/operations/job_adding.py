@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta, Raw
@@ -20,7 +20,7 @@ from devmesh.operations.job_dependencies import Parents, Policy, Wish, mark, wai
 from devmesh.operations.job_events import Enqueued, tell
 from devmesh.operations.job_limits import LimitedJob, wait_for_places
 from devmesh.operations.job_uniqueness import UniqueWish, twins
-from devmesh.operations.registry import Params
+from devmesh.operations.registry import Params, only_with
 from devmesh.operations.work import Work
 from devmesh.store.jobs import Keyed, copy_jobs, copy_ready, insert_ready, insert_ready_at_once
 from devmesh.store.statements import SEPARATOR
@@ -30,6 +30,7 @@ FEW_MAX = 50  # new jobs up to which one statement costs less than two COPYs, wh
 DELAY_MS_MAX = 366 * 86_400_000
 TIMEOUT_MS_MAX = 2**31 - 1  # almost 25 days: four bytes
 UNIQUE_PERIOD_S_MAX = 366 * 86_400
+CONCURRENCY_LIMIT_DEFAULT = 1
 Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
 
@@ -38,8 +39,14 @@ class JobTemplate(Params, kw_only=True):
 
     With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states` (PENDING and PROCESSING,
     unless others are given), or older than `unique_period_s` if that is given. Of the jobs of a queue with one
-    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says.
+    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says. Without the key that
+    they belong to these are refused.
     """
+
+    together: ClassVar[tuple[dict[str, Any], ...]] = (
+        only_with("unique_key", unique_states={"type": "null"}, unique_period_s={"type": "null"}),
+        only_with("concurrency_key", concurrency_limit={"const": CONCURRENCY_LIMIT_DEFAULT}),
+    )
 
     type: Label
     queue: QueueName = "default"
@@ -53,7 +60,7 @@ class JobTemplate(Params, kw_only=True):
     unique_states: Annotated[list[Status], Meta(min_length=1, max_length=len(Status))] | None = None
     unique_period_s: Annotated[float, Meta(gt=0, le=UNIQUE_PERIOD_S_MAX)] | None = None
     concurrency_key: Key | None = None
-    concurrency_limit: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    concurrency_limit: Annotated[int, Meta(ge=1, le=10_000)] = CONCURRENCY_LIMIT_DEFAULT
 
 
 class JobSpec(JobTemplate, kw_only=True):
@@ -64,17 +71,31 @@ class JobSpec(JobTemplate, kw_only=True):
 
     With a `unique_key` it is enqueued only if the latest job of that key is in none of `unique_states` (PENDING and PROCESSING,
     unless others are given), or older than `unique_period_s` if that is given. Of the jobs of a queue with one
-    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says.
+    `concurrency_key`, `concurrency_limit` at the most are under way at once, as the latest of them says. Without the key that
+    they belong to these are refused.
     """
 
-    together = ({"not": {"required": ["run_at", "delay_ms"], "properties": {
-        "run_at": {"not": {"type": "null"}}, "delay_ms": {"not": {"type": "null"}}}}},)  # fmt: skip
+    together = (*JobTemplate.together, {"not": {"required": ["run_at", "delay_ms"], "properties": {
+        "run_at": {"not": {"type": "null"}}, "delay_ms": {"not": {"type": "null"}}}}})  # fmt: skip
 
     run_at: Moment | None = None
     delay_ms: Annotated[int, Meta(ge=0, le=DELAY_MS_MAX)] | None = None
     depends_on: Annotated[list[uuid.UUID], Meta(max_length=PARENTS_MAX)] = msgspec.field(default_factory=list)
     inherit_priority: bool = True
     on_parent_failure: Policy = Policy.FAIL
+
+
+def misfit(spec: JobTemplate) -> errors.MeshError | None:
+    """What is asked for that would be done without, as what it belongs to is not there."""
+    if spec.unique_key is None:
+        for name, value in (("unique_states", spec.unique_states), ("unique_period_s", spec.unique_period_s)):
+            if value is not None:
+                return errors.invalid(f"{name} is about a unique_key: give one", name)
+    if spec.concurrency_key is None and spec.concurrency_limit != CONCURRENCY_LIMIT_DEFAULT:
+        return errors.invalid("concurrency_limit is about a concurrency_key: give one", "concurrency_limit")
+    if isinstance(spec, JobSpec) and spec.run_at is not None and spec.delay_ms is not None:
+        return errors.invalid("give run_at or delay_ms, not both", "delay_ms")
+    return None
 
 
 class NewJob(msgspec.Struct):
@@ -126,13 +147,11 @@ async def _twins(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, Job | uu
 
 async def prepare(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, errors.MeshError]:
     """Sees what keeps jobs from being enqueued, by their ids, and what the others have to wait for."""
-    asked = {parent_id for new in made for parent_id in new.spec.depends_on}
+    refused = {new.id: problem for new in made if (problem := misfit(new.spec)) is not None}
+    asked = {parent_id for new in made if new.id not in refused for parent_id in new.spec.depends_on}
     parents = await mark(work, asked) if asked else None  # all at once, so that batches mark in one order
-    refused: dict[uuid.UUID, errors.MeshError] = {}
     for new in made:
-        if new.spec.run_at is not None and new.spec.delay_ms is not None:
-            refused[new.id] = errors.invalid("give run_at or delay_ms, not both", "delay_ms")
-        elif new.spec.depends_on and parents is not None:
+        if new.id not in refused and new.spec.depends_on and parents is not None:
             try:
                 await _bind(work, new, parents)
             except errors.MeshError as error:
@@ -163,7 +182,8 @@ async def _write(work: Work, made: Sequence[NewJob]) -> datetime.datetime:
 def may_go_at_once(specs: Sequence[JobSpec]) -> bool:
     """Whether new jobs ask for nothing that takes more than one round trip."""
     return len(specs) <= FEW_MAX and all(
-        _runs_at_once(spec) and spec.unique_key is None and not spec.depends_on for spec in specs
+        _runs_at_once(spec) and spec.unique_key is None and not spec.depends_on and misfit(spec) is None
+        for spec in specs
     )
 
 

@@ -48,20 +48,21 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
     blocked = await work.tx.fetch_row(SQL.lock_blocked, work.tenant_id, [asked.job_id])
     policy = asked.on_parent_failure or Policy(blocked["policy"] if blocked is not None else Policy.FAIL)
     parent_ids = await waits_for(work, Wish(asked.job_id, asked.depends_on, policy), parents)
-    if blocked is None and parent_ids:
+    changed = int(blocked is None and bool(parent_ids))
+    if changed:
         await _block(work, asked.job_id, policy)
     if parent_ids:
         children = [asked.job_id] * len(parent_ids)
-        await work.tx.execute(SQL.add, work.tenant_id, parent_ids, children)
+        changed += await work.tx.execute(SQL.add, work.tenant_id, parent_ids, children)
         if asked.inherit_priority:
             highest = max(parents.priorities[job_id] for job_id in asked.depends_on)
-            await work.tx.execute(SQL.raise_priority, work.tenant_id, asked.job_id, highest)
+            changed += await work.tx.execute(SQL.raise_priority, work.tenant_id, asked.job_id, highest)
     if blocked is not None and policy != blocked["policy"]:
         await _change_policy(work, asked.job_id, policy)
     job = await require_job(work, asked.job_id)
     if job.status is not Status.PENDING:
         raise errors.conflict("job.state", f"the job is {job.status} and waits for nothing any more")
-    if parent_ids:
+    if changed:  # it may have waited for them before
         tell(work, "job.blocked", [(job.queue, patch(job.id, job.attempt, priority=job.priority))], Status.PENDING)
     return JobResult(job)
 

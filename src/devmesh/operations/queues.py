@@ -75,15 +75,15 @@ class Pause(OneQueue, kw_only=True):
 @operation("queue.pause", scope=Scope.WRITE, http="POST /queues/{queue:path}/pause", single=True)
 async def pause(work: Work, call: Call[Pause]) -> QueueResult:
     """Give out nothing of a queue any more. What runs goes on."""
-    await work.tx.execute(SQL.pause, work.tenant_id, call.params.queue, call.params.reason)
-    return await _changed(work, "queue.paused", call.params.queue)
+    changed = await work.tx.execute(SQL.pause, work.tenant_id, call.params.queue, call.params.reason)
+    return await _shown(work, "queue.paused", call.params.queue, is_changed=bool(changed))
 
 
 @operation("queue.resume", scope=Scope.WRITE, http="POST /queues/{queue:path}/resume", single=True)
 async def resume(work: Work, call: Call[OneQueue]) -> QueueResult:
     """Give out jobs of a queue again."""
-    await work.tx.execute(SQL.resume, work.tenant_id, call.params.queue)
-    return await _changed(work, "queue.resumed", call.params.queue)
+    changed = await work.tx.execute(SQL.resume, work.tenant_id, call.params.queue)
+    return await _shown(work, "queue.resumed", call.params.queue, is_changed=bool(changed))
 
 
 class Limit(OneQueue, kw_only=True):
@@ -97,9 +97,12 @@ class Limit(OneQueue, kw_only=True):
 async def limit(work: Work, call: Call[Limit]) -> QueueResult:
     """Give out no more than so many jobs of a queue a second, on all nodes together; null: as many as are asked for."""
     asked = call.params
-    burst = asked.burst or math.ceil(asked.rate_per_s) if asked.rate_per_s is not None else None
-    await work.tx.execute(SQL.limit, work.tenant_id, asked.queue, asked.rate_per_s, burst)
-    return await _changed(work, "queue.limited", asked.queue)
+    if asked.rate_per_s is None:
+        changed = await work.tx.execute(SQL.unlimit, work.tenant_id, asked.queue)
+    else:
+        burst = asked.burst or math.ceil(asked.rate_per_s)
+        changed = await work.tx.execute(SQL.limit, work.tenant_id, asked.queue, asked.rate_per_s, burst)
+    return await _shown(work, "queue.limited", asked.queue, is_changed=bool(changed))
 
 
 class Purge(OneQueue, kw_only=True):
@@ -137,8 +140,11 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     return PurgedResult(await _queue(work, queue), len(rows) + len(last))
 
 
-async def _changed(work: Work, event_type: str, queue: str) -> QueueResult:
+async def _shown(work: Work, event_type: str, queue: str, *, is_changed: bool) -> QueueResult:
+    """The queue as it is now. Nothing is told when it was so already."""
     found = await _queue(work, queue)
+    if not is_changed:
+        return QueueResult(found)
     told = {
         "queue": queue, "paused_at": found.paused_at, "reason": found.reason,
         "rate_per_s": found.rate_per_s, "burst": found.burst,

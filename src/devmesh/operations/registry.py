@@ -46,6 +46,11 @@ def one_given(*alternatives: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def only_with(key: str, **alone: dict[str, Any]) -> dict[str, Any]:
+    """The rule that some fields mean something beside another one only: `alone` says what each of them is without it."""
+    return {"anyOf": [{"properties": alone}, {"required": [key], "properties": {key: {"not": {"type": "null"}}}}]}
+
+
 class Mutation(Params, kw_only=True):
     """The parameters of an operation that changes something."""
 

@@ -15,7 +15,7 @@ from devmesh.core.access import Scope
 from devmesh.core.ids import new_id
 from devmesh.core.names import PAGE_BYTES_MAX, Moment, Name, PageCursor, PageLimit, decode_page_cursor
 from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Missed, Timing, TimingUnusable
-from devmesh.operations.job_adding import JobTemplate
+from devmesh.operations.job_adding import JobTemplate, misfit
 from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.schedule_firing import SQL, Fired, fire_what_is_due, schedule_topic, timing_of, write
@@ -86,6 +86,7 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
     ends_at = _in_utc(asked.ends_at)
     timing = Timing(asked.cron, asked.interval_s, asked.time_zone, starts_at, ends_at)
     _check(timing)
+    _check_template(asked.job)
     next_fire_at = timing.next_after(work.now)
     if next_fire_at is None and ends_at is not None:
         raise errors.invalid(f"it would never fire: it ends at {ends_at.isoformat()}, before its first time", "ends_at")
@@ -152,7 +153,7 @@ class OneSchedule(Mutation, kw_only=True):
 
 
 class Update(OneSchedule, kw_only=True):
-    """An `ends_at` of null takes the end away."""
+    """An `ends_at` of null takes the end away. Another one is a time to come: what is to end now is paused, or deleted."""
 
     name: Name | None = None
     job: JobTemplate | None = None
@@ -176,6 +177,10 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         ends_at=row["ends_at"] if asked.ends_at is UNSET else _in_utc(asked.ends_at),
     )
     _check(timing)
+    if timing.ends_at is not None and timing.ends_at != row["ends_at"] and timing.ends_at <= work.now:
+        raise errors.past("ends_at")
+    if asked.job is not None:
+        _check_template(asked.job)
     name = asked.name or row["name"]
     if name != row["name"]:
         await work.tx.execute(SQL.lock_name, work.tenant_id, name)
@@ -186,10 +191,13 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
         await fire_what_is_due(work, row)
         row = await _lock(work, asked.schedule_id)
         next_fire_at = _next_after_now(work, row, timing)
+    missed = (asked.missed or Missed(row["missed"])).value
+    job = _template(asked.job) if asked.job is not None else row["job"]
+    if (timing, name, missed, job) == (timing_of(row), row["name"], row["missed"], row["job"]):
+        return ScheduleResult(_from_row(row))
     changed = await work.tx.fetch_row(
         SQL.change, work.tenant_id, asked.schedule_id, timing.cron, timing.interval_s, timing.time_zone, timing.ends_at,
-        None if row["paused_at"] is not None else next_fire_at, (asked.missed or Missed(row["missed"])).value,
-        _template(asked.job) if asked.job is not None else row["job"], name,
+        None if row["paused_at"] is not None else next_fire_at, missed, job, name,
     )  # fmt: skip
     return _told(work, "schedule.updated", _require(changed, asked.schedule_id))
 
@@ -197,7 +205,10 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
 @operation("schedule.pause", scope=Scope.WRITE, http="POST /schedules/{schedule_id}/pause", single=True)
 async def pause(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     """Have a schedule fire no more until it is resumed. What was due and has not fired yet is dealt with first."""
-    await fire_what_is_due(work, await _lock(work, call.params.schedule_id))
+    before = await _lock(work, call.params.schedule_id)
+    if before["paused_at"] is not None:
+        return ScheduleResult(_from_row(before))
+    await fire_what_is_due(work, before)
     row = await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, True, None)
     return _told(work, "schedule.paused", _require(row, call.params.schedule_id))
 
@@ -208,6 +219,8 @@ async def resume(work: Work, call: Call[OneSchedule]) -> ScheduleResult:
     row = await _lock(work, call.params.schedule_id)
     _check(timing_of(row))
     next_fire_at = row["next_fire_at"] or _next_after_now(work, row, timing_of(row))
+    if row["paused_at"] is None and next_fire_at == row["next_fire_at"]:
+        return ScheduleResult(_from_row(row))
     row = _require(
         await work.tx.fetch_row(SQL.set_paused, work.tenant_id, call.params.schedule_id, False, next_fire_at),
         call.params.schedule_id,
@@ -241,6 +254,11 @@ def _check(timing: Timing) -> None:
         timing.check()
     except TimingUnusable as problem:
         raise errors.invalid(str(problem), problem.field) from None
+
+
+def _check_template(job: JobTemplate) -> None:
+    if (problem := misfit(job)) is not None:
+        raise errors.invalid(problem.message, f"job.{problem.data.field}")
 
 
 def _next_after_now(work: Work, row: Record, timing: Timing) -> datetime.datetime | None:

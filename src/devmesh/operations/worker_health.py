@@ -19,6 +19,7 @@ from devmesh.core.names import Label, PageCursor, PageLimit, decode_page_cursor,
 from devmesh.operations.registry import Call, Mutation, Params, operation, subject_of
 from devmesh.operations.task_views import LAST_ID
 from devmesh.operations.work import Work
+from devmesh.operations.worker_alerts import clear_alerts
 from devmesh.operations.workers import SQL, ById, Worker, WorkerResult, refusal, require_worker, worker_from_row
 from devmesh.store.database import Record
 
@@ -93,7 +94,7 @@ async def note_heard(work: Work, heard: Sequence[Heard], states: Mapping[uuid.UU
         [one.metrics for one in heard], [reasons.get(one.worker_id) for one in heard],
     )  # fmt: skip
     if back:
-        await work.tx.execute(SQL.clear_alerts, work.tenant_id, back)
+        await clear_alerts(work, back)
     for one, status in zip(heard, now, strict=True):
         if one.worker_id in reasons:
             told = {"worker": {"id": one.worker_id, "status": status, "reason": reasons[one.worker_id]}}

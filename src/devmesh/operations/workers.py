@@ -20,6 +20,7 @@ from devmesh.core.tasks import AttemptNumber
 from devmesh.operations.job_ending import HeldRow, end_held, jitter
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
+from devmesh.operations.worker_alerts import clear_alerts
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.statements import load
@@ -64,7 +65,7 @@ class Register(Mutation, kw_only=True):
     heartbeat_interval_s: Annotated[float, Meta(ge=0.1, le=3_600)] = HEARTBEAT_INTERVAL_S_DEFAULT
     stale_after_s: Annotated[float, Meta(ge=0.5, le=86_400)] | None = None
     """After how long without a heartbeat it is given up: six of its intervals, a minute at the most and never less than two
-    intervals, unless it says so."""
+    intervals, unless it says so. It is more than `heartbeat_interval_s`: who beats as it said is not given up in between."""
     instance_id: uuid.UUID | None = None
     """The process, by an id of its own making: what another one of this name still holds is given to others at once."""
 
@@ -76,6 +77,11 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     The answer's `worker.id` is what jobs are claimed with. Give the same name after a restart to be the same worker.
     """
     asked, caller = call.params, call.caller
+    if asked.stale_after_s is not None and asked.stale_after_s <= asked.heartbeat_interval_s:
+        raise errors.invalid(
+            f"stale_after_s: give more than heartbeat_interval_s, which is {asked.heartbeat_interval_s:g} s",
+            "stale_after_s",
+        )
     before = await work.tx.fetch_row(SQL.instance, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, new_id(), caller.owner_id, asked.name, list(dict.fromkeys(asked.queues)), asked.capacity,
@@ -84,7 +90,7 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     )  # fmt: skip
     if row is None:
         raise errors.conflict("worker.name", "another key has registered a worker under this name")
-    await work.tx.execute(SQL.clear_alerts, work.tenant_id, [row["worker_id"]])
+    await clear_alerts(work, [row["worker_id"]])
     if (
         before is not None
         and None not in (before["instance_id"], asked.instance_id)
@@ -206,7 +212,7 @@ async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
     left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
     # Looked at after its row was written: from then on nobody else registers until this is committed.
     await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=is_one_of_some)
-    await work.tx.execute(SQL.clear_alerts, work.tenant_id, [asked.worker_id])
+    await clear_alerts(work, [asked.worker_id])
     return left
 
 
@@ -239,12 +245,10 @@ async def _leave(
     # Leases before the worker, as those take them who end attempts. No claim comes between: it would wait for the lock above.
     ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
     released = [each for each in ended if each.status is Status.PENDING]
-    await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason)
-    worker = await require_worker(work, worker_id)
-    work.emit(
-        "worker.status", (f"worker:{worker_id}",), {"worker": {"id": worker_id, "status": status, "reason": reason}}
-    )
-    return EvacuatedResult(worker, len(released))
+    if await work.tx.fetch(SQL.set_status, work.tenant_id, worker_id, status.value, reason):
+        told = {"id": worker_id, "status": status, "reason": reason}
+        work.emit("worker.status", (f"worker:{worker_id}",), {"worker": told})
+    return EvacuatedResult(await require_worker(work, worker_id), len(released))
 
 
 async def _require_instance(

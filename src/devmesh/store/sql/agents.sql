@@ -41,15 +41,21 @@ where n.tenant_id = $1 and n.deregistered_at is null and ($2::uuid is null or n.
   and ($6::text[] is null or n.capabilities @> $6)
 order by n.agent_id desc limit $3;
 
+-- name: lock
+-- Locks an agent that has not left, and says in which version it is. $1 tenant, $2 agent.
+select a.version from mcp.agents a where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null for no key update;
+
 -- name: update
--- Changes what an agent says of itself; null keeps. $1 tenant, $2 agent, $3 description, $4 capabilities, $5 concurrency,
--- $6 metadata, $7 card, $8 draining, $9 suspended, $10 the version that it must have, or null.
+-- Changes what an agent says of itself that this transaction has locked; null keeps. No row when it says so already. $1 tenant,
+-- $2 agent, $3 description, $4 capabilities, $5 concurrency, $6 metadata, $7 card, $8 draining, $9 suspended.
 update mcp.agents a set
     description = coalesce($3, a.description), capabilities = coalesce($4, a.capabilities),
     concurrency = coalesce($5, a.concurrency), metadata = coalesce($6, a.metadata), card = coalesce($7, a.card),
     draining = coalesce($8, a.draining), suspended = coalesce($9, a.suspended), updated_at = now(), version = a.version + 1
-where a.tenant_id = $1 and a.agent_id = $2 and a.deregistered_at is null and ($10::integer is null or a.version = $10)
-returning a.agent_id;
+where a.tenant_id = $1 and a.agent_id = $2
+  and (coalesce($3, a.description), coalesce($4, a.capabilities), coalesce($5, a.concurrency), coalesce($6, a.metadata),
+       coalesce($7, a.card), coalesce($8, a.draining), coalesce($9, a.suspended))
+      is distinct from (a.description, a.capabilities, a.concurrency, a.metadata, a.card, a.draining, a.suspended);
 
 -- name: heartbeat_many
 -- Notes that agents live, in agent order. $1 tenant, $2 agents, $3 loads, $4 metrics; null keeps what was said before.

@@ -110,9 +110,10 @@ with wanted as materialized (
 select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from gone g;
 
 -- name: request_cancel
--- Asks workers to stop held jobs: they are told with their next heartbeat. $1 tenant, $2 jobs, $3 why.
+-- Asks workers to stop held jobs: they are told with their next heartbeat. None that was asked so already. $1 tenant, $2 jobs, $3 why.
 update mcp.jobs_leased l set cancel_requested_at = coalesce(l.cancel_requested_at, now()), cancel_reason = $3
 where l.tenant_id = $1 and l.job_id = any($2::uuid[])
+  and (l.cancel_requested_at is null or l.cancel_reason is distinct from $3)
 returning l.job_id, l.queue, l.worker_id;
 
 -- name: get_many

@@ -1,18 +1,25 @@
 -- name: pause
--- Nothing is given out of a queue any more. $1 tenant, $2 queue, $3 why.
+-- Nothing is given out of a queue any more. No row when that was so already, for the same reason. $1 tenant, $2 queue, $3 why.
 insert into mcp.queues as q (tenant_id, queue, paused_at, reason) values ($1, $2, now(), $3)
 on conflict (tenant_id, queue) do update
-set paused_at = coalesce(q.paused_at, now()), reason = excluded.reason, updated_at = now();
+set paused_at = coalesce(q.paused_at, now()), reason = excluded.reason, updated_at = now()
+where q.paused_at is null or q.reason <> excluded.reason;
 
 -- name: resume
--- Jobs are given out again. $1 tenant, $2 queue.
-insert into mcp.queues (tenant_id, queue) values ($1, $2)
-on conflict (tenant_id, queue) do update set paused_at = null, reason = '', updated_at = now();
+-- Jobs are given out again. No row when they were. $1 tenant, $2 queue.
+update mcp.queues q set paused_at = null, reason = '', updated_at = now()
+where q.tenant_id = $1 and q.queue = $2 and q.paused_at is not null;
 
 -- name: limit
--- Gives a queue a rate, or takes it. $1 tenant, $2 queue, $3 jobs a second or null, $4 how many at once after a pause.
-insert into mcp.queues (tenant_id, queue, rate_per_s, burst) values ($1, $2, $3, $4)
-on conflict (tenant_id, queue) do update set rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now();
+-- Gives a queue a rate. No row when it has that one. $1 tenant, $2 queue, $3 jobs a second, $4 how many at once after a pause.
+insert into mcp.queues as q (tenant_id, queue, rate_per_s, burst) values ($1, $2, $3, $4)
+on conflict (tenant_id, queue) do update set rate_per_s = excluded.rate_per_s, burst = excluded.burst, updated_at = now()
+where q.rate_per_s is distinct from excluded.rate_per_s or q.burst is distinct from excluded.burst;
+
+-- name: unlimit
+-- Takes the rate of a queue. No row when it has none. $1 tenant, $2 queue.
+update mcp.queues q set rate_per_s = null, burst = null, updated_at = now()
+where q.tenant_id = $1 and q.queue = $2 and q.rate_per_s is not null;
 
 -- name: tokens
 -- What a queue with a rate may give out now; nothing of one without. $1 tenant, $2 queue.

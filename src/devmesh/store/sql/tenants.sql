@@ -106,6 +106,12 @@ select distinct w.tenant_id from mcp.workers w
 where w.status in ('ACTIVE', 'DEGRADED')
   and (w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s) or w.missed_beats > 0);
 
+-- name: with_old_workers
+-- Tenants with workers that have gone long ago and hold nothing. $1 in days.
+select distinct w.tenant_id from mcp.workers w
+where w.status in ('TERMINATED', 'FAILED', 'DRAINING') and w.heartbeat_at < now() - make_interval(days => $1)
+  and not exists (select from mcp.jobs_leased l where l.worker_id = w.worker_id);
+
 -- name: workers_by_status
 -- How many workers there are of each status, in all tenants together. No parameters.
 select w.status, count(*) from mcp.workers w where w.status <> 'TERMINATED' group by w.status;

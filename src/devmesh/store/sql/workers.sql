@@ -116,12 +116,14 @@ where w.tenant_id = $1 and w.worker_id = any($2::uuid[]);
 insert into mcp.worker_alerts as a (tenant_id, alert_id, worker_id, kind, severity, message)
 select $1, r.* from unnest($2::uuid[], $3::uuid[], $4::text[], $5::smallint[], $6::text[]) r
 on conflict (worker_id, kind) where cleared_at is null do update
-set severity = greatest(a.severity, excluded.severity), message = excluded.message;
+set severity = greatest(a.severity, excluded.severity), message = excluded.message
+returning a.alert_id, a.worker_id, a.kind, a.severity, a.message;
 
 -- name: clear_alerts
--- Alerts of workers are over. $1 tenant, $2 workers.
+-- Alerts of workers are over: which these are. $1 tenant, $2 workers.
 update mcp.worker_alerts a set cleared_at = now()
-where a.cleared_at is null and a.worker_id = any($2::uuid[]) and a.tenant_id is not distinct from $1;
+where a.cleared_at is null and a.worker_id = any($2::uuid[]) and a.tenant_id is not distinct from $1
+returning a.alert_id, a.worker_id, a.kind, a.severity, a.message, a.raised_at, a.cleared_at;
 
 -- name: alerts
 -- A page of alerts, newest first. $1 tenant, $2 ids below this one, $3 a worker or null, $4 only open ones, $5 how many.
@@ -157,22 +159,18 @@ delete from mcp.worker_alerts a where a.ctid = any(array(
     select o.ctid from mcp.worker_alerts o where o.cleared_at < now() - make_interval(days => $1) limit $2 for update skip locked));
 
 -- name: forget_workers
--- Removes workers, of any tenant, that have gone long ago and hold nothing; nobody is to look after what was said of them. $1 in days,
--- $2 how many at most.
-with gone as (
-    delete from mcp.workers w where w.ctid = any(array(
-        select o.ctid from mcp.workers o
-        where o.status in ('TERMINATED', 'FAILED', 'DRAINING') and o.heartbeat_at < now() - make_interval(days => $1)
-          and not exists (select from mcp.jobs_leased l where l.worker_id = o.worker_id)
-        limit $2 for update of o skip locked))
-    returning w.worker_id
-)
-update mcp.worker_alerts a set cleared_at = now()
-where a.cleared_at is null and a.worker_id = any(array(select gone.worker_id from gone));
+-- Removes workers that have gone long ago and hold nothing. $1 tenant, $2 in days, $3 how many at most.
+delete from mcp.workers w where w.ctid = any(array(
+    select o.ctid from mcp.workers o
+    where o.tenant_id = $1 and o.status in ('TERMINATED', 'FAILED', 'DRAINING') and o.heartbeat_at < now() - make_interval(days => $2)
+      and not exists (select from mcp.jobs_leased l where l.worker_id = o.worker_id)
+    limit $3 for update of o skip locked))
+returning w.worker_id;
 
 -- name: set_status
--- $1 tenant, $2 worker, $3 status, $4 why.
-update mcp.workers w set status = $3, reason = $4 where w.tenant_id = $1 and w.worker_id = $2 and w.status <> 'TERMINATED'
+-- No row when it has that status, for the same reason. $1 tenant, $2 worker, $3 status, $4 why.
+update mcp.workers w set status = $3, reason = $4
+where w.tenant_id = $1 and w.worker_id = $2 and w.status <> 'TERMINATED' and (w.status <> $3 or w.reason <> $4)
 returning w.worker_id;
 
 -- name: held_jobs
