@@ -1,8 +1,7 @@
-"""What is said of workers besides their health: alerts that are raised and cleared, and what is refused of them."""
+"""What is said of workers besides their health: alerts that are raised and cleared."""
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from tests.conftest import run_sql
 from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench, register
-from tests.wire import WireError
 
 SHOWN = ("id", "kind", "severity", "message", "raised_at", "cleared_at")
 
@@ -101,23 +99,3 @@ async def test_nothing_is_told_of_the_alerts_of_others(silent: Silent, bench: Be
     await bench.wire.call("worker.deregister", worker_id=bench.worker_id)
     assert len(await silent.alerts(only_open=True)) == 2
     assert await silent.told("worker.alert_cleared") == []
-
-
-@pytest.mark.parametrize(
-    "about",
-    [
-        {"stale_after_s": 10},
-        {"heartbeat_interval_s": 5, "stale_after_s": 4.9},
-        {"heartbeat_interval_s": 5, "stale_after_s": 5},
-    ],
-)
-async def test_a_worker_that_would_be_given_up_between_its_heartbeats_is_refused(
-    bench: Bench, about: dict[str, Any]
-) -> None:
-    name = f"w{uuid.uuid4().hex}"
-    with pytest.raises(WireError, match="heartbeat_interval_s") as refused:
-        await bench.wire.call("worker.register", name=name, **about)
-    assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", "stale_after_s")
-    enough = {**about, "stale_after_s": about.get("heartbeat_interval_s", 30) + 1}
-    registered = (await bench.wire.call("worker.register", name=name, **enough))["worker"]
-    assert registered["stale_after_s"] == enough["stale_after_s"]

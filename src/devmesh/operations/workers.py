@@ -65,7 +65,7 @@ class Register(Mutation, kw_only=True):
     heartbeat_interval_s: Annotated[float, Meta(ge=0.1, le=3_600)] = HEARTBEAT_INTERVAL_S_DEFAULT
     stale_after_s: Annotated[float, Meta(ge=0.5, le=86_400)] | None = None
     """After how long without a heartbeat it is given up: six of its intervals, a minute at the most and never less than two
-    intervals, unless it says so. It is more than `heartbeat_interval_s`: who beats as it said is not given up in between."""
+    intervals, unless it says so."""
     instance_id: uuid.UUID | None = None
     """The process, by an id of its own making: what another one of this name still holds is given to others at once."""
 
@@ -77,11 +77,6 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     The answer's `worker.id` is what jobs are claimed with. Give the same name after a restart to be the same worker.
     """
     asked, caller = call.params, call.caller
-    if asked.stale_after_s is not None and asked.stale_after_s <= asked.heartbeat_interval_s:
-        raise errors.invalid(
-            f"stale_after_s: give more than heartbeat_interval_s, which is {asked.heartbeat_interval_s:g} s",
-            "stale_after_s",
-        )
     before = await work.tx.fetch_row(SQL.instance, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, new_id(), caller.owner_id, asked.name, list(dict.fromkeys(asked.queues)), asked.capacity,
