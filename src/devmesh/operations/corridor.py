@@ -5,7 +5,8 @@
 Read this page first. An edge calls `serve` and nothing else; what an operation does is in its body (registry.py), how
 calls gather in gather.py, and what a repeated call gets in idempotency.py. One batch is one transaction of one tenant: it
 holds the row changes, the idempotency records, the audit rows and the events. What must happen outside is caused by a
-committed row, never done inside; what has to be known from outside is asked before, by the operation's `ahead`.
+committed row, never done inside; what has to be known from outside is asked before, by the operation's `ahead`. Where all of
+it, from begin to commit, is one statement, the operation's `at_once` does it.
 """
 
 from __future__ import annotations
@@ -166,7 +167,10 @@ class Corridor:
         return answers
 
     async def _perform(self, operation: Operation, work: Work, calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
-        """Inside the transaction: who must run, run them, keep their answers. The runner appends the events, last."""
+        """Inside the transaction: who must run, run them, keep their answers. The runner appends the events, last.
+
+        Or all of it at once, if the operation can.
+        """
         claims = Claims(operation, calls)
         if operation.at_once is not None and (keys := claims.distinct()) is not None:
             done = await operation.at_once(work, calls, keys)

@@ -252,6 +252,9 @@ def operation(
         summary, _, description = inspect.cleandoc(function.__doc__ or "").partition("\n")
         assert summary, f"operation {name} has no docstring"
         assert name not in REGISTRY, f"operation {name} is declared twice"
+        assert at_once is None or not (audited or secret), (
+            f"operation {name} would leave no audit row, or store a secret"
+        )
         REGISTRY[name] = Operation(
             name=name,
             params=params,
