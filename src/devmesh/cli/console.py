@@ -32,11 +32,14 @@ class Exit(enum.IntEnum):
 
 
 class Failure(Exception):
-    """Ends a command: one line that says what is wrong, perhaps one that says what to do, and an exit code."""
+    """Ends a command: one line that says what is wrong, perhaps one that says what to do, and an exit code.
 
-    def __init__(self, message: str, code: Exit = Exit.FAILED, hint: str = "") -> None:
+    `kind` is that of the error with which a mesh has answered; none: it comes from elsewhere.
+    """
+
+    def __init__(self, message: str, code: Exit = Exit.FAILED, hint: str = "", *, kind: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.code, self.hint = message, code, hint
+        self.message, self.code, self.hint, self.kind = message, code, hint, kind
 
 
 def complain(message: str, hint: str = "") -> None:

@@ -105,7 +105,7 @@ def refused(response: httpx.Response, operation: Operation | None = None) -> Fai
     elif kind is Kind.INVALID_PARAMS and operation is not None:
         hint = f"`devmesh call {operation.name} --describe` lists the parameters"
     code = Exit.UNREACHABLE if kind is Kind.UNAVAILABLE else Exit.FAILED
-    return Failure(visible(f"{kind}{reason}: {message}"), code, hint)
+    return Failure(visible(f"{kind}{reason}: {message}"), code, hint, kind=kind)
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
@@ -147,7 +147,7 @@ def _cannot_address(operation: Operation, name: str, params: dict[str, Any]) -> 
     except MeshError as error:
         message = error.message
     hint = f"`devmesh call {operation.name} --describe` lists the parameters"
-    return Failure(f"{Kind.INVALID_PARAMS}: {message}", Exit.FAILED, hint)
+    return Failure(f"{Kind.INVALID_PARAMS}: {message}", Exit.FAILED, hint, kind=Kind.INVALID_PARAMS)
 
 
 def _query(params: Mapping[str, Any]) -> dict[str, list[str]]:
