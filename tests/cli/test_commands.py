@@ -143,6 +143,13 @@ def test_watch_shows_events_as_they_happen_and_goes_on_from_its_cursor(up: Up) -
     assert (refused.returncode, "invalid_params" in refused.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("since", ["zzz", "-5", "", "8" * 24, "x" * 5_000])
+def test_watch_tells_no_cursor_that_the_mesh_has_not_told(up: Up, since: str) -> None:
+    refused = devmesh(up.directory, "watch", "--since", since)
+    said = "error: invalid_params: this is not a cursor that DevMesh handed out"
+    assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (1, "", [said])
+
+
 def test_a_health_check_exits_as_the_service_is(up: Up, tmp_path: Path) -> None:
     for offset, service in enumerate(("mcp-server", "rest-api", "worker")):
         assert devmesh(up.directory, service, "--health-check", "--port", str(up.port + offset)).returncode == 0
