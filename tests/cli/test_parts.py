@@ -121,6 +121,18 @@ def test_what_is_long_is_cut_in_lists_on_a_terminal_and_nowhere_else(
     assert long in output.getvalue()
 
 
+@pytest.mark.parametrize("width", [1, 20, 40, 80])
+def test_a_narrow_terminal_hides_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [f"c{number}" for number in range(10)]
+    jobs = [{column: f"{letter}{column[1:]}" for column in columns} for letter in "ab"]
+    print_page({"jobs": [*jobs, {"c0": "only"}]}, "jobs", columns, as_json=False)
+    for text in (*columns, *(value for job in jobs for value in job.values()), "only"):
+        assert text in terminal.getvalue()
+    assert ("c9: b9\n\nc0: only\n" in terminal.getvalue()) == (width < 60)
+
+
 FORGED = "a\nb\r\tc\x1b[2J\x7f\x9b0m\u2028\ud800"
 SHOWN = r"a\nb\r\tc\u001b[2J\u007f\u009b0m\u2028\ud800"
 
