@@ -213,3 +213,18 @@ def test_other_failures_of_files_are_not_taken_for_that(monkeypatch: pytest.Monk
     monkeypatch.setattr(application, "commands", lambda: full)
     with pytest.raises(OSError, match="No space left"):
         application.main()
+
+
+def test_a_parameter_that_is_given_twice(tmp_path: Path) -> None:
+    assert fails(tmp_path, "call", "job.list", "status=PENDING", "status=FAILED") == (
+        Exit.USAGE, "error: status is given twice"
+    )  # fmt: skip
+
+
+def test_a_mark_before_utf_8_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = b'\xef\xbb\xbf{"title": "x"}'
+    (tmp_path / "marked.json").write_bytes(marked)
+    given = values.parameters(msgspec.Struct, [f"payload=@{tmp_path / 'marked.json'}"], None)
+    assert given == {"payload": {"title": "x"}}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(marked)))
+    assert values.parameters(msgspec.Struct, ["-"], None) == {"title": "x"}
