@@ -215,6 +215,37 @@ def test_other_failures_of_files_are_not_taken_for_that(monkeypatch: pytest.Monk
         application.main()
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["schedules", "add", "x", "--type", "t", "--interval-s", "nan"], "interval_s"),
+        (["schedules", "add", "x", "--type", "t", "--interval-s", "60", "--payload", "[NaN]"], "job"),
+        (["call", "job.enqueue", "--params", '{"type": "t", "payload": -Infinity}'], "payload"),
+    ],
+    ids=" ".join,
+)
+def test_numbers_that_are_no_json_are_named(tmp_path: Path, command: list[str], name: str) -> None:
+    line = f"error: {name}: NaN and the infinities are no JSON"
+    assert fails(tmp_path, *command) == (Exit.USAGE, line)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["jobs", "show", "x" * 100_000], "job_id: Invalid UUID"),
+        (["jobs", "list", "--tag", "ä" * 50_000], "tag: Expected `str` of length <= 100"),
+        (["call", "job.list", f"unheard_of={'x' * 100_000}"], "unheard_of"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_what_is_too_long_for_an_address_is_named_and_not_the_mesh(
+    tmp_path: Path, command: list[str], said: str
+) -> None:
+    code, line = fails(tmp_path, *command)
+    assert (code, line.startswith("error: invalid_params: "), said in line) == (Exit.FAILED, True, True), line[:500]
+    assert len(line) < 500
+
+
 def test_a_parameter_that_is_given_twice(tmp_path: Path) -> None:
     assert fails(tmp_path, "call", "job.list", "status=PENDING", "status=FAILED") == (
         Exit.USAGE, "error: status is given twice"

@@ -55,7 +55,7 @@ OF_ONE_JOB = (Kind.NOT_FOUND, Kind.CONFLICT, Kind.INVALID_PARAMS)  # refusals th
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 QueueName = Annotated[str, typer.Argument(help="The queue's name.", show_default=False)]
 QueueFilter = Annotated[str | None, typer.Option("--queue", help="Only of this queue.")]
-SomeJobIds = Annotated[list[str], typer.Argument(metavar="JOB_ID...", help="Jobs, by id.", show_default=False)]
+SomeJobIds = Annotated[list[str], typer.Argument(help="Jobs, by id.", show_default=False)]
 JobIds = Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)]
 Every = Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")]
 TypeFilter = Annotated[str | None, typer.Option("--type", help="Only of this type.")]
@@ -230,6 +230,9 @@ def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -
 
 def _act_on_each(verb: str, ids: list[str], more: dict[str, Any], as_json: bool, data_dir: Path | None) -> None:
     """Does it to one job after the other, whatever becomes of those before; one alone is shown whole."""
+    from devmesh.cli.wire import require_sendable
+
+    require_sendable({"job_ids": ids, **more})
     ids = list(dict.fromkeys(map(_as_answered, ids)))
     if len(ids) == 1:
         print_thing(invoke(f"job.{verb}", {"job_id": ids[0], **more}, data_dir), "job", JOB_FIELDS, as_json)
@@ -338,8 +341,8 @@ def _with_bar(steps: Iterator[int], total: int | None) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     done = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns, console = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()), Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         for count in steps:
             done += count

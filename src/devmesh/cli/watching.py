@@ -70,11 +70,11 @@ def watch(
     devmesh watch
     devmesh watch --topic task:0198d2c0-0000-7000-8000-000000000000 --json
     """
-    from devmesh.cli.wire import Rest, require_text
+    from devmesh.cli.wire import Rest, require_sendable
 
     for number in (signal.SIGINT, signal.SIGTERM):  # in a script's background a shell has the first ignored
         signal.signal(number, signal.default_int_handler)
-    require_text({"--topic": topic, "--since": since})
+    require_sendable({"--topic": topic, "--since": since})
     watcher = Watcher(Rest(client_settings(data_dir)), topic or ["tenant"], since)
     try:
         for event in watcher.events():
