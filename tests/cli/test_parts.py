@@ -62,6 +62,13 @@ def test_values_are_json_unless_their_parameter_is_a_text(argument: str, value: 
     assert values.parameters(Shaped, [argument], None) == {argument.partition("=")[0]: value}
 
 
+@pytest.mark.parametrize("text", ["1_0", "\u0663", "true", "null", "", "1e999", "nan", "e", "Off"])
+def test_a_number_that_may_be_taken_away_is_nothing_else(text: str) -> None:
+    assert [values.number_or_off(known) for known in ("off", "2.5", "1e3", ".5")] == [None, 2.5, 1000, 0.5]
+    with pytest.raises(Failure, match="is neither a number nor off"):
+        values.number_or_off(text)
+
+
 @pytest.mark.parametrize("text", ['{"a": 1,}', "[1, 2", '{"a": NaN}', " {'a': 1}"])
 def test_what_begins_like_json_and_is_none_is_not_taken_for_a_text(text: str) -> None:
     with pytest.raises(Failure, match="anything is not JSON: "):

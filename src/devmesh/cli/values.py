@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import msgspec
 
 from devmesh.cli.console import Exit, Failure, visible
 from devmesh.cli.shapes import takes_text, takes_texts, type_of
+
+_NUMBER = re.compile(r"[-+.0-9eE]+")
 
 
 def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: str | None) -> dict[str, Any]:
@@ -35,11 +38,15 @@ def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: st
 
 def number_or_off(text: str) -> float | None:
     """A number that is taken away by a word, and not by its being forgotten."""
+    if text == "off":
+        return None
     try:
-        number = None if text == "off" else float(text)
+        number = (
+            float(text) if _NUMBER.fullmatch(text) else math.nan
+        )  # Python reads 1_0 and the digits of all alphabets, too
     except ValueError:
         number = math.nan
-    if number is not None and not math.isfinite(number):
+    if not math.isfinite(number):
         raise Failure(f"{text!r} is neither a number nor off", Exit.USAGE)
     return number
 
