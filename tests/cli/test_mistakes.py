@@ -229,6 +229,20 @@ def test_numbers_that_are_no_json_are_named(tmp_path: Path, command: list[str], 
     assert fails(tmp_path, *command) == (Exit.USAGE, line)
 
 
+@pytest.mark.parametrize("levels", [970, 980, 990, 9_000])
+def test_nor_can_more_brackets_be_sent_than_can_be_read(tmp_path: Path, levels: int) -> None:
+    payload = "[" * levels + "]" * levels
+    with stand_in(lambda _: as_json({"schedule": {}})) as url:
+        settings = {"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY}
+        for command in (
+            ["schedules", "add", "x", "--type", "t", "--interval-s", "60", "--payload", payload, "--json"],
+            ["call", "job.enqueue", "type=t", f"payload={payload}"],
+        ):
+            done = devmesh(tmp_path, *command, settings=settings)
+            assert done.returncode in (Exit.OK, Exit.USAGE), done.stderr
+            assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [

@@ -89,15 +89,17 @@ class Rest:
 def require_sendable(params: Mapping[str, Any]) -> None:
     """A shell passes on bytes that are no text, and so do files; where they came in is said here. Raises `Failure`.
 
-    So it is of numbers that Python knows and JSON does not.
+    So it is of numbers that Python knows and JSON does not, and of more brackets than can be read.
     """
     for name, value in params.items():
         try:
-            f"{name}{json.dumps(value, ensure_ascii=False, allow_nan=False)}".encode()
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             raise Failure(f"{ascii(name)[1:-1]}: this is not UTF-8 text", Exit.USAGE) from None
         except ValueError:
             raise Failure(f"{visible(name)}: NaN and the infinities are no JSON", Exit.USAGE) from None
+        except RecursionError:
+            raise Failure(f"{visible(name)}: this is nested too deep", Exit.USAGE) from None
 
 
 def refused(response: httpx.Response, operation: Operation | None = None) -> Failure:
