@@ -23,9 +23,11 @@ PREFIX = "/api/v1"
 ANSWER_LIMIT_S = 90.0  # longer than an operation may wait
 CONNECT_LIMIT_S = 5.0
 ADDRESS_CHARACTERS_MAX = 60_000  # without that of the mesh; beyond about that none can be sent
+IS_IT_REST = "is DEVMESH_URL the address of a mesh's REST service?"
 HINTS = {
     Kind.UNAUTHENTICATED: "DEVMESH_API_KEY says which key is used; `devmesh up` leaves one in its directory",
     Kind.FORBIDDEN: "`devmesh keys new` makes a key with other scopes",
+    Kind.UNKNOWN_METHOD: f"{IS_IT_REST} A service that is older than this command may not know it",
 }
 
 
@@ -129,8 +131,8 @@ def retry_after_s(response: httpx.Response) -> float | None:
 
 def no_mesh(response: httpx.Response) -> Failure:
     """Somebody answered, and it was no mesh."""
-    hint = "is DEVMESH_URL the address of a mesh's REST service?"
-    return Failure(f"{response.url} answered {response.status_code}, not as a mesh does", Exit.UNREACHABLE, hint)
+    message = f"{response.url} answered {response.status_code}, not as a mesh does"
+    return Failure(message, Exit.UNREACHABLE, IS_IT_REST)
 
 
 def _path(operation: Operation, remaining: dict[str, Any]) -> str:
