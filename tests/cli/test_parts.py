@@ -14,7 +14,7 @@ import pytest
 from msgspec import Meta, Raw
 
 from devmesh.cli import shapes, values, watching
-from devmesh.cli.console import Failure, print_json
+from devmesh.cli.console import Failure, print_json, print_table
 from devmesh.cli.listing import print_page, print_thing
 from devmesh.cli.ports import require_free
 from devmesh.cli.tables import cell, tables_of
@@ -138,6 +138,13 @@ def test_a_narrow_terminal_hides_nothing(width: int, monkeypatch: pytest.MonkeyP
     for text in (*columns, *(value for job in jobs for value in job.values()), "only"):
         assert text in terminal.getvalue()
     assert ("c9: b9\n\nc0: only\n" in terminal.getvalue()) == (width < 60)
+
+
+def test_what_others_write_is_no_markup_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    [table] = tables_of({"metrics": [{"[/]": "[bold]"}]})
+    print_table(table.columns, table.rows, "[/title]")
+    shown = capsys.readouterr().out
+    assert [text in shown for text in ("[/]", "[bold]", "[/title]")] == [True] * 3
 
 
 FORGED = "a\nb\r\tc\x1b[2J\x7f\x9b0m\u2028\ud800"

@@ -110,9 +110,9 @@ def print_table(
             told = "\n".join(f"{column}: {cell}" for column, cell in cells if cell)
             console.print(Text(told), "", sep="\n", soft_wrap=True)
         return
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(Text(shorten(cell) if is_short else cell) for cell in row))
     console.print(table)
