@@ -20,6 +20,7 @@ import psutil
 from devmesh import operations
 from devmesh.core.access import KeyKind
 from devmesh.core.ids import new_id
+from devmesh.core.stopping import ONE_SIGNAL_S
 from devmesh.operations.administration import CreateKey, create_key_for
 from devmesh.operations.work import Work
 from devmesh.store.database import Database, Transaction
@@ -76,6 +77,25 @@ async def eventually(condition: Callable[[], object], what: str, within_s: float
             return
         assert time.monotonic() < ends_at, f"{what}: not within {within_s} s"
         await asyncio.sleep(pause_s)
+
+
+def signal_twice(process: forking.Process, number: signal.Signals) -> None:
+    """As `timeout` does, which tells a process and then its group. The first must have been taken, or both are one."""
+    process.send_signal(number)
+    status = Path(f"/proc/{process.pid}/status")
+    while any(
+        int(line.split()[1], 16) & 1 << number - 1
+        for line in status.read_text().splitlines()
+        if line.startswith(("SigPnd", "ShdPnd"))
+    ):
+        pass
+    process.send_signal(number)
+
+
+def until_a_signal_is_another() -> None:
+    """Waits until a process that has taken a signal by now takes the next one for a second."""
+    told_s = time.monotonic()
+    wait_until(lambda: time.monotonic() - told_s > ONE_SIGNAL_S, "a signal is another one")
 
 
 def are_gone(processes: list[psutil.Process]) -> bool:

@@ -24,6 +24,7 @@ import uvloop
 
 from devmesh import telemetry
 from devmesh.core.errors import unavailable
+from devmesh.core.stopping import Stops, Told
 from devmesh.edges import health as health_edge
 from devmesh.edges.boundary import application
 from devmesh.edges.corked import CorkedProtocol
@@ -112,12 +113,13 @@ def collect_seldom() -> None:
 
 
 def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], asyncio.Future[None]]:
-    """What the first signal brings about, and the second: to stop, and to wait for nobody."""
+    """What the first signal brings about, and a second: to stop, and to wait for nobody."""
     stopping, hurried = loop.create_future(), loop.create_future()
+    brought_about, stops = {Told.ONCE: stopping, Told.AGAIN: hurried}, Stops()
 
     def take() -> None:
-        told = hurried if stopping.done() else stopping
-        if not told.done():
+        told = brought_about.get(stops.come(loop.time()))
+        if told is not None and not told.done():
             told.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):

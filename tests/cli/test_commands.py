@@ -143,6 +143,21 @@ def test_watch_shows_events_as_they_happen_and_goes_on_from_its_cursor(up: Up) -
     assert (refused.returncode, "invalid_params" in refused.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("since", ["zzz", "-5", "", "8" * 24, "x" * 5_000])
+def test_watch_tells_no_cursor_that_the_mesh_has_not_told(up: Up, since: str) -> None:
+    refused = devmesh(up.directory, "watch", "--since", since)
+    said = "error: invalid_params: this is not a cursor that DevMesh handed out"
+    assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (1, "", [said])
+
+
+def test_an_address_of_another_service_is_told_by_what_is_not_there(up: Up) -> None:
+    for url in (f"http://127.0.0.1:{up.port}", f"http://127.0.0.1:{up.port + 1}/api/v1"):
+        for command in (["jobs", "list"], ["watch"]):
+            refused = devmesh(up.directory, *command, settings={"DEVMESH_URL": url})
+            assert (refused.returncode, "unknown_method: there is nothing at" in refused.stderr) == (1, True)
+            assert "is DEVMESH_URL the address of a mesh's REST service?" in refused.stderr
+
+
 def test_a_health_check_exits_as_the_service_is(up: Up, tmp_path: Path) -> None:
     for offset, service in enumerate(("mcp-server", "rest-api", "worker")):
         assert devmesh(up.directory, service, "--health-check", "--port", str(up.port + offset)).returncode == 0

@@ -106,7 +106,7 @@ def test_queues_are_paused_resumed_and_purged(command: Command) -> None:
     enqueue(command, 2, queue, depends_on=[first_id])
     assert "blocked" in command("queues", "list").stdout
     purged = command("queues", "purge", queue)
-    assert (purged.stdout.strip(), purged.stderr.strip()) == (f"cancelled 1,502 jobs of {queue}", "")
+    assert (purged.stdout, purged.stderr) == (f"cancelled 1,502 jobs of {queue}\n", "")
 
 
 @pytest.mark.parametrize(("verb", "done_word"), [("replay", "replayed"), ("discard", "discarded")])
@@ -119,7 +119,7 @@ def test_ids_that_are_no_dead_letters_are_named_and_the_others_are_done(
     strangers = sorted(str(uuid.uuid4()) for _ in range(12))
     done = command("dead-letters", verb, ids[0], ids[0].upper(), *strangers)
     assert (done.returncode, done.stdout.strip()) == (1, f"{done_word} 1 dead letters")
-    [line] = filter(None, done.stderr.splitlines())
+    [line] = done.stderr.splitlines()
     assert line == f"error: not_found: 12 of them are no dead letters: {', '.join(strangers[:10])}, …"
     assert command("dead-letters", verb, ids[0]).returncode == 1
     assert command("dead-letters", verb, ids[1]).returncode == 0
@@ -133,6 +133,49 @@ def test_a_job_that_runs_shows_that_it_was_asked_to_stop(command: Command) -> No
     assert re.search(r"is_cancel_requested +no +\n", command("jobs", "show", job_id).stdout)
     assert re.search(r"is_cancel_requested +yes +\n", command("jobs", "cancel", job_id).stdout)
     assert re.search(r"backoff_ms +1234 +\n", command("jobs", "show", job_id).stdout)
+
+
+def test_several_jobs_are_cancelled_and_retried_whatever_becomes_of_the_others(command: Command) -> None:
+    queue, stranger = f"q{uuid.uuid4().hex}", str(uuid.uuid4())
+    running, *waiting = enqueue(command, 4, queue)
+    worker = answer(command("call", "worker.register", f"name=w{uuid.uuid4().hex}"))["worker"]["id"]
+    answer(command("call", "job.claim", f"worker_id={worker}", f"queues={queue}"))
+    cancelled = command("jobs", "cancel", stranger, "rubbish", running, *waiting, waiting[0].upper(), "--reason", "why")
+    assert cancelled.returncode == 1
+    assert cancelled.stdout.splitlines() == [
+        f"{running}  PROCESSING, asked to stop", *(f"{each}  CANCELLED" for each in waiting)
+    ]  # fmt: skip
+    unknown, senseless, last = cancelled.stderr.splitlines()
+    assert unknown.startswith(f"{stranger}  not_found: ")
+    assert senseless.startswith("rubbish  invalid_params: job_id")
+    assert last == "error: 2 of 6 jobs were refused"
+    retried = command("jobs", "retry", waiting[0], running, waiting[1], "--json")
+    told = json.loads(retried.stdout)
+    assert [(job["id"], job["status"]) for job in told["jobs"]] == [(each, "PENDING") for each in waiting[:2]]
+    [refused] = told["refused"]
+    assert (refused["id"], refused["message"].startswith("conflict")) == (running, True)
+    assert retried.returncode == 1
+    assert command("jobs", "cancel", *waiting).returncode == 0
+    assert command("jobs", "cancel").returncode == 2
+
+
+@pytest.mark.parametrize(("status", "kind", "code"), [(401, "unauthenticated", 1), (503, "unavailable", 3)])
+def test_what_concerns_all_jobs_ends_a_command_about_many_and_what_was_done_is_told(
+    tmp_path: Path, status: int, kind: str, code: int
+) -> None:
+    asked_of: list[str] = []
+
+    def second_fails(asked: Asked) -> Said:
+        asked_of.append(asked.path.split("/")[-2])
+        job = {"id": asked_of[-1], "status": "PENDING", "is_cancel_requested": False}
+        return as_json({"job": job}) if len(asked_of) == 1 else as_json({"kind": kind, "detail": "so it is"}, status)
+
+    with stand_in(second_fails) as url:
+        settings = {"DEVMESH_URL": url, "DEVMESH_API_KEY": "dm_x"}
+        done = devmesh(tmp_path, "jobs", "retry", "a", "b", "c", "d", settings=settings)
+    assert (asked_of, done.returncode, done.stdout) == (["a", "b"], code, "a  PENDING\n")
+    assert "3 of 4 jobs were not come to" in done.stderr
+    assert f"error: {kind}: so it is" in done.stderr
 
 
 def test_what_is_not_all_says_so(tmp_path: Path) -> None:

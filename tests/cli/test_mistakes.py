@@ -213,3 +213,63 @@ def test_other_failures_of_files_are_not_taken_for_that(monkeypatch: pytest.Monk
     monkeypatch.setattr(application, "commands", lambda: full)
     with pytest.raises(OSError, match="No space left"):
         application.main()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["schedules", "add", "x", "--type", "t", "--interval-s", "nan"], "interval_s"),
+        (["schedules", "add", "x", "--type", "t", "--interval-s", "60", "--payload", "[NaN]"], "job"),
+        (["call", "job.enqueue", "--params", '{"type": "t", "payload": -Infinity}'], "payload"),
+    ],
+    ids=" ".join,
+)
+def test_numbers_that_are_no_json_are_named(tmp_path: Path, command: list[str], name: str) -> None:
+    line = f"error: {name}: NaN and the infinities are no JSON"
+    assert fails(tmp_path, *command) == (Exit.USAGE, line)
+
+
+@pytest.mark.parametrize("levels", [970, 980, 990, 9_000])
+def test_nor_can_more_brackets_be_sent_than_can_be_read(tmp_path: Path, levels: int) -> None:
+    payload = "[" * levels + "]" * levels
+    with stand_in(lambda _: as_json({"schedule": {}})) as url:
+        settings = {"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY}
+        for command in (
+            ["schedules", "add", "x", "--type", "t", "--interval-s", "60", "--payload", payload, "--json"],
+            ["call", "job.enqueue", "type=t", f"payload={payload}"],
+        ):
+            done = devmesh(tmp_path, *command, settings=settings)
+            assert done.returncode in (Exit.OK, Exit.USAGE), done.stderr
+            assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["jobs", "show", "x" * 100_000], "job_id: Invalid UUID"),
+        (["jobs", "list", "--tag", "ä" * 50_000], "tag: Expected `str` of length <= 100"),
+        (["call", "job.list", f"unheard_of={'x' * 100_000}"], "unheard_of"),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_what_is_too_long_for_an_address_is_named_and_not_the_mesh(
+    tmp_path: Path, command: list[str], said: str
+) -> None:
+    code, line = fails(tmp_path, *command)
+    assert (code, line.startswith("error: invalid_params: "), said in line) == (Exit.FAILED, True, True), line[:500]
+    assert len(line) < 500
+
+
+def test_a_parameter_that_is_given_twice(tmp_path: Path) -> None:
+    assert fails(tmp_path, "call", "job.list", "status=PENDING", "status=FAILED") == (
+        Exit.USAGE, "error: status is given twice"
+    )  # fmt: skip
+
+
+def test_a_mark_before_utf_8_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = b'\xef\xbb\xbf{"title": "x"}'
+    (tmp_path / "marked.json").write_bytes(marked)
+    given = values.parameters(msgspec.Struct, [f"payload=@{tmp_path / 'marked.json'}"], None)
+    assert given == {"payload": {"title": "x"}}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(marked)))
+    assert values.parameters(msgspec.Struct, ["-"], None) == {"title": "x"}

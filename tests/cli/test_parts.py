@@ -14,7 +14,7 @@ import pytest
 from msgspec import Meta, Raw
 
 from devmesh.cli import shapes, values, watching
-from devmesh.cli.console import Failure, print_json
+from devmesh.cli.console import Failure, print_json, print_table
 from devmesh.cli.listing import print_page, print_thing
 from devmesh.cli.ports import require_free
 from devmesh.cli.tables import cell, tables_of
@@ -60,6 +60,13 @@ def test_shapes_say_every_bound() -> None:
 )
 def test_values_are_json_unless_their_parameter_is_a_text(argument: str, value: object) -> None:
     assert values.parameters(Shaped, [argument], None) == {argument.partition("=")[0]: value}
+
+
+@pytest.mark.parametrize("text", ["1_0", "\u0663", "true", "null", "", "1e999", "nan", "e", "Off"])
+def test_a_number_that_may_be_taken_away_is_nothing_else(text: str) -> None:
+    assert [values.number_or_off(known) for known in ("off", "2.5", "1e3", ".5")] == [None, 2.5, 1000, 0.5]
+    with pytest.raises(Failure, match="is neither a number nor off"):
+        values.number_or_off(text)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1,}', "[1, 2", '{"a": NaN}', " {'a': 1}"])
@@ -119,6 +126,25 @@ def test_what_is_long_is_cut_in_lists_on_a_terminal_and_nowhere_else(
     output.truncate(0)
     print_thing({"job": {"error": long}}, "job", ("error",), as_json=False)
     assert long in output.getvalue()
+
+
+@pytest.mark.parametrize("width", [1, 20, 40, 80])
+def test_a_narrow_terminal_hides_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [f"c{number}" for number in range(10)]
+    jobs = [{column: f"{letter}{column[1:]}" for column in columns} for letter in "ab"]
+    print_page({"jobs": [*jobs, {"c0": "only"}]}, "jobs", columns, as_json=False)
+    for text in (*columns, *(value for job in jobs for value in job.values()), "only"):
+        assert text in terminal.getvalue()
+    assert ("c9: b9\n\nc0: only\n" in terminal.getvalue()) == (width < 60)
+
+
+def test_what_others_write_is_no_markup_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    [table] = tables_of({"metrics": [{"[/]": "[bold]"}]})
+    print_table(table.columns, table.rows, "[/title]")
+    shown = capsys.readouterr().out
+    assert [text in shown for text in ("[/]", "[bold]", "[/title]")] == [True] * 3
 
 
 FORGED = "a\nb\r\tc\x1b[2J\x7f\x9b0m\u2028\ud800"

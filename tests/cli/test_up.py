@@ -17,7 +17,7 @@ import pytest
 from devmesh.store.embedded import EmbeddedPostgres
 from tests import forking
 from tests.cli.commands import END_LIMIT_S, SERVICES, Up, answer, devmesh, environment, three_free_ports
-from tests.harness import wait_until
+from tests.harness import signal_twice, until_a_signal_is_another, wait_until
 
 BESIDE = """
 from devmesh.client import Mesh
@@ -173,6 +173,15 @@ def test_it_stops_while_it_is_still_starting(own_up: Up) -> None:
     assert not own_up.dev_env_path.exists()
 
 
+def test_a_signal_that_timeout_sends_twice_is_one(own_up: Up) -> None:
+    own_up.start()
+    assert own_up.process is not None
+    signal_twice(own_up.process, signal.SIGTERM)
+    assert own_up.process.wait(END_LIMIT_S) == 0
+    assert "stopping" in own_up.log()
+    assert "does not stop" not in own_up.log(), "nothing was cut off"
+
+
 @pytest.mark.soak
 def test_a_new_database_gets_a_new_key_and_a_service_that_does_not_stop_is_ended(
     own_up: Up, empty_database: str
@@ -191,6 +200,7 @@ def test_a_new_database_gets_a_new_key_and_a_service_that_does_not_stop_is_ended
     assert own_up.process is not None
     own_up.process.send_signal(signal.SIGINT)
     wait_until(lambda: own_up.log().rstrip().endswith("stopped"), "the others have stopped")
+    until_a_signal_is_another()
     assert own_up.end(signal.SIGINT) == 0  # the second time: without waiting for the grace
     assert "rest-api does not stop; ending it" in own_up.log()
     assert not rest.is_running()

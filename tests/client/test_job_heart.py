@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from devmesh.client import BlockingJobContext, JobContext, LeaseLost, MeshError, Snooze
 from devmesh.core.errors import Kind
+from devmesh.core.jobs import DELAY_MS_MAX
 from tests.client.disturbing import Bench, new_bench
 from tests.harness import Mesh, eventually
 
@@ -99,9 +100,10 @@ async def test_a_handler_puts_its_job_off_which_costs_no_retry(bench: Bench) -> 
     assert [each["outcome"] for each in ends] == ["SNOOZED", "COMPLETED"]
     first_s, second_s = began_at_s
     assert second_s - first_s >= 0.5
-    for delay_s in (-1, math.inf, math.nan):
-        with pytest.raises(ValueError, match="put off by 0 to"):
+    for delay_s in (-1, DELAY_MS_MAX / 1_000 + 0.001, math.inf, math.nan):
+        with pytest.raises(ValueError, match="put off by 0 to 31,622,400 s"):
             Snooze(delay_s)
+    assert Snooze(DELAY_MS_MAX / 1_000).delay_s == 31_622_400
 
 
 def returns(job: BlockingJobContext) -> str:

@@ -66,4 +66,4 @@ async def test_it_says_what_to_do_about_a_pause_and_a_parent_that_has_failed(ben
         "job.fail", jobs=[{"job_id": held["id"], "attempt": held["attempt"], "error": "broken", "retryable": False}]
     )
     sentence = f"it waits for job {held['id']}, which has failed, until that is replayed"
-    assert (await explained(bench, only))[1] == sentence
+    assert await explained(bench, only) == ("waiting_for_parents", sentence)

@@ -252,6 +252,9 @@ async def test_a_queue_with_a_rate_gives_out_no_more_than_that(bench: Bench) -> 
     assert len(given) + len(await bench.claim(limit=20)) == 21
     with pytest.raises(WireError):
         await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=0)
+    with pytest.raises(WireError, match="burst: it goes with a rate") as refused:
+        await bench.wire.call("queue.limit", queue=bench.queue, rate_per_s=None, burst=5)
+    assert refused.value.kind == "invalid_params"
 
 
 async def test_who_waits_for_a_rate_is_given_a_job_as_soon_as_it_allows_one(bench: Bench) -> None:

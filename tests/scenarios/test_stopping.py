@@ -17,7 +17,7 @@ import websockets
 
 from tests.breaking import Postgres, proxy_to
 from tests.conftest import run_sql
-from tests.harness import Child, Mesh, eventually, free_port
+from tests.harness import Child, Mesh, eventually, free_port, signal_twice, until_a_signal_is_another
 from tests.wire import Wire, WireError
 
 MakeMesh = Callable[..., Mesh]
@@ -189,10 +189,27 @@ async def test_s11_a_second_signal_hurries(broken: Postgres, mesh_on: MakeMesh) 
         await eventually(lambda: '"stopping"' in gateway.log.read_text(), "it is told to stop")
         assert gateway.process is not None
         assert gateway.process.poll() is None
+        await asyncio.to_thread(until_a_signal_is_another)
         gateway.signal(signal.SIGTERM)
         assert (await end_of(gateway))[0] == 0
         with contextlib.suppress(ConnectionError):
             await in_flight
+
+
+async def test_s11_a_signal_that_timeout_sends_twice_is_one(broken: Postgres, mesh_on: MakeMesh) -> None:
+    mesh = mesh_on(broken.database(), DEVMESH_SHUTDOWN_GRACE_S="20")
+    await asyncio.to_thread(mesh.start, "rest-api")
+    [rest] = mesh.children
+    assert rest.process is not None
+    async with rest_of(mesh) as http:
+        with broken.frozen():
+            in_flight = asyncio.ensure_future(http.post("/api/v1/tasks", json={"title": "in flight"}))
+            assert (await http.get("/healthz")).status_code == 200
+            signal_twice(rest.process, signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):  # it does not go before it has answered
+                await asyncio.to_thread(rest.wait, 2.5)
+        assert (await in_flight).status_code == 201
+    assert (await end_of(rest))[0] == 0
 
 
 @pytest.mark.parametrize("waits_for", ["the database", "migrations", "an answer"])

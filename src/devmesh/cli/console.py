@@ -16,6 +16,7 @@ import typer
 
 PIPE_WIDTH = 1_000_000_000
 CELL_CHARACTERS_MAX = 200  # on a terminal
+COLUMN_WIDTH_MIN = 6  # with the space around it
 # What would steer a terminal or begin another line, and what no terminal can be sent.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -32,11 +33,14 @@ class Exit(enum.IntEnum):
 
 
 class Failure(Exception):
-    """Ends a command: one line that says what is wrong, perhaps one that says what to do, and an exit code."""
+    """Ends a command: one line that says what is wrong, perhaps one that says what to do, and an exit code.
 
-    def __init__(self, message: str, code: Exit = Exit.FAILED, hint: str = "") -> None:
+    `kind` is that of the error with which a mesh has answered; none: it comes from elsewhere.
+    """
+
+    def __init__(self, message: str, code: Exit = Exit.FAILED, hint: str = "", *, kind: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.code, self.hint = message, code, hint
+        self.message, self.code, self.hint, self.kind = message, code, hint, kind
 
 
 def complain(message: str, hint: str = "") -> None:
@@ -88,16 +92,27 @@ def print_json(value: Any) -> None:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, is_short: bool = False
 ) -> None:
-    """A table as wide as its content: in a pipe nothing is cut, and on a terminal only what is long if it `is_short`."""
+    """A table as wide as its content: in a pipe nothing is cut, and on a terminal only what is long if it `is_short`.
+
+    Where a terminal has no room for so many columns, of which nothing would be seen, each row is some lines instead.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
+    if console.width < len(columns) * COLUMN_WIDTH_MIN:
+        if title:
+            console.print(Text(title), "", sep="\n")
+        for row in rows:
+            cells = zip(columns, (shorten(cell) if is_short else cell for cell in row), strict=True)
+            told = "\n".join(f"{column}: {cell}" for column, cell in cells if cell)
+            console.print(Text(told), "", sep="\n", soft_wrap=True)
+        return
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
         table.add_row(*(Text(shorten(cell) if is_short else cell) for cell in row))
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
     console.print(table)

@@ -13,6 +13,7 @@ from devmesh.cli.calling import AsJson, invoke
 from devmesh.cli.console import Exit, Failure, note, print_json, say, visible
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
+from devmesh.core.errors import Kind
 from devmesh.core.jobs import Status
 
 JOB_COLUMNS = (
@@ -49,10 +50,12 @@ QUEUE_COLUMNS = (
 )
 STEP = 1_000  # of many, in one call
 MISSING_SHOWN = 10
+OF_ONE_JOB = (Kind.NOT_FOUND, Kind.CONFLICT, Kind.INVALID_PARAMS)  # refusals that say nothing about the next job
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
 QueueName = Annotated[str, typer.Argument(help="The queue's name.", show_default=False)]
 QueueFilter = Annotated[str | None, typer.Option("--queue", help="Only of this queue.")]
+SomeJobIds = Annotated[list[str], typer.Argument(help="Jobs, by id.", show_default=False)]
 JobIds = Annotated[list[str] | None, typer.Argument(help="Jobs, by id.", show_default=False)]
 Every = Annotated[bool, typer.Option("--all", help="All of them, or all that the filters leave.")]
 TypeFilter = Annotated[str | None, typer.Option("--type", help="Only of this type.")]
@@ -99,20 +102,20 @@ def explain_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None
 
 
 @jobs.command("cancel")
-def cancel_job(
-    job_id: JobId,
+def cancel_jobs(
+    job_ids: SomeJobIds,
     reason: Annotated[str, typer.Option(help="Why.")] = "",
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Cancel a job. One that runs is asked to stop."""
-    print_thing(invoke("job.cancel", {"job_id": job_id, "reason": reason}, data_dir), "job", JOB_FIELDS, as_json)
+    """Cancel jobs. One that runs is asked to stop."""
+    _act_on_each("cancel", job_ids, {"reason": reason}, as_json, data_dir)
 
 
 @jobs.command("retry")
-def retry_job(job_id: JobId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
-    """Have a job that is FAILED or CANCELLED run again, with all its retries."""
-    print_thing(invoke("job.retry", {"job_id": job_id}, data_dir), "job", JOB_FIELDS, as_json)
+def retry_jobs(job_ids: SomeJobIds, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Have jobs that are FAILED or CANCELLED run again, with all their retries."""
+    _act_on_each("retry", job_ids, {}, as_json, data_dir)
 
 
 @dead_letters.command("list")
@@ -225,6 +228,50 @@ def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -
         say(f"cancelled {done:,} jobs of {queue}")
 
 
+def _act_on_each(verb: str, ids: list[str], more: dict[str, Any], as_json: bool, data_dir: Path | None) -> None:
+    """Does it to one job after the other, whatever becomes of those before; one alone is shown whole."""
+    from devmesh.cli.wire import require_sendable
+
+    require_sendable({"job_ids": ids, **more})
+    ids = list(dict.fromkeys(map(_as_answered, ids)))
+    if len(ids) == 1:
+        print_thing(invoke(f"job.{verb}", {"job_id": ids[0], **more}, data_dir), "job", JOB_FIELDS, as_json)
+        return
+    done: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+
+    def steps() -> Iterator[int]:
+        for job_id in ids:
+            try:
+                done.append(invoke(f"job.{verb}", {"job_id": job_id, **more}, data_dir)["job"])
+            except Failure as failure:
+                if failure.kind not in OF_ONE_JOB:  # it would be the same of all others
+                    raise
+                refused[job_id] = failure.message
+            yield 1
+
+    try:
+        _with_bar(steps(), len(ids))
+    finally:  # what was done is told, whatever came between
+        _tell_each(done, refused, as_json)
+        if (left := len(ids) - len(done) - len(refused)) > 0:
+            note(f"{left:,} of {len(ids):,} jobs were not come to")
+    if refused:
+        raise Failure(f"{len(refused):,} of {len(ids):,} jobs were refused")
+
+
+def _tell_each(done: list[dict[str, Any]], refused: dict[str, str], as_json: bool) -> None:
+    """What became of each job, a line each."""
+    if as_json:
+        print_json({"jobs": done, "refused": [{"id": job_id, "message": why} for job_id, why in refused.items()]})
+    else:
+        for job in done:
+            asked = ", asked to stop" if job["is_cancel_requested"] and job["status"] == Status.PROCESSING else ""
+            typer.echo(f"{job['id']}  {job['status']}{asked}")
+    for job_id, why in refused.items():
+        note(f"{visible(job_id)}  {why}")
+
+
 def _act_on_many(
     verb: str,
     done_word: str,
@@ -294,8 +341,8 @@ def _with_bar(steps: Iterator[int], total: int | None) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     done = 0
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    columns, console = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()), Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total)
         for count in steps:
             done += count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from devmesh.cli.own_key import keep_master_key
 from devmesh.cli.own_postgres import own_postgres
 from devmesh.cli.ports import in_address
 from devmesh.core.errors import Kind, MeshError
+from devmesh.core.stopping import Stops, Told
 from devmesh.settings import Settings
 from devmesh.store.connections import DatabaseUnreachable, close_connection, connect_with_backoff
 
@@ -43,6 +45,7 @@ class LocalMesh:
     def __init__(self, instance: Instance, settings: Settings, known_key: str | None) -> None:
         self._instance, self._settings, self._known_key = instance, settings, known_key
         self._hurry = asyncio.Event()
+        self._stops = Stops()
         self._is_stopping = False
         self._log = MergedLog(on_closed=self.stop)
 
@@ -64,9 +67,10 @@ class LocalMesh:
 
     def stop(self) -> None:
         """Asks for an orderly end; asked again, for a quick one."""
-        if self._is_stopping:
+        told = self._stops.come(time.monotonic())
+        if told is Told.AGAIN:
             self._hurry.set()
-        else:
+        elif told is Told.ONCE:
             self._is_stopping = True
             self._log("devmesh", "stopping")
             self._cancel()

@@ -60,7 +60,7 @@ def add(
     """
     try:
         body = json.loads(payload)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise typer.BadParameter(f"the payload is no JSON: {problem}") from None
     asked = {
         "name": name, "cron": cron, "interval_s": interval_s, "time_zone": time_zone, "missed": missed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 import msgspec
 
-from devmesh.cli.console import Exit, Failure
+from devmesh.cli.console import Exit, Failure, visible
 from devmesh.cli.shapes import takes_text, takes_texts, type_of
+
+_NUMBER = re.compile(r"[-+.0-9eE]+")
 
 
 def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: str | None) -> dict[str, Any]:
     """The parameters that were given: as one JSON object, and over it as `key=value`. Raises `Failure`."""
     given: dict[str, Any] = _object(whole) if whole is not None else {}
+    named: set[str] = set()
     for argument in arguments:
         if argument == "-":
             given |= _object(_standard_input())
@@ -25,17 +29,24 @@ def parameters(struct: type[msgspec.Struct], arguments: Sequence[str], whole: st
         name, equals, text = argument.partition("=")
         if not equals or not name:
             raise Failure(f"{argument!r} is not key=value", Exit.USAGE, "as in: title='my first task' priority=5")
+        if name in named:  # one of the two would be lost
+            raise Failure(f"{visible(name)} is given twice", Exit.USAGE, "a list is one value, as in: tags=red,green")
+        named.add(name)
         given[name] = _value(struct, name, text)
     return given
 
 
 def number_or_off(text: str) -> float | None:
     """A number that is taken away by a word, and not by its being forgotten."""
+    if text == "off":
+        return None
     try:
-        number = None if text == "off" else float(text)
+        number = (
+            float(text) if _NUMBER.fullmatch(text) else math.nan
+        )  # Python reads 1_0 and the digits of all alphabets, too
     except ValueError:
         number = math.nan
-    if number is not None and not math.isfinite(number):
+    if not math.isfinite(number):
         raise Failure(f"{text!r} is neither a number nor off", Exit.USAGE)
     return number
 
@@ -75,7 +86,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _standard_input() -> str:
     try:
-        text = sys.stdin.buffer.read().decode()
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Failure(f"standard input is not UTF-8 text: {error}", Exit.USAGE) from error
     if not text.strip():
@@ -85,7 +96,7 @@ def _standard_input() -> str:
 
 def _read(name: str, path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors mark UTF-8, and the mark is no JSON
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         hint = f"a value that begins with @ names a file; write {name}=@@{path} for the text itself"

@@ -70,11 +70,11 @@ def watch(
     devmesh watch
     devmesh watch --topic task:0198d2c0-0000-7000-8000-000000000000 --json
     """
-    from devmesh.cli.wire import Rest, require_text
+    from devmesh.cli.wire import Rest, require_sendable
 
     for number in (signal.SIGINT, signal.SIGTERM):  # in a script's background a shell has the first ignored
         signal.signal(number, signal.default_int_handler)
-    require_text({"--topic": topic, "--since": since})
+    require_sendable({"--topic": topic, "--since": since})
     watcher = Watcher(Rest(client_settings(data_dir)), topic or ["tenant"], since)
     try:
         for event in watcher.events():
@@ -82,7 +82,7 @@ def watch(
     except KeyboardInterrupt:
         pass
     finally:
-        if watcher.cursor is not None:
+        if watcher.has_begun:
             note(f"cursor: {watcher.cursor}")
 
 
@@ -91,7 +91,7 @@ class Watcher:
 
     def __init__(self, rest: Rest, topics: list[str], cursor: str | None) -> None:
         self._rest, self._topics, self.cursor = rest, topics, cursor
-        self._was_connected = False
+        self.has_begun = False  # `cursor` is then one that the mesh has told
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Every event, once and in order. Raises `Failure` when the mesh refuses, or was never there."""
@@ -102,7 +102,7 @@ class Watcher:
                     pauses = iter(BACKOFF_S)
                     if message.event == "subscribed":
                         self._begin(message.data)
-                    elif not self._was_connected:
+                    elif not self.has_begun:
                         raise Disconnected(_detail(message, "the server does not speak as a mesh does"))
                     elif message.event == "error":
                         raise Disconnected(_detail(message, "the server ended the stream"))
@@ -111,7 +111,7 @@ class Watcher:
                         self.cursor = message.data["cursor"]
                 raise Disconnected("the server ended the stream")
             except Disconnected as error:
-                if not self._was_connected:
+                if not self.has_begun:
                     raise Failure(f"no events from {self._rest.url}: {error}", Exit.UNREACHABLE) from error
                 pause_s = max(next(pauses, BACKOFF_S[-1]), error.pause_s)
                 note(f"{error}; trying again in {pause_s:g} s")
@@ -120,7 +120,7 @@ class Watcher:
     def _begin(self, subscribed: Mapping[str, Any]) -> None:
         if not subscribed["recovered"]:
             note("some events since the cursor are not kept any more; these are the ones that are")
-        self._was_connected = True
+        self.has_begun = True
         self.cursor = subscribed["cursor"]
 
     def _messages(self) -> Iterator[Message]:
@@ -129,7 +129,7 @@ class Watcher:
 
         from devmesh.cli.wire import CONNECT_LIMIT_S, PREFIX
 
-        query: dict[str, Any] = {"topics": self._topics, **({"since": self.cursor} if self.cursor else {})}
+        query: dict[str, Any] = {"topics": self._topics, **({"since": self.cursor} if self.cursor is not None else {})}
         timeout = httpx.Timeout(SILENCE_LIMIT_S, connect=CONNECT_LIMIT_S)
         url = f"{self._rest.url}{PREFIX}/events"
         try:
@@ -142,7 +142,7 @@ class Watcher:
                 self._require_stream(response)
                 yield from parse(response.iter_bytes())
         except Failure as failure:
-            if failure.code is Exit.UNREACHABLE and self._was_connected:
+            if failure.code is Exit.UNREACHABLE and self.has_begun:
                 raise Disconnected(failure.message) from failure
             raise
 
@@ -158,7 +158,7 @@ class Watcher:
             raise no_mesh(response)
         response.read()
         failure = refused(response)
-        if self._was_connected and (response.is_server_error or response.status_code == codes.TOO_MANY_REQUESTS):
+        if self.has_begun and (response.is_server_error or response.status_code == codes.TOO_MANY_REQUESTS):
             raise Disconnected(failure.message, retry_after_s(response) or 0.0)
         raise failure
 

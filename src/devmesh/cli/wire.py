@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -22,9 +22,12 @@ from devmesh.settings import ClientSettings
 PREFIX = "/api/v1"
 ANSWER_LIMIT_S = 90.0  # longer than an operation may wait
 CONNECT_LIMIT_S = 5.0
+ADDRESS_CHARACTERS_MAX = 60_000  # without that of the mesh; beyond about that none can be sent
+IS_IT_REST = "is DEVMESH_URL the address of a mesh's REST service?"
 HINTS = {
     Kind.UNAUTHENTICATED: "DEVMESH_API_KEY says which key is used; `devmesh up` leaves one in its directory",
     Kind.FORBIDDEN: "`devmesh keys new` makes a key with other scopes",
+    Kind.UNKNOWN_METHOD: f"{IS_IT_REST} A service that is older than this command may not know it",
 }
 
 
@@ -56,16 +59,19 @@ class Rest:
 
     def call(self, operation: Operation, params: Mapping[str, Any]) -> dict[str, Any]:
         """The answer. Raises `Failure` with the error's kind, message and hint."""
-        require_text(params)
+        require_sendable(params)
         remaining = dict(params)
         path = _path(operation, remaining)
         takes_body = operation.method not in ("GET", "DELETE")
+        query = None if takes_body else _query(remaining)
+        if len(path) + len(urlencode(query or {}, doseq=True)) > ADDRESS_CHARACTERS_MAX:
+            raise _too_long(operation, params)
         with self.reaching():
             response = httpx.request(
                 operation.method,
                 self.url + PREFIX + path,
                 content=json.dumps(remaining) if takes_body else None,
-                params=None if takes_body else _query(remaining),
+                params=query,
                 headers={**self.headers, **({"Content-Type": "application/json"} if takes_body else {})},
                 timeout=httpx.Timeout(ANSWER_LIMIT_S, connect=CONNECT_LIMIT_S),
                 trust_env=False,
@@ -82,13 +88,20 @@ class Rest:
         return answer
 
 
-def require_text(params: Mapping[str, Any]) -> None:
-    """A shell passes on bytes that are no text, and so do files; where they came in is said here. Raises `Failure`."""
+def require_sendable(params: Mapping[str, Any]) -> None:
+    """A shell passes on bytes that are no text, and so do files; where they came in is said here. Raises `Failure`.
+
+    So it is of numbers that Python knows and JSON does not, and of more brackets than can be read.
+    """
     for name, value in params.items():
         try:
-            f"{name}{json.dumps(value, ensure_ascii=False)}".encode()
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             raise Failure(f"{ascii(name)[1:-1]}: this is not UTF-8 text", Exit.USAGE) from None
+        except ValueError:
+            raise Failure(f"{visible(name)}: NaN and the infinities are no JSON", Exit.USAGE) from None
+        except RecursionError:
+            raise Failure(f"{visible(name)}: this is nested too deep", Exit.USAGE) from None
 
 
 def refused(response: httpx.Response, operation: Operation | None = None) -> Failure:
@@ -105,7 +118,7 @@ def refused(response: httpx.Response, operation: Operation | None = None) -> Fai
     elif kind is Kind.INVALID_PARAMS and operation is not None:
         hint = f"`devmesh call {operation.name} --describe` lists the parameters"
     code = Exit.UNREACHABLE if kind is Kind.UNAVAILABLE else Exit.FAILED
-    return Failure(visible(f"{kind}{reason}: {message}"), code, hint)
+    return Failure(visible(f"{kind}{reason}: {message}"), code, hint, kind=kind)
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
@@ -118,8 +131,8 @@ def retry_after_s(response: httpx.Response) -> float | None:
 
 def no_mesh(response: httpx.Response) -> Failure:
     """Somebody answered, and it was no mesh."""
-    hint = "is DEVMESH_URL the address of a mesh's REST service?"
-    return Failure(f"{response.url} answered {response.status_code}, not as a mesh does", Exit.UNREACHABLE, hint)
+    message = f"{response.url} answered {response.status_code}, not as a mesh does"
+    return Failure(message, Exit.UNREACHABLE, IS_IT_REST)
 
 
 def _path(operation: Operation, remaining: dict[str, Any]) -> str:
@@ -141,13 +154,25 @@ def _can_stand(text: str, *, is_slashed: bool) -> bool:
 
 def _cannot_address(operation: Operation, name: str, params: dict[str, Any]) -> Failure:
     """The complaint that the server would have about a parameter without which it cannot be asked."""
-    message = f"{name}: it is a part of the address, and cannot be {params.get(name)!r} there"
+    return _complaint(
+        operation, params, f"{name}: it is a part of the address, and cannot be {params.get(name)!r} there"
+    )
+
+
+def _too_long(operation: Operation, params: Mapping[str, Any]) -> Failure:
+    """The same about parameters that no address has room for."""
+    given = {name: value for name, value in params.items() if value is not None}
+    longest = max(given, key=lambda name: len(str(given[name])))
+    return _complaint(operation, given, f"{longest}: it is a part of the address, and too long for one")
+
+
+def _complaint(operation: Operation, params: dict[str, Any], message: str) -> Failure:
     try:
         operation.decode(json.dumps(params).encode())
     except MeshError as error:
         message = error.message
     hint = f"`devmesh call {operation.name} --describe` lists the parameters"
-    return Failure(f"{Kind.INVALID_PARAMS}: {message}", Exit.FAILED, hint)
+    return Failure(f"{Kind.INVALID_PARAMS}: {message}", Exit.FAILED, hint, kind=Kind.INVALID_PARAMS)
 
 
 def _query(params: Mapping[str, Any]) -> dict[str, list[str]]:

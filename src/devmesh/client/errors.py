@@ -11,9 +11,10 @@ from typing import Any, Literal
 import msgspec
 
 from devmesh.core.errors import TABLE, Kind
+from devmesh.core.jobs import DELAY_MS_MAX
 
 ERROR_CHARACTERS_MAX = 2_000  # of what a handler has raised
-SNOOZE_S_MAX = 31_622_400  # a leap year
+SNOOZE_S_MAX = DELAY_MS_MAX // 1_000
 
 
 class MeshError(Exception):

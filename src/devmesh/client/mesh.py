@@ -38,12 +38,12 @@ from devmesh.client.job_heart import OpenRequests
 from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobHandler, JobWorker, handler_of
 from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
 from devmesh.core.errors import Kind
+from devmesh.core.stopping import ONE_SIGNAL_S
 
 log = logging.getLogger("devmesh.client")
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DRAIN_LIMIT_S_DEFAULT = 20.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ONE_SIGNAL_S = 0.2  # `timeout` sends one twice, to the process and to its group
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from msgspec import Meta, Raw
 PRIORITY_DEFAULT = 3
 MAX_RETRIES_DEFAULT = 3
 TIMEOUT_MS_DEFAULT = 300_000
+DELAY_MS_MAX = 366 * 86_400_000  # a leap year: how far a job can be put off
 BACKOFF_MS_DEFAULT = 1_000
 BACKOFF_MS_MAX = 60_000
 BACKOFF_JITTER = 0.2  # each way

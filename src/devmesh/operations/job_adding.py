@@ -12,7 +12,7 @@ from msgspec import Meta, Raw
 
 from devmesh.core import errors, jobs
 from devmesh.core.ids import new_ids
-from devmesh.core.jobs import UNDER_WAY, Job, QueueName, Status
+from devmesh.core.jobs import DELAY_MS_MAX, UNDER_WAY, Job, QueueName, Status
 from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Moment
 from devmesh.core.tasks import JsonValue
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
@@ -27,7 +27,6 @@ from devmesh.store.statements import SEPARATOR
 
 PARENTS_MAX = 100
 FEW_MAX = 50  # new jobs up to which one statement costs less than two COPYs, which are four round trips
-DELAY_MS_MAX = 366 * 86_400_000
 TIMEOUT_MS_MAX = 2**31 - 1  # almost 25 days: four bytes
 UNIQUE_PERIOD_S_MAX = 366 * 86_400
 CONCURRENCY_LIMIT_DEFAULT = 1

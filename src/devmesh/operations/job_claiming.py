@@ -28,6 +28,7 @@ from devmesh.store.jobs import SQL, claimed_from_row
 
 CLAIMED_MAX = 1_000
 CLAIMED_BYTES_MAX = 32 << 20  # of payloads, and one more: what is read and sent well within a deadline
+UTF8_BYTES_MAX = 4  # of a character
 LOOK_INTERVAL_S = 2.0  # between looks of a claim that waits, when nothing rings and nothing comes due
 HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
 TOKEN_INTERVAL_S = 0.02  # the same at the least, for the first of its process to wait for a rate
@@ -237,6 +238,8 @@ def _is_short(found: _Found, rows: Sequence[Record], *, is_cut: bool) -> bool:
 def _is_cut(rows: Sequence[Record]) -> bool:
     """Whether so much was given that no more might be."""
     payloads = [row["payload"] for row in rows if row["id"] is not None]
+    if sum(map(len, payloads)) * UTF8_BYTES_MAX < CLAIMED_BYTES_MAX:  # nearly always
+        return False
     return sum(len(text) if text.isascii() else len(text.encode()) for text in payloads) >= CLAIMED_BYTES_MAX
 
 

@@ -16,10 +16,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Scope
-from devmesh.core.jobs import Ending, Outcome, Status
+from devmesh.core.jobs import DELAY_MS_MAX, Ending, Outcome, Status
 from devmesh.core.names import Text
 from devmesh.core.tasks import AttemptNumber, JsonValue
-from devmesh.operations.job_adding import DELAY_MS_MAX
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.job_events import Patch, patch, tell

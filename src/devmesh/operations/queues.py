@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Outcome, QueueName, Status, queue_topic
 from devmesh.core.names import Text
@@ -87,7 +88,11 @@ async def resume(work: Work, call: Call[OneQueue]) -> QueueResult:
 
 
 class Limit(OneQueue, kw_only=True):
-    """`burst` is a second's worth unless it is given."""
+    """`burst` is a second's worth unless it is given. Without a rate there is none."""
+
+    together = (
+        {"anyOf": [{"properties": {"burst": {"type": "null"}}}, {"properties": {"rate_per_s": {"type": "number"}}}]},
+    )
 
     rate_per_s: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -97,11 +102,13 @@ class Limit(OneQueue, kw_only=True):
 async def limit(work: Work, call: Call[Limit]) -> QueueResult:
     """Give out no more than so many jobs of a queue a second, on all nodes together; null: as many as are asked for."""
     asked = call.params
-    if asked.rate_per_s is None:
-        changed = await work.tx.execute(SQL.unlimit, work.tenant_id, asked.queue)
-    else:
+    if asked.rate_per_s is not None:
         burst = asked.burst or math.ceil(asked.rate_per_s)
         changed = await work.tx.execute(SQL.limit, work.tenant_id, asked.queue, asked.rate_per_s, burst)
+    elif asked.burst is not None:
+        raise errors.invalid("burst: it goes with a rate, and there is none", "burst")
+    else:
+        changed = await work.tx.execute(SQL.unlimit, work.tenant_id, asked.queue)
     return await _shown(work, "queue.limited", asked.queue, is_changed=bool(changed))
 
 
