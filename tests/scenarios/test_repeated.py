@@ -122,6 +122,8 @@ async def test_a_job(bench: Bench, listener: Listener) -> None:
     plain = await listener.twice("job.depend", **about, inherit_priority=False)
     assert plain == (["job.blocked"], [])
     assert await listener.twice("job.depend", **about) == (["job.blocked"], []), "it has another priority"
+    other = await listener.twice("job.depend", **about, on_parent_failure="ignore")
+    assert other == (["job.blocked"], []), "it goes on whatever becomes of the other"
     await bench.enqueue()
     [claimed] = await bench.claim()
     for reason in ("enough", "not wanted"):

@@ -59,10 +59,11 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
             changed += await work.tx.execute(SQL.raise_priority, work.tenant_id, asked.job_id, highest)
     if blocked is not None and policy != blocked["policy"]:
         await _change_policy(work, asked.job_id, policy)
+        changed += 1
     job = await require_job(work, asked.job_id)
     if job.status is not Status.PENDING:
         raise errors.conflict("job.state", f"the job is {job.status} and waits for nothing any more")
-    if changed:  # it may have waited for them before
+    if parent_ids and changed:  # it may have waited for them before
         tell(work, "job.blocked", [(job.queue, patch(job.id, job.attempt, priority=job.priority))], Status.PENDING)
     return JobResult(job)
 
