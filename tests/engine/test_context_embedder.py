@@ -14,9 +14,7 @@ import msgspec
 import pytest_asyncio
 
 from devmesh import operations
-from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import unavailable
-from devmesh.core.ids import new_id
 from devmesh.engine.bell import Bell
 from devmesh.engine.context_embedder import TEXTS_MAX, ContextEmbedder
 from devmesh.operations.corridor import Corridor
@@ -25,6 +23,7 @@ from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.vault import Vault
 from tests.conftest import run_sql
+from tests.engine.calling import call
 from tests.harness import eventually
 from tests.sealed import new_tenant, opened
 
@@ -58,21 +57,16 @@ class Node:
         self.having = Corridor(runner, Settings(), Recall(self.embedder))
         self.loop = ContextEmbedder(runner, self.embedder, 0.02)
 
-    async def call(self, corridor: Corridor, tenant_id: uuid.UUID, method: str, **params: Any) -> dict[str, Any]:
-        caller = Caller(tenant_id=tenant_id, key_id=new_id(), owner_id=new_id(), scopes=frozenset(Scope))
-        found: dict[str, Any] = msgspec.json.decode(await corridor.serve(method, caller, msgspec.json.encode(params)))
-        return found
-
     async def stored(self, tenant_id: uuid.UUID, text: str, **about: Any) -> dict[str, Any]:
-        answer = await self.call(self.without, tenant_id, "context.store", type="t", text=text, **about)
+        answer = await call(self.without, tenant_id, "context.store", type="t", text=text, **about)
         context: dict[str, Any] = answer["context"]
         return context
 
     async def shown(self, tenant_id: uuid.UUID, context: dict[str, Any]) -> dict[str, Any]:
-        return await self.call(self.having, tenant_id, "context.get", context_id=context["id"])
+        return await call(self.having, tenant_id, "context.get", context_id=context["id"])
 
     async def found(self, tenant_id: uuid.UUID, text: str) -> list[str]:
-        answer = await self.call(self.having, tenant_id, "context.search", text=text)
+        answer = await call(self.having, tenant_id, "context.search", text=text)
         assert (answer["by"], answer["model"], answer["dimensions"]) == ("vector", "letters", 26)
         return [each["context"]["id"] for each in answer["results"]]
 
@@ -137,7 +131,7 @@ async def test_what_happens_to_a_context_meanwhile_stays(fresh_database: str, no
         return node.embedder.asked > 0
 
     await eventually(is_under_way, "a pass makes vectors")
-    await node.call(node.without, tenant_id, "context.delete", context_id=gone["id"])
+    await call(node.without, tenant_id, "context.delete", context_id=gone["id"])
     run_sql(
         fresh_database,
         f"update mcp.execution_contexts set model = 'other', vector = '{{1}}' where context_id = '{faster['id']}'",
@@ -147,7 +141,7 @@ async def test_what_happens_to_a_context_meanwhile_stays(fresh_database: str, no
     told = run_sql(fresh_database, "select topics[1] from mcp.events where type = 'context.embedded'").split()
     assert told == [f"context:{kept['id']}"]
     assert (await node.shown(tenant_id, faster))["context"]["model"] == "other"
-    assert len((await node.call(node.having, tenant_id, "context.list"))["contexts"]) == 2
+    assert len((await call(node.having, tenant_id, "context.list"))["contexts"]) == 2
 
 
 async def test_an_embedder_that_is_busy_or_hangs_is_told_and_nothing_is_lost(node: Node, tenant_id: uuid.UUID) -> None:

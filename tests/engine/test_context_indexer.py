@@ -6,15 +6,12 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 import pytest
 import pytest_asyncio
 from qdrant_client import AsyncQdrantClient
 
 from devmesh import operations
-from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import MeshError
-from devmesh.core.ids import new_id
 from devmesh.engine.bell import Bell
 from devmesh.engine.breaker import watched
 from devmesh.engine.context_indexer import ContextIndexer
@@ -26,6 +23,7 @@ from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.vault import Vault
 from tests.conftest import run_sql
+from tests.engine.calling import call
 from tests.harness import eventually
 from tests.sealed import new_tenant, opened
 
@@ -47,10 +45,7 @@ class Node:
         self.indexer = ContextIndexer(self.runner, index, 1.0, TIMEOUT_S)
 
     async def call(self, tenant_id: uuid.UUID, method: str, **params: Any) -> dict[str, Any]:
-        caller = Caller(tenant_id=tenant_id, key_id=new_id(), owner_id=new_id(), scopes=frozenset(Scope))
-        answer = await self.corridor.serve(method, caller, msgspec.json.encode(params))
-        found: dict[str, Any] = msgspec.json.decode(answer)
-        return found
+        return await call(self.corridor, tenant_id, method, **params)
 
     async def stored(self, tenant_id: uuid.UUID, **about: Any) -> str:
         told = {"type": "t", "text": "x", "vector": [1.0, 0.0], **about}

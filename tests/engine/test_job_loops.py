@@ -6,14 +6,11 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 import pytest
 import pytest_asyncio
 
 from devmesh import operations
-from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import Kind, MeshError
-from devmesh.core.ids import new_id
 from devmesh.engine import job_promoter, scheduler
 from devmesh.engine.bell import Bell
 from devmesh.engine.job_promoter import JobPromoter
@@ -26,6 +23,7 @@ from devmesh.operations.work import WorkRunner
 from devmesh.settings import Settings
 from devmesh.store.vault import Vault
 from tests.conftest import run_sql
+from tests.engine.calling import call
 from tests.sealed import new_tenant, opened
 
 operations.load_all()
@@ -45,10 +43,7 @@ class Node:
         self._corridor = Corridor(runner, Settings())
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        caller = Caller(tenant_id=self.tenant_id, key_id=new_id(), owner_id=new_id(), scopes=frozenset(Scope))
-        answer = await self._corridor.serve(method, caller, msgspec.json.encode(params))
-        found: dict[str, Any] = msgspec.json.decode(answer)
-        return found
+        return await call(self._corridor, self.tenant_id, method, **params)
 
     async def enqueue(self, **spec: Any) -> str:
         return str((await self.call("job.enqueue", type="t", **spec))["job"]["id"])

@@ -8,14 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
-import msgspec
 import pytest
 import pytest_asyncio
 
 from devmesh import operations
-from devmesh.core.access import Caller, Scope
 from devmesh.core.errors import Kind, MeshError
-from devmesh.core.ids import new_id
 from devmesh.engine import queue_scout
 from devmesh.engine.bell import Bell
 from devmesh.engine.queue_scout import QueueScout
@@ -25,6 +22,7 @@ from devmesh.settings import Settings
 from devmesh.store import claim_horizons
 from devmesh.store.vault import Vault
 from tests.conftest import run_sql
+from tests.engine.calling import call
 from tests.harness import eventually
 from tests.sealed import new_tenant, opened
 
@@ -41,10 +39,7 @@ class Queue:
         self.worker_id = ""
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        caller = Caller(tenant_id=self._tenant_id, key_id=new_id(), owner_id=new_id(), scopes=frozenset(Scope))
-        answer = await self._corridor.serve(method, caller, msgspec.json.encode(params))
-        found: dict[str, Any] = msgspec.json.decode(answer)
-        return found
+        return await call(self._corridor, self._tenant_id, method, **params)
 
     async def enqueue(self) -> str:
         return str((await self.call("job.enqueue", type="t"))["job"]["id"])

@@ -18,7 +18,7 @@ from devmesh.operations.job_dependencies import End, end_blocked, settle
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
-from devmesh.operations.registry import Call, Mutation, Params, operation
+from devmesh.operations.registry import Call, Mutation, Params, only_with, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import json_text
 from devmesh.store.statements import load
@@ -90,9 +90,7 @@ async def resume(work: Work, call: Call[OneQueue]) -> QueueResult:
 class Limit(OneQueue, kw_only=True):
     """`burst` is a second's worth unless it is given. Without a rate there is none."""
 
-    together = (
-        {"anyOf": [{"properties": {"burst": {"type": "null"}}}, {"properties": {"rate_per_s": {"type": "number"}}}]},
-    )
+    together = (only_with("rate_per_s", burst={"type": "null"}),)
 
     rate_per_s: Annotated[float, Meta(ge=0.001, le=1_000_000)] | None
     burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None

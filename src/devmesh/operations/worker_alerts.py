@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from devmesh.core.ids import new_ids
 from devmesh.operations.work import Work
+from devmesh.store.database import Record
 from devmesh.store.statements import load
 
 SQL = load("workers")
+ABOUT = ("kind", "severity", "message")
 
 
 class NewAlert(NamedTuple):
@@ -28,18 +30,19 @@ async def raise_alerts(work: Work, alerts: Sequence[NewAlert]) -> None:
         SQL.raise_alerts, work.tenant_id, new_ids(len(alerts)), [alert.worker_id for alert in alerts],
         [alert.kind for alert in alerts], [alert.severity for alert in alerts], [alert.message for alert in alerts],
     )  # fmt: skip
-    for row in rows:
-        told = {name: row[name] for name in ("kind", "severity", "message")}
-        data = {"worker": {"id": row["worker_id"]}, "alert": {"id": row["alert_id"], **told}}
-        work.emit("worker.alert", (f"worker:{row['worker_id']}",), data)
+    _tell(work, "worker.alert", rows, ABOUT)
 
 
 async def clear_alerts(work: Work, worker_ids: Sequence[uuid.UUID]) -> None:
     """What was wrong with workers is over, or they have gone."""
-    for row in await work.tx.fetch(SQL.clear_alerts, work.tenant_id, list(worker_ids)):
-        told = {name: row[name] for name in ("kind", "severity", "message", "raised_at", "cleared_at")}
-        data = {"worker": {"id": row["worker_id"]}, "alert": {"id": row["alert_id"], **told}}
-        work.emit("worker.alert_cleared", (f"worker:{row['worker_id']}",), data)
+    rows = await work.tx.fetch(SQL.clear_alerts, work.tenant_id, list(worker_ids))
+    _tell(work, "worker.alert_cleared", rows, (*ABOUT, "raised_at", "cleared_at"))
+
+
+def _tell(work: Work, event_type: str, rows: Iterable[Record], names: Iterable[str]) -> None:
+    for row in rows:
+        alert = {"id": row["alert_id"], **{name: row[name] for name in names}}
+        work.emit(event_type, (f"worker:{row['worker_id']}",), {"worker": {"id": row["worker_id"]}, "alert": alert})
 
 
 async def forget_workers(work: Work, days: int, count_max: int) -> int:
