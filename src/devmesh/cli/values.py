@@ -41,9 +41,8 @@ def number_or_off(text: str) -> float | None:
     if text == "off":
         return None
     try:
-        number = (
-            float(text) if _NUMBER.fullmatch(text) else math.nan
-        )  # Python reads 1_0 and the digits of all alphabets, too
+        # Python would read 1_0, and the digits of all alphabets.
+        number = float(text) if _NUMBER.fullmatch(text) else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -131,9 +131,8 @@ def document() -> Json:
     """The whole document, ready to be encoded."""
     operations = list(REGISTRY.values())
     shapes: set[type] = {sse.Follow, *(op.params for op in operations)}
-    ruled = [
-        shape for shape in _kinds_of(Params) if shape.together and shape not in shapes
-    ]  # these are parts of others
+    # Parts of others, which no operation has for its own.
+    ruled = [shape for shape in _kinds_of(Params) if shape.together and shape not in shapes]
     names, schemas = _schemas([*shapes, *ruled, *(op.result for op in operations), problem.Problem])
     for part in ruled:
         schemas[names[part]]["allOf"] = list(part.together)

@@ -97,6 +97,7 @@ class Key(NamedTuple):
     hash: bytes
 
 
+# The answers to a batch; None: nothing was done, and the body is to do it.
 AtOnce = Callable[[Work, Sequence[Call[Any]], Mapping[str, Key]], Awaitable[Sequence[msgspec.Raw] | None]]
 
 
@@ -120,9 +121,7 @@ class Operation(msgspec.Struct, frozen=True):
     secret: str | None  # the field of the result that is shown once and never stored
     reads_clock: bool  # whether its body looks at work.now; one that seldom does awaits work.clock() where it does
     ahead: Ahead | None  # asks what is outside of PostgreSQL, before the transaction
-    at_once: (
-        AtOnce | None
-    )  # does a batch in one round trip, keys and all, and answers; None: it did nothing, the body is to
+    at_once: AtOnce | None  # does a batch in one round trip, keys and all
     decoder: msgspec.json.Decoder[Any]
 
     @property

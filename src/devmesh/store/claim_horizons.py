@@ -33,9 +33,8 @@ SHARE = 1 / 1000  # of the time, that looks from further back may take more than
 LATE_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=5)  # but not less often than so
 FRONT_LOOK_INTERVAL_MAX = datetime.timedelta(seconds=60)
 COSTLY = datetime.timedelta(milliseconds=20)
-SCOUT_PATIENCE = datetime.timedelta(
-    seconds=30
-)  # that claims have for a scout before they look from the front themselves
+# That claims have for a scout before they look from the front themselves.
+SCOUT_PATIENCE = datetime.timedelta(seconds=30)
 BROKEN_OFF = datetime.timedelta(seconds=2)  # a claim that fails after so long has not come to the end of what is gone
 PLACES_MAX = 10_000  # queues and workers remembered; all are forgotten beyond it
 FIRST_LANE = "auto"  # before every lane of tasks that several agents may take
