@@ -21,6 +21,7 @@ from devmesh import operations
 from devmesh.app import collect_seldom
 from devmesh.core.access import Caller
 from devmesh.engine.bell import Bell
+from devmesh.engine.notify_bell import NotifyBell
 from devmesh.engine.queue_scout import QueueScout
 from devmesh.operations.authentication import Authenticator
 from devmesh.operations.corridor import Corridor
@@ -151,13 +152,20 @@ async def corridor_on(dsn: str, **variables: str) -> AsyncIterator[tuple[Corrido
     )
     try:
         caller = await Authenticator(database, settings).authenticate(key, HOST)
-        runner = WorkRunner(database, Bell([], settings.bell_coalesce_ms), Vault())
+        carrier = NotifyBell(database)
+        bell = Bell([carrier], settings.bell_coalesce_ms)
+        runner = WorkRunner(database, bell, Vault())
         corridor, scout = Corridor(runner, settings), QueueScout(runner)
-        collect_seldom()  # as in a service, and so is the scout
-        scout.start()
-        yield corridor, caller
-        await corridor.drain()
-        await scout.stop()
+        collect_seldom()  # as in a service, and so are the loops
+        loops = [carrier, bell, scout]
+        for loop in loops:
+            loop.start()
+        try:
+            yield corridor, caller
+            await corridor.drain()
+        finally:
+            for loop in reversed(loops):
+                await loop.stop()
     finally:
         await database.close()
 

@@ -154,6 +154,10 @@ def _show(results: dict[str, dict[str, float] | str]) -> None:
     console.print(f"{machine()}; the one who enqueues, the worker and the database share it")
     own = results[DEVMESH]
     assert not isinstance(own, str)
+    console.print(
+        f"enqueued through a gateway, over its WebSocket: DevMesh's latency p50 {own['WebSocket p50']:.1f} ms,"
+        f" p99 {own['WebSocket p99']:.1f} ms"
+    )
     console.print(f"an idle worker of DevMesh takes {own['idle worker']:.2f}% of a processor")
     for measure, unit in MEASURES.items():
         better: Callable[[float, float], bool] = (lambda a, b: a > b) if unit == "/s" else (lambda a, b: a < b)
