@@ -8,6 +8,8 @@ import time
 import uuid
 
 FIRST_ID = uuid.UUID(int=0)  # no other is below it
+# Looked up for each id, they would cost more than all else that an id does.
+_new, _unknown = uuid.UUID.__new__, uuid.SafeUUID.unknown
 _set_number, _set_safety = (vars(uuid.UUID)[slot].__set__ for slot in ("int", "is_safe"))
 _lock = threading.Lock()
 _last = 0
@@ -41,8 +43,8 @@ def new_ids(count: int) -> list[uuid.UUID]:
 
 
 def _of(number: int) -> uuid.UUID:
-    """What `uuid.UUID(int=number)` is, in a quarter of the time: the number need not be looked at."""
-    made = uuid.UUID.__new__(uuid.UUID)
+    """What `uuid.UUID(int=number)` is, in half the time: the number need not be looked at."""
+    made = _new(uuid.UUID)
     _set_number(made, number)
-    _set_safety(made, uuid.SafeUUID.unknown)
+    _set_safety(made, _unknown)
     return made

@@ -146,15 +146,22 @@ async def _twins(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, Job | uu
 
 async def prepare(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, errors.MeshError]:
     """Sees what keeps jobs from being enqueued, by their ids, and what the others have to wait for."""
-    refused = {new.id: problem for new in made if (problem := misfit(new.spec)) is not None}
-    asked = {parent_id for new in made if new.id not in refused for parent_id in new.spec.depends_on}
-    parents = await mark(work, asked) if asked else None  # all at once, so that batches mark in one order
+    refused: dict[uuid.UUID, errors.MeshError] = {}
+    bound: list[NewJob] = []
     for new in made:
-        if new.id not in refused and new.spec.depends_on and parents is not None:
-            try:
-                await _bind(work, new, parents)
-            except errors.MeshError as error:
-                refused[new.id] = error
+        if (problem := misfit(new.spec)) is not None:
+            refused[new.id] = problem
+        elif new.spec.depends_on:
+            bound.append(new)
+    if not bound:
+        return refused
+    # All at once, so that batches mark in one order.
+    parents = await mark(work, {parent_id for new in bound for parent_id in new.spec.depends_on})
+    for new in bound:
+        try:
+            await _bind(work, new, parents)
+        except errors.MeshError as error:
+            refused[new.id] = error
     return refused
 
 
@@ -206,14 +213,19 @@ def _runs_at_once(spec: JobSpec) -> bool:
 
 async def _write_each_kind(work: Work, made: Sequence[NewJob]) -> datetime.datetime:
     moment = await work.clock()
-    bound = [new for new in made if new.parent_ids]
-    limited = [new for new in made if not new.parent_ids and new.spec.concurrency_key is not None]
     ready = [new for new in made if not new.parent_ids and new.spec.concurrency_key is None]
     for some, times in _by_time(made, moment):
         await copy_jobs(work.tx, [_row(work.tenant_id, new) for new in some], times)
     for some, times in _by_time(ready, moment):
         await copy_ready(work.tx, [(work.tenant_id, new.id, new.spec.priority, new.spec.queue) for new in some], times)
-    if bound:
+    if len(ready) < len(made):
+        await _write_waiting(work, made, moment)
+    return moment
+
+
+async def _write_waiting(work: Work, made: Sequence[NewJob], moment: datetime.datetime) -> None:
+    """Has those wait that wait for other jobs or a place."""
+    if bound := [new for new in made if new.parent_ids]:
         await _block(work, bound, moment)
     # The latest job of a key says its limit, whether it waits for others first or not.
     limits = {
@@ -222,8 +234,8 @@ async def _write_each_kind(work: Work, made: Sequence[NewJob]) -> datetime.datet
         if new.spec.concurrency_key is not None
     }
     if limits:
+        limited = [new for new in made if not new.parent_ids and new.spec.concurrency_key is not None]
         await wait_for_places(work, [_limited(new, moment) for new in limited], limits, moment)
-    return moment
 
 
 def _by_time(
