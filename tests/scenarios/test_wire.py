@@ -172,6 +172,7 @@ async def test_w02_what_is_no_request_gets_an_error_without_an_id(
         ("task.get", {"task_id": "1"}, "invalid_params", "task_id"),
         ("task.get", {"task_id": "00000000-0000-0000-0000-000000000000"}, "not_found", None),
         ("task.list", {"limit": 201}, "invalid_params", "limit"),
+        ("job.enqueue", {"type": "of two words"}, "invalid_params", "type"),
         ("task.list", {"cursor": "x"}, "invalid_params", "cursor"),
         ("subscribe", {}, "invalid_params", "topics"),
         ("initialize", {}, "invalid_request", None),

@@ -15,6 +15,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta, Raw
 
+from devmesh.core.names import PLAIN
+
 PRIORITY_DEFAULT = 3
 MAX_RETRIES_DEFAULT = 3
 TIMEOUT_MS_DEFAULT = 300_000
@@ -23,7 +25,7 @@ BACKOFF_MS_DEFAULT = 1_000
 BACKOFF_MS_MAX = 60_000
 BACKOFF_JITTER = 0.2  # each way
 
-QueueName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)")]
+QueueName = Annotated[str, Meta(min_length=1, max_length=100, pattern=PLAIN)]
 
 
 class Status(enum.StrEnum):

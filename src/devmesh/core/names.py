@@ -11,10 +11,24 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import errors
 
+IN_WORDS: dict[str, str] = {}
+
+
+def like(pattern: str, in_words: str) -> str:
+    """A pattern for texts. Who gives another text is told in words what it is to be: "expected" them."""
+    IN_WORDS[pattern] = in_words
+    return pattern
+
+
 # The end is `$(?!\n)`, because Python's `$` alone lets a line break follow.
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
-Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)")]
-WITHOUT_NUL = r"^[^\x00]*$"  # PostgreSQL stores any other character
+ON_ONE_LINE = like(r"^[^\x00-\x1f\x7f]+$(?!\n)", "a text without line breaks and other control characters")
+WITHOUT_NUL = like(r"^[^\x00]*$", "a text without NUL (\\u0000), which cannot be stored: remove it")
+PLAIN = like(
+    r"^[A-Za-z0-9][A-Za-z0-9_.:/+-]*$(?!\n)",
+    "letters (a-z, A-Z), digits and _.:/+-, of which a letter or a digit is first",
+)
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=ON_ONE_LINE)]
+Label = Annotated[str, Meta(min_length=1, max_length=100, pattern=PLAIN)]
 Text = Annotated[str, Meta(max_length=20_000, pattern=WITHOUT_NUL)]
 Labels = Annotated[list[Label], Meta(max_length=64)]
 PageLimit = Annotated[int, Meta(ge=1, le=200)]
@@ -22,7 +36,7 @@ WaitMs = Annotated[int, Meta(ge=0, le=60_000)]
 # A time with its zone. The registry sees to the years: a time of the first or the last may be none in another zone.
 Moment = Annotated[datetime.datetime, Meta(tz=True, extra_json_schema={"pattern": "^(?!000[01]|9999)"})]
 Version = Annotated[int, Meta(ge=0, le=2_147_483_647)]  # of a thing; the first is 1
-IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+IdempotencyKey = Annotated[str, Meta(min_length=1, max_length=255, pattern=ON_ONE_LINE)]
 PAGE_BYTES_MAX = 1 << 20  # of what one page shows, unless a single thing is larger
 PageCursor = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{32}$"})]
 

@@ -12,7 +12,16 @@ from msgspec import Meta, Raw
 from devmesh.core import errors, keys
 from devmesh.core.access import DEFAULT_SCOPES, KeyKind, Scope
 from devmesh.core.ids import new_id
-from devmesh.core.names import Moment, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.core.names import (
+    IN_WORDS,
+    ON_ONE_LINE,
+    Moment,
+    PageCursor,
+    PageLimit,
+    decode_page_cursor,
+    like,
+    page_cursor,
+)
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.statements import load
@@ -24,8 +33,12 @@ AUDIT = load("audit")
 SHOWN_ONCE = "secret"  # the field of the answers that hold one
 OPERATOR_TENANT = "default"  # its administrators look after the tenants
 
-TenantName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
-KeyName = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$(?!\n)")]
+SHORT_NAME = like(
+    r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)", "1 to 63 letters (a-z), digits, _ and -, of which a letter or a digit is first"
+)
+PERHAPS_ON_ONE_LINE = like(r"^[^\x00-\x1f\x7f]*$(?!\n)", IN_WORDS[ON_ONE_LINE])
+TenantName = Annotated[str, Meta(pattern=SHORT_NAME)]
+KeyName = Annotated[str, Meta(max_length=200, pattern=PERHAPS_ON_ONE_LINE)]
 RatePerS = Annotated[float, Meta(ge=0.01, le=1_000_000)]
 
 

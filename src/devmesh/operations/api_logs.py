@@ -17,7 +17,7 @@ from msgspec import Meta
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
 from devmesh.core.ids import first_id_at
-from devmesh.core.names import Moment, Name, PageCursor, PageLimit, decode_page_cursor
+from devmesh.core.names import Moment, Name, PageCursor, PageLimit, decode_page_cursor, like
 from devmesh.operations.registry import Call, Params, operation
 from devmesh.operations.work import Work
 from devmesh.store.statements import load
@@ -27,7 +27,8 @@ KEYS = load("keys")
 LOOKED_AT_MAX = 10_000  # entries that one call looks at for those that it wants
 ID_SLACK_S = 1.0  # an entry's id is made a moment before its time is taken
 OK, UNKNOWN_OPERATION = "ok", "(unknown)"
-Outcome = Annotated[str, Meta(pattern=r"^(ok|" + "|".join(errors.Kind) + r")$(?!\n)")]
+OUTCOMES = ("ok", *errors.Kind)
+Outcome = Annotated[str, Meta(pattern=like(rf"^({'|'.join(OUTCOMES)})$(?!\n)", f"one of {', '.join(OUTCOMES)}"))]
 
 # Told of every call that was answered: its operation, who called, the error if it was one, and the seconds it took.
 Answered = Callable[[str, Caller, errors.MeshError | None, float], None]

@@ -12,7 +12,7 @@ from msgspec import Meta
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.ids import new_id
-from devmesh.core.names import Name, PageCursor, PageLimit, decode_page_cursor, page_cursor
+from devmesh.core.names import WITHOUT_NUL, Name, PageCursor, PageLimit, decode_page_cursor, like, page_cursor
 from devmesh.core.signing_keys import SECRET_BYTES_MIN, SECRET_PURPOSE, KeysUnusable, Signing, secret_key
 from devmesh.operations.registry import Call, Mutation, Params, one_given, operation
 from devmesh.operations.work import Work
@@ -21,15 +21,17 @@ from devmesh.store.statements import load
 SQL = load("issuers")
 ISSUERS_MAX = 20  # of a tenant
 
-Claim = Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00-\x20\x7f]+$(?!\n)")]
-Secret = Annotated[str, Meta(min_length=SECRET_BYTES_MIN, max_length=1024, pattern=r"^[^\x00]*$")]
+WITHOUT_SPACES = like(r"^[^\x00-\x20\x7f]+$(?!\n)", "a text without spaces, line breaks and other control characters")
+Claim = Annotated[str, Meta(min_length=1, max_length=1000, pattern=WITHOUT_SPACES)]
+Secret = Annotated[str, Meta(min_length=SECRET_BYTES_MIN, max_length=1024, pattern=WITHOUT_NUL)]
 _WORD = r"[0-9A-Fa-f]{1,4}"  # of an IPv6 address: eight of them, or fewer with a gap
 _IPV6 = rf"\[(({_WORD}:){{7}}{_WORD}|({_WORD}:){{1,6}}:{_WORD}|::{_WORD})\]"
 _HOST = rf"([A-Za-z0-9]([A-Za-z0-9.-]{{0,200}}[A-Za-z0-9])?|{_IPV6})"
 _PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-Address = Annotated[
-    str, Meta(max_length=2000, pattern=rf"^https?://{_HOST}(:{_PORT})?([/?][^\x00-\x20\x7f#]*)?$(?!\n)")
-]
+_ADDRESS = like(
+    rf"^https?://{_HOST}(:{_PORT})?([/?][^\x00-\x20\x7f#]*)?$(?!\n)", "an address as in https://example.org/keys.json"
+)
+Address = Annotated[str, Meta(max_length=2000, pattern=_ADDRESS)]
 
 
 class TokenIssuer(msgspec.Struct):

@@ -13,7 +13,7 @@ from msgspec import Meta, Raw
 from devmesh.core import errors, jobs
 from devmesh.core.ids import new_ids
 from devmesh.core.jobs import DELAY_MS_MAX, UNDER_WAY, Job, QueueName, Status
-from devmesh.core.names import EMPTY_OBJECT, Label, Labels, Moment
+from devmesh.core.names import EMPTY_OBJECT, WITHOUT_NUL, Label, Labels, Moment
 from devmesh.core.tasks import JsonValue
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import Parents, Policy, Wish, mark, waits_for
@@ -30,7 +30,7 @@ FEW_MAX = 50  # new jobs up to which one statement costs less than two COPYs, wh
 TIMEOUT_MS_MAX = 2**31 - 1  # almost 25 days: four bytes
 UNIQUE_PERIOD_S_MAX = 366 * 86_400
 CONCURRENCY_LIMIT_DEFAULT = 1
-Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Key = Annotated[str, Meta(min_length=1, max_length=200, pattern=WITHOUT_NUL)]
 
 
 class JobTemplate(Params, kw_only=True):

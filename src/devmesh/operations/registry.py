@@ -18,7 +18,7 @@ import msgspec
 from devmesh.core import errors
 from devmesh.core.access import Caller, Scope
 from devmesh.core.events import Concern
-from devmesh.core.names import WITHOUT_NUL, IdempotencyKey, Version
+from devmesh.core.names import IN_WORDS, IdempotencyKey, Version
 from devmesh.operations.recall import Recall
 from devmesh.operations.work import Work
 
@@ -218,8 +218,9 @@ REGISTRY: dict[str, Operation] = {}
 def refusal(problem: msgspec.ValidationError) -> errors.MeshError:
     """msgspec's complaint in the caller's terms: `... - at `$.priority`` becomes the field `priority`."""
     message, _, place = str(problem).partition(" - at `$")
-    if message.endswith(f"matching regex {WITHOUT_NUL!r}"):
-        message = "a text holds a character that cannot be stored, NUL (\\u0000): remove it"
+    for pattern, in_words in IN_WORDS.items():
+        if message.endswith(f"matching regex {pattern!r}"):
+            message = f"expected {in_words}"
     unknown = re.search(r"unknown field `(\w+)`|missing required field `(\w+)`", message)
     field = place.rstrip("`").lstrip(".") or (next(filter(None, unknown.groups())) if unknown else None)
     return errors.invalid(f"{field}: {message}" if place and field else message, field)

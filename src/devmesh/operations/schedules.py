@@ -13,7 +13,16 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.ids import new_id
-from devmesh.core.names import PAGE_BYTES_MAX, Moment, Name, PageCursor, PageLimit, decode_page_cursor
+from devmesh.core.names import (
+    PAGE_BYTES_MAX,
+    WITHOUT_NUL,
+    Moment,
+    Name,
+    PageCursor,
+    PageLimit,
+    decode_page_cursor,
+    like,
+)
 from devmesh.core.schedules import INTERVAL_S_MAX, INTERVAL_S_MIN, Firing, Missed, Timing, TimingUnusable
 from devmesh.operations.job_adding import JobTemplate, misfit
 from devmesh.operations.pages import fit
@@ -24,8 +33,9 @@ from devmesh.store.database import Record
 
 SCHEDULES_MAX = 10_000
 UPCOMING = 5
-Cron = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
-TimeZone = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_+/-]+$(?!\n)")]
+ZONE_NAME = like(r"^[A-Za-z0-9_+/-]+$(?!\n)", "the name of a time zone, as in Europe/Oslo")
+Cron = Annotated[str, Meta(min_length=1, max_length=200, pattern=WITHOUT_NUL)]
+TimeZone = Annotated[str, Meta(min_length=1, max_length=100, pattern=ZONE_NAME)]
 IntervalS = Annotated[float, Meta(ge=INTERVAL_S_MIN, le=INTERVAL_S_MAX)]
 
 

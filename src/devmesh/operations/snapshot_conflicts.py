@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from devmesh.core import errors
 from devmesh.core.jobs import ENDED_AS, Outcome
+from devmesh.core.names import like
 from devmesh.core.snapshots import CONFLICTS, PLACES
 from devmesh.operations.job_uniqueness import strangers
 from devmesh.operations.work import Work
@@ -25,9 +26,9 @@ CONFLICTS_TOLD_MAX = 1_000
 NAMED_MAX = 10  # in the message of a refusal
 JOB_TEXT_MAX = 1_000  # characters of a schedule's job that are shown
 TAKEN = "taken"  # its name, or its unique key, is another's by now, so that it stays as it is
-Cursor = Annotated[
-    str, Meta(max_length=1_000, pattern=r"^([2-7][0-9a-f])+$(?!\n)")
-]  # a noun and an id, which are ASCII
+# A noun and an id, which are ASCII.
+IN_HEX = like(r"^([2-7][0-9a-f])+$(?!\n)", "a cursor that an answer has handed out")
+Cursor = Annotated[str, Meta(max_length=1_000, pattern=IN_HEX)]
 Thing = tuple[str, str]  # a noun, and an id or name
 
 
