@@ -309,6 +309,7 @@ async def test_loops_that_the_database_turns_away_are_degraded(
         server.terminate_backends("devmesh%")
         await watcher.all_become(ASKING, "degraded", "failed: ")
         await everywhere(watcher, "bell", "degraded", "does not reach other processes")
+        await everywhere(watcher, "notify", "degraded", "the database refuses this server; an operator has to mend it")
         with server.frozen():  # it takes connections, for the system does that, and says nothing
             await everywhere(watcher, "notify", "unhealthy", "a pass has been under way for")
 

@@ -91,6 +91,7 @@ async def test_failures_become_answers_without_the_inside(
         ("28P01", Kind.UNAVAILABLE, "operator"),
         ("53100", Kind.UNAVAILABLE, "disk is full"),
         ("53300", Kind.UNAVAILABLE, "to spare"),
+        ("55000", Kind.UNAVAILABLE, "refuses this server"),
         ("55P03", Kind.TIMEOUT, "took too long"),
         ("57014", Kind.TIMEOUT, "took too long"),
         ("57P01", Kind.UNAVAILABLE, "stopping"),

@@ -97,6 +97,7 @@ FAULTS: dict[str, Fault] = {
     "53": BUSY,
     "53100": DISK_FULL,
     "54": TOO_BIG,
+    "55000": UNUSABLE,  # it takes no connections, as it was told
     "55P03": LOCKED,
     "57014": TOO_SLOW,
     "57P01": STARTING,
