@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from tests.harness import Mesh, eventually
-from tests.scenarios.jobs import Bench, do, held, reason
+from tests.scenarios.jobs import Bench, do, held, reason, register
 from tests.wire import Wire, WireError
 
 
@@ -274,6 +274,40 @@ async def test_a_policy_that_is_said_anew_holds_for_those_that_have_failed_alrea
     assert await do(bench) == [alive["id"]]
     assert await do(bench) == [children[2]["id"], children[1]["id"]]
     assert await reason(bench, children[0]) == "waiting_for_parents"
+
+
+async def test_a_job_that_waits_for_more_than_a_thousand_is_held_up_by_each_of_them_and_stranded_by_none(
+    bench: Bench,
+) -> None:
+    worker_id = await register(bench.wire, capacity=2000)
+    specs = [{"type": "parent", "queue": f"{bench.queue}.parents"}] * 1_010
+    parents = [job["id"] for job in (await bench.wire.call("job.enqueue_many", jobs=specs))["jobs"]]
+    patient, cancelled = [await bench.enqueue(depends_on=parents[:100], on_parent_failure="wait") for _ in range(2)]
+    for child in (patient, cancelled):
+        for first in range(100, len(parents), 100):
+            await bench.wire.call("job.depend", job_id=child["id"], depends_on=parents[first : first + 100])
+    told = (await bench.wire.call("job.explain", job_id=patient["id"]))["explanation"]["explanation"]
+    assert told == f"it waits until job {parents[0]} and 1,009 others are completed"
+    await bench.wire.call("job.cancel", job_id=cancelled["id"])
+    await bench.wire.call("job.retry", job_id=cancelled["id"])
+
+    options = {"worker_id": worker_id, "queues": [f"{bench.queue}.parents"]}
+    taken = [job for _ in range(2) for job in await bench.claim(1_000, **options)]
+    left = {job["id"]: job for job in taken}
+    await bench.wire.call("job.complete", jobs=[held(left[job_id]) for job_id in parents[:1_000]])
+    last = left[parents[-1]]
+    await bench.wire.call("job.fail", jobs=[held(last, error="broken", retryable=False)])
+    told = (await bench.wire.call("job.explain", job_id=patient["id"]))["explanation"]["explanation"]
+    assert told == f"it waits for job {last['id']}, which has failed, until that is replayed"
+    again = {"job_id": patient["id"], "depends_on": [parents[-2]]}
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.depend", **again, on_parent_failure="fail")
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.parent_failed", "on_parent_failure")
+    await bench.wire.call("job.depend", **again, on_parent_failure="ignore")
+    assert await do(bench) == [], "nine are not over yet"
+    await bench.wire.call("job.complete", jobs=[held(left[job_id]) for job_id in parents[1_000:-1]])
+    assert await do(bench) == [patient["id"]]
+    assert await reason(bench, cancelled) == "waiting_for_parents"
 
 
 async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Bench) -> None:

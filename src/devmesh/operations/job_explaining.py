@@ -14,7 +14,7 @@ from devmesh.operations.job_views import ById, require_job
 from devmesh.operations.queues import SQL as QUEUES
 from devmesh.operations.registry import Call, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL, from_row
+from devmesh.store.jobs import SQL
 
 Reason = tuple[str, str]
 
@@ -53,15 +53,14 @@ async def _reason(work: Work, job: Job) -> Reason:
 
 
 async def _parents(work: Work, job: Job) -> Reason | None:
-    parents = await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id)
-    if not parents:
+    row = await work.tx.fetch_row(DEPENDENCIES.parents, work.tenant_id, job.id)
+    assert row is not None
+    if not row["count"]:
         return None
-    rows = await work.tx.fetch(SQL.get_many, work.tenant_id, [row["parent_id"] for row in parents])
-    failed = [row["job_id"] for row in rows if from_row(row).status is Status.FAILED]
-    if failed:  # no other will have it go on before that one
-        return "waiting_for_parents", f"it waits for job {failed[0]}, which has failed, until that is replayed"
-    others = f" and {len(parents) - 1} others are" if len(parents) > 1 else " is"
-    return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} completed"
+    if row["failed"]:  # no other will have it go on before that one
+        return "waiting_for_parents", f"it waits for job {row['failed'][0]}, which has failed, until that is replayed"
+    others = f" and {row['count'] - 1:,} others are" if row["count"] > 1 else " is"
+    return "waiting_for_parents", f"it waits until job {row['first']}{others} completed"
 
 
 async def _pause(work: Work, job: Job) -> Reason | None:
