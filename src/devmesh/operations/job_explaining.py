@@ -9,6 +9,7 @@ import msgspec
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Job, Status
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_ending import FAILURES
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_views import ById, require_job
 from devmesh.operations.queues import SQL as QUEUES
@@ -17,6 +18,7 @@ from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL
 
 Reason = tuple[str, str]
+SAID_MAX = 500  # characters of what an error says
 
 
 class JobExplanation(msgspec.Struct):
@@ -45,11 +47,27 @@ async def _reason(work: Work, job: Job) -> Reason:
         asked = "; it has been asked to stop" if job.is_cancel_requested else ""
         return "running", f"worker {job.worker_id} holds it until {until}{asked}"
     if job.status is not Status.PENDING:
-        return "finished", f"it is {job.status}"
+        return "finished", _over(job)
     for look in LOOKS:
         if (found := await look(work, job)) is not None:
             return found
     return "next", "it is the next of its queue, for the next worker that asks for jobs of it"
+
+
+def _over(job: Job) -> str:
+    """How a job has ended, and what can be done about it."""
+    if job.status is Status.COMPLETED:
+        return f"it is {job.status}"
+    return f"it is {job.status}{_said(job.error)}; job.retry has it run again"
+
+
+def _said(error: msgspec.Raw | None) -> str:
+    """What an error says, if it says it in words: it is whatever a handler has made it."""
+    found = msgspec.json.decode(error) if error is not None else None
+    message = found.get("message") if isinstance(found, dict) else found
+    if not isinstance(message, str) or not message:
+        return ""
+    return f": {message[:SAID_MAX]}…" if len(message) > SAID_MAX else f": {message}"
 
 
 async def _parents(work: Work, job: Job) -> Reason | None:
@@ -74,7 +92,9 @@ async def _pause(work: Work, job: Job) -> Reason | None:
 async def _time(work: Work, job: Job) -> Reason | None:
     if job.run_at <= work.now:
         return None
-    return "backing_off" if job.retry_count else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest"
+    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [job.id])
+    has_failed = row is not None and row["outcome"] in FAILURES  # and was not put off by a worker since
+    return "backing_off" if has_failed else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest"
 
 
 async def _limit(work: Work, job: Job) -> Reason | None:
