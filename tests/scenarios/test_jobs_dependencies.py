@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from typing import Any
 
 import asyncpg
@@ -322,6 +323,28 @@ async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Benc
     for method, params in asked:
         answer = await bench.wire.ask(method, params)
         assert answer["error"]["data"]["kind"] == "not_found"
+
+
+async def test_of_many_the_one_whose_parent_is_missing_or_has_failed_is_named_and_none_is_enqueued(
+    bench: Bench,
+) -> None:
+    dead = await bench.enqueue(max_retries=0)
+    await do(bench, "fail", error="broken")
+    good: dict[str, Any] = {"type": "t", "queue": bench.queue}
+    nowhere = str(uuid.uuid4())
+    for parent, kind, told in (
+        (nowhere, "not_found", f"there is no job {nowhere}"),
+        (dead["id"], "conflict", f"job {dead['id']}, which it would wait for, has ended and was not completed"),
+    ):
+        bad = {**good, "depends_on": [parent]}
+        with pytest.raises(WireError) as one:
+            await bench.wire.call("job.enqueue", **bad)
+        assert (one.value.kind, one.value.data["field"], one.value.message) == (kind, "depends_on", told)
+        with pytest.raises(WireError) as many:
+            await bench.wire.call("job.enqueue_many", jobs=[good, good, bad, bad])
+        assert (many.value.kind, many.value.data["field"]) == (kind, "jobs[2].depends_on")
+        assert (many.value.message, many.value.reason) == (f"jobs[2]: {told}", one.value.reason)
+    assert await do(bench) == []
 
 
 async def test_a_waiting_child_is_cancelled_with_those_who_wait_for_it(bench: Bench) -> None:

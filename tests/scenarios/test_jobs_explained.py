@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.harness import Mesh, eventually
 from tests.scenarios.jobs import Bench, do, held, reason, register
+from tests.wire import Wire
 
 
 async def explained(bench: Bench, job: dict[str, Any]) -> tuple[str, str]:
@@ -81,6 +84,25 @@ async def test_a_job_that_has_waited_for_a_place_comes_behind_those_that_were_th
     assert await explained(bench, late) == ("others_first", "3 jobs of its queue come before it")
     assert [job["id"] for job in await bench.claim(limit=3)] == [other["id"] for other in others]
     assert await reason(bench, late) == "next"
+
+
+async def test_one_whose_time_has_come_a_moment_ago_is_not_held_up_by_a_place_that_is_free(
+    own_mesh: Callable[..., Mesh],
+) -> None:
+    """Without anybody who gives places to what comes due, so that the moment lasts."""
+    mesh = own_mesh("rest-api", "mcp-server")
+    async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as wire:
+        bench = Bench(wire, await register(wire))
+        job = await bench.enqueue(concurrency_key="k", delay_ms=300)
+
+        async def is_due() -> bool:
+            return (await explained(bench, job))[0] != "not_due"
+
+        await eventually(is_due, "its time has come")
+        told = "there is a place of its concurrency key 'k', which it is given in a moment"
+        assert await explained(bench, job) == ("next", told)
+        await bench.enqueue(concurrency_key="k")
+        assert await reason(bench, job) == "limit_reached"
 
 
 async def test_one_that_its_worker_has_put_off_does_not_back_off_though_it_has_failed_before(bench: Bench) -> None:

@@ -298,19 +298,21 @@ async def test_j14_the_healthy_worker_is_the_best_at_any_minimum(bench: Bench, w
 
 
 @pytest.mark.parametrize(
-    "about",
+    ("about", "field", "told"),
     [
-        {"metrics": {"cpu": "high"}},
-        {"metrics": {"cpu": 1e300}},
-        {"metrics": {"": 1}},
-        {"metrics": {f"m{n}": 1 for n in range(51)}},
-        {"health_score": 1.5},
+        ({"metrics": {"load": 1, "cpu": "high"}}, "metrics.cpu", "metrics.cpu: Expected `float`, got `str`"),
+        ({"metrics": {"load": 1, "cpu": 1e300}}, "metrics.cpu", "metrics.cpu: Expected `float` <= 1000000000000000.0"),
+        ({"metrics": {"load": 1, "cpu usage": 1}}, "metrics.cpu usage", "metrics.cpu usage: as a name, expected"),
+        ({"metrics": {"": 1}}, "metrics.", "metrics.: as a name, expected `str` of length >= 1"),
+        ({"metrics": {f"m{n}": 1 for n in range(51)}}, "metrics", "metrics: Expected `object` of length <= 50"),
+        ({"health_score": 1.5}, "health_score", "health_score: Expected `float` <= 1.0"),
     ],
 )
-async def test_wrong_metrics_are_refused(ward: Ward, about: dict[str, Any]) -> None:
+async def test_wrong_metrics_are_refused_by_name(ward: Ward, about: dict[str, Any], field: str, told: str) -> None:
     with pytest.raises(WireError) as refused:
         await ward.beat(**about)
-    assert refused.value.kind == "invalid_params"
+    assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", field)
+    assert refused.value.message.startswith(told)
 
 
 async def test_another_tenant_s_worker_is_not_there(mesh: Mesh, ward: Ward) -> None:

@@ -96,7 +96,7 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
     """
     parent_ids = list(dict.fromkeys(wish.parent_ids))
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
-        raise errors.not_found("job", unknown[0])
+        raise errors.not_found("job", unknown[0], "depends_on")
     if crowded := [job_id for job_id in parent_ids if job_id in parents.crowded]:
         raise errors.conflict(
             "job.children_max", f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may",

@@ -101,6 +101,11 @@ async def _limit(work: Work, job: Job) -> Reason | None:
     row = await work.tx.fetch_row(LIMITS.standing, work.tenant_id, job.id)
     if row is None:
         return None
+    if row["count"] < row["concurrency_limit"]:  # its time has come a moment ago
+        return (
+            "next",
+            f"there is a place of its concurrency key {row['concurrency_key']!r}, which it is given in a moment",
+        )
     under_way = f"{row['count']} jobs with its concurrency key {row['concurrency_key']!r} are under way"
     return "limit_reached", f"{under_way}, and {row['concurrency_limit']} may be at once"
 
