@@ -234,6 +234,21 @@ async def test_children_of_shared_parents_are_enqueued_at_once_without_waiting_i
         await wire.close()
 
 
+async def test_no_more_wait_for_one_than_may_also_when_many_come_at_once(bench: Bench) -> None:
+    parent = await bench.enqueue()
+    specs = [{"type": "t", "queue": bench.queue, "depends_on": [parent["id"]]}] * 8_000
+    for _ in range(2):
+        await bench.wire.call("job.enqueue_many", jobs=specs)
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.enqueue_many", jobs=specs)
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.children_max", "jobs[4000].depends_on")
+    assert len((await bench.wire.call("job.enqueue_many", jobs=specs[:4_000]))["jobs"]) == 4_000
+    with pytest.raises(WireError) as refused:
+        await bench.enqueue(depends_on=[parent["id"]])
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.children_max", "depends_on")
+    await bench.wire.call("job.cancel", job_id=parent["id"])
+
+
 async def test_a_parent_that_is_named_twice_is_one(bench: Bench) -> None:
     parent = await bench.enqueue(max_retries=0)
     await do(bench, "fail", error="broken")

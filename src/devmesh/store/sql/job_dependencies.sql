@@ -156,10 +156,10 @@ update mcp.jobs_blocked b set priority = $3 where b.tenant_id = $1 and b.job_id 
 select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.queue = $2 order by b.job_id limit $3;
 
 -- name: wishes
--- The priorities of jobs as they were asked for, or as those for which they wait have raised them, and whether so many wait for each
--- already. $1 tenant, $2 jobs, $3 how many.
+-- The priorities of jobs as they were asked for, or as those for which they wait have raised them, and how many wait for each already,
+-- up to a number. $1 tenant, $2 jobs, $3 the number.
 select j.job_id, greatest(j.priority, b.priority) as priority,
-       exists (select from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = j.job_id offset $3 - 1) as is_crowded
+       (select count(*) from (select from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = j.job_id limit $3) c) as children
 from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
 left join lateral (select * from mcp.jobs_blocked w where w.tenant_id = $1 and w.job_id = a.job_id limit 1) b on true;
