@@ -234,6 +234,16 @@ async def test_children_of_shared_parents_are_enqueued_at_once_without_waiting_i
         await wire.close()
 
 
+async def test_one_that_was_put_off_is_shown_with_its_time_while_it_waits_for_others_as_well(bench: Bench) -> None:
+    job = await bench.enqueue()
+    [snoozed] = (await bench.wire.call("job.snooze", jobs=[held((await bench.claim())[0], delay_ms=60_000)]))["jobs"]
+    parent = await bench.enqueue()
+    found = (await bench.wire.call("job.depend", job_id=job["id"], depends_on=[parent["id"]]))["job"]
+    assert (found["run_at"], await bench.get(job)) == (snoozed["run_at"], found)
+    assert await do(bench) == [parent["id"]]
+    assert (await bench.get(job))["run_at"] == snoozed["run_at"]
+
+
 async def test_no_more_wait_for_one_than_may_also_when_many_come_at_once(bench: Bench) -> None:
     parent = await bench.enqueue()
     specs = [{"type": "t", "queue": bench.queue, "depends_on": [parent["id"]]}] * 8_000

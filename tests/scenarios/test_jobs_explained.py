@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,16 @@ async def test_it_says_who_is_registered_for_a_queue_and_until_when_a_job_is_hel
     why, sentence = await explained(bench, claimed)
     assert why == "running"
     assert re.fullmatch(rf"worker {bench.worker_id} holds it until \d{{4}}-\d\d-\d\dT[\d:.]+\+00:00", sentence)
+
+
+async def test_a_job_is_held_no_longer_than_it_has_time_whatever_its_lease(bench: Bench) -> None:
+    job = await bench.enqueue(timeout_ms=90_000)
+    await bench.claim(lease_s=600)
+    found = await bench.get(job)
+    over_at = datetime.datetime.fromisoformat(found["started_at"]) + datetime.timedelta(seconds=90)
+    assert datetime.datetime.fromisoformat(found["lease_until"]) > over_at
+    told = f"worker {bench.worker_id} holds it until {over_at.isoformat()}"
+    assert await explained(bench, job) == ("running", told)
 
 
 async def test_it_says_what_to_do_about_a_pause_and_a_parent_that_has_failed(bench: Bench) -> None:

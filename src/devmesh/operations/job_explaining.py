@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -43,15 +44,21 @@ async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
 
 async def _reason(work: Work, job: Job) -> Reason:
     if job.status is Status.PROCESSING:
-        until = job.lease_until.isoformat() if job.lease_until is not None else "its lease ends"
-        asked = "; it has been asked to stop" if job.is_cancel_requested else ""
-        return "running", f"worker {job.worker_id} holds it until {until}{asked}"
+        return "running", _running(job)
     if job.status is not Status.PENDING:
         return "finished", _over(job)
     for look in LOOKS:
         if (found := await look(work, job)) is not None:
             return found
     return "next", "it is the next of its queue, for the next worker that asks for jobs of it"
+
+
+def _running(job: Job) -> str:
+    assert job.lease_until is not None
+    assert job.started_at is not None
+    over_at = job.started_at + datetime.timedelta(milliseconds=job.timeout_ms)  # however often its lease is renewed
+    asked = "; it has been asked to stop" if job.is_cancel_requested else ""
+    return f"worker {job.worker_id} holds it until {min(job.lease_until, over_at).isoformat()}{asked}"
 
 
 def _over(job: Job) -> str:

@@ -113,7 +113,9 @@ class Heartbeat(Mutation, kw_only=True):
 
 
 class JobLease(msgspec.Struct):
-    """How long the caller may rely on holding the job, and whether it has been asked to stop working on it."""
+    """How long the caller may rely on holding the job, as long as the job has time: `timeout_ms` goes on. And whether it has
+    been asked to stop working on it.
+    """
 
     id: uuid.UUID
     lease_until: datetime.datetime

@@ -120,6 +120,7 @@ returning l.job_id, l.queue, l.worker_id;
 -- Jobs as they are now. $1 tenant, $2 ids.
 select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.attempt as ready_attempt, ready.retries as ready_retries,
        blocked.attempt as blocked_attempt, blocked.retries as blocked_retries, blocked.priority as blocked_priority,
+       blocked.run_at as blocked_run_at,
        limited.attempt as limited_attempt, limited.retries as limited_retries, limited.priority as limited_priority,
        latest.next_run_at, dead.priority as dead_priority,
        held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.priority as held_priority,
