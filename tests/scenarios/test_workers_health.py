@@ -281,6 +281,16 @@ async def test_j13_metrics_out_of_line_are_named(ward: Ward) -> None:
     assert worst["score"] > 2
 
 
+async def test_heartbeats_without_metrics_hide_none_that_were_out_of_line(ward: Ward) -> None:
+    for value in (*[0.3, 0.4] * 5, 0.95):
+        await ward.beat(metrics={"cpu_usage": value})
+    before = await ward.wire.call("worker.anomalies", worker_id=ward.worker_id)
+    assert ([each["metric"] for each in before["anomalies"]], before["samples"]) == (["cpu_usage"], 11)
+    for _ in range(100):
+        await ward.beat()
+    assert await ward.wire.call("worker.anomalies", worker_id=ward.worker_id) == before
+
+
 async def test_j14_the_healthy_worker_is_the_best_at_any_minimum(bench: Bench, ward: Ward) -> None:
     unwell = Ward(bench.wire, await register(bench.wire, queues=[bench.queue]))
     await ward.beat(health_score=1.0)

@@ -140,6 +140,13 @@ order by a.alert_id desc limit $5;
 select h.at, h.health_score, h.kind, h.metrics from mcp.worker_health_logs h
 where h.tenant_id = $1 and h.worker_id = $2 and h.at < $3 order by h.at desc limit $4;
 
+-- name: latest_metrics
+-- What a worker has said of itself, the newest first, as far as it is among the latest rows of its log. $1 tenant, $2 worker, $3 how many
+-- rows are looked at, $4 how many that have metrics.
+select l.metrics from (select h.at, h.metrics from mcp.worker_health_logs h where h.tenant_id = $1 and h.worker_id = $2
+                       order by h.at desc limit $3) l
+where l.metrics is not null order by l.at desc limit $4;
+
 -- name: optimal
 -- The healthiest ACTIVE workers with a score and a load within bounds, the least loaded first among equals. $1 tenant, $2 least score,
 -- $3 greatest load, $4 a queue that they take, or null, $5 how many, $6 by what a score is multiplied for each missed heartbeat.
