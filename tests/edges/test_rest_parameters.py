@@ -59,6 +59,12 @@ async def test_what_is_wrong_in_a_url_is_named(rest: Rest, tenant: str, path: st
     assert (problem["kind"], problem["field"]) == ("invalid_params", field), problem
 
 
+@pytest.mark.parametrize("text", ["NaN", "nan", "Infinity", "-inf"])
+async def test_what_is_no_number_in_json_is_none_in_a_url(rest: Rest, tenant: str, text: str) -> None:
+    problem = await rest.problem("GET", f"/workers/optimal?min_health={text}", tenant)
+    assert (problem["field"], problem["detail"]) == ("min_health", "min_health: Expected `float`, got `str`")
+
+
 async def test_an_inbox_is_an_agents(rest: Rest, tenant: str) -> None:
     for path in ("/events/list?topics=inbox", "/events?topics=inbox"):
         problem = await rest.problem("GET", path, tenant)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.harness import Mesh, eventually
-from tests.scenarios.jobs import Bench, do, held, reason
+from tests.scenarios.jobs import Bench, do, held, reason, register
 from tests.wire import Wire, WireError
 
 
@@ -233,6 +234,31 @@ async def test_children_of_shared_parents_are_enqueued_at_once_without_waiting_i
         await wire.close()
 
 
+async def test_one_that_was_put_off_is_shown_with_its_time_while_it_waits_for_others_as_well(bench: Bench) -> None:
+    job = await bench.enqueue()
+    [snoozed] = (await bench.wire.call("job.snooze", jobs=[held((await bench.claim())[0], delay_ms=60_000)]))["jobs"]
+    parent = await bench.enqueue()
+    found = (await bench.wire.call("job.depend", job_id=job["id"], depends_on=[parent["id"]]))["job"]
+    assert (found["run_at"], await bench.get(job)) == (snoozed["run_at"], found)
+    assert await do(bench) == [parent["id"]]
+    assert (await bench.get(job))["run_at"] == snoozed["run_at"]
+
+
+async def test_no_more_wait_for_one_than_may_also_when_many_come_at_once(bench: Bench) -> None:
+    parent = await bench.enqueue()
+    specs = [{"type": "t", "queue": bench.queue, "depends_on": [parent["id"]]}] * 8_000
+    for _ in range(2):
+        await bench.wire.call("job.enqueue_many", jobs=specs)
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.enqueue_many", jobs=specs)
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.children_max", "jobs[4000].depends_on")
+    assert len((await bench.wire.call("job.enqueue_many", jobs=specs[:4_000]))["jobs"]) == 4_000
+    with pytest.raises(WireError) as refused:
+        await bench.enqueue(depends_on=[parent["id"]])
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.children_max", "depends_on")
+    await bench.wire.call("job.cancel", job_id=parent["id"])
+
+
 async def test_a_parent_that_is_named_twice_is_one(bench: Bench) -> None:
     parent = await bench.enqueue(max_retries=0)
     await do(bench, "fail", error="broken")
@@ -276,6 +302,40 @@ async def test_a_policy_that_is_said_anew_holds_for_those_that_have_failed_alrea
     assert await reason(bench, children[0]) == "waiting_for_parents"
 
 
+async def test_a_job_that_waits_for_more_than_a_thousand_is_held_up_by_each_of_them_and_stranded_by_none(
+    bench: Bench,
+) -> None:
+    worker_id = await register(bench.wire, capacity=2000)
+    specs = [{"type": "parent", "queue": f"{bench.queue}.parents"}] * 1_010
+    parents = [job["id"] for job in (await bench.wire.call("job.enqueue_many", jobs=specs))["jobs"]]
+    patient, cancelled = [await bench.enqueue(depends_on=parents[:100], on_parent_failure="wait") for _ in range(2)]
+    for child in (patient, cancelled):
+        for first in range(100, len(parents), 100):
+            await bench.wire.call("job.depend", job_id=child["id"], depends_on=parents[first : first + 100])
+    told = (await bench.wire.call("job.explain", job_id=patient["id"]))["explanation"]["explanation"]
+    assert told == f"it waits until job {parents[0]} and 1,009 others are completed"
+    await bench.wire.call("job.cancel", job_id=cancelled["id"])
+    await bench.wire.call("job.retry", job_id=cancelled["id"])
+
+    options = {"worker_id": worker_id, "queues": [f"{bench.queue}.parents"]}
+    taken = [job for _ in range(2) for job in await bench.claim(1_000, **options)]
+    left = {job["id"]: job for job in taken}
+    await bench.wire.call("job.complete", jobs=[held(left[job_id]) for job_id in parents[:1_000]])
+    last = left[parents[-1]]
+    await bench.wire.call("job.fail", jobs=[held(last, error="broken", retryable=False)])
+    told = (await bench.wire.call("job.explain", job_id=patient["id"]))["explanation"]["explanation"]
+    assert told == f"it waits for job {last['id']}, which has failed, until that is replayed"
+    again = {"job_id": patient["id"], "depends_on": [parents[-2]]}
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.depend", **again, on_parent_failure="fail")
+    assert (refused.value.reason, refused.value.data["field"]) == ("job.parent_failed", "on_parent_failure")
+    await bench.wire.call("job.depend", **again, on_parent_failure="ignore")
+    assert await do(bench) == [], "nine are not over yet"
+    await bench.wire.call("job.complete", jobs=[held(left[job_id]) for job_id in parents[1_000:-1]])
+    assert await do(bench) == [patient["id"]]
+    assert await reason(bench, cancelled) == "waiting_for_parents"
+
+
 async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Bench) -> None:
     async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as stranger:
         theirs = (await stranger.call("job.enqueue", type="t"))["job"]["id"]
@@ -288,6 +348,28 @@ async def test_another_tenant_s_job_cannot_be_waited_for(mesh: Mesh, bench: Benc
     for method, params in asked:
         answer = await bench.wire.ask(method, params)
         assert answer["error"]["data"]["kind"] == "not_found"
+
+
+async def test_of_many_the_one_whose_parent_is_missing_or_has_failed_is_named_and_none_is_enqueued(
+    bench: Bench,
+) -> None:
+    dead = await bench.enqueue(max_retries=0)
+    await do(bench, "fail", error="broken")
+    good: dict[str, Any] = {"type": "t", "queue": bench.queue}
+    nowhere = str(uuid.uuid4())
+    for parent, kind, told in (
+        (nowhere, "not_found", f"there is no job {nowhere}"),
+        (dead["id"], "conflict", f"job {dead['id']}, which it would wait for, has ended and was not completed"),
+    ):
+        bad = {**good, "depends_on": [parent]}
+        with pytest.raises(WireError) as one:
+            await bench.wire.call("job.enqueue", **bad)
+        assert (one.value.kind, one.value.data["field"], one.value.message) == (kind, "depends_on", told)
+        with pytest.raises(WireError) as many:
+            await bench.wire.call("job.enqueue_many", jobs=[good, good, bad, bad])
+        assert (many.value.kind, many.value.data["field"]) == (kind, "jobs[2].depends_on")
+        assert (many.value.message, many.value.reason) == (f"jobs[2]: {told}", one.value.reason)
+    assert await do(bench) == []
 
 
 async def test_a_waiting_child_is_cancelled_with_those_who_wait_for_it(bench: Bench) -> None:

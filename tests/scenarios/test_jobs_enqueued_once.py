@@ -95,7 +95,7 @@ async def test_what_is_said_of_a_key_that_is_not_given_is_refused_by_field(bench
     schedule = (await bench.wire.call("schedule.create", name=bench.queue, interval_s=3_600, job=good))["schedule"]
     refusals: list[tuple[str, str, dict[str, Any]]] = [
         ("job.enqueue", field, {**good, **about, other_key: "k"}),
-        ("job.enqueue_many", field, {"jobs": [good, {**good, **about}]}),
+        ("job.enqueue_many", f"jobs[1].{field}", {"jobs": [good, {**good, **about}]}),
         ("schedule.create", f"job.{field}", {"name": "other", "interval_s": 3_600, "job": {**good, **about}}),
         ("schedule.update", f"job.{field}", {"schedule_id": schedule["id"], "job": {**good, **about}}),
     ]

@@ -350,6 +350,31 @@ async def test_one_stale_report_among_many_is_named_and_the_others_are_done(benc
     assert [await bench.status(job) for job in jobs] == ["COMPLETED", "PROCESSING", "COMPLETED"]
 
 
+@pytest.mark.parametrize("verb", ["complete", "fail", "snooze", "release", "heartbeat", "progress"])
+async def test_an_attempt_that_is_to_come_is_refused_as_one_that_has_not_begun(bench: Bench, verb: str) -> None:
+    required: dict[str, dict[str, Any]] = {
+        "fail": {"error": "x"},
+        "snooze": {"delay_ms": 0},
+        "progress": {"progress": 1},
+    }
+    says = required.get(verb, {})
+
+    async def refused(job: dict[str, Any], attempt: int) -> str:
+        answer = await bench.wire.ask(f"job.{verb}", {"jobs": [{"job_id": job["id"], "attempt": attempt, **says}]})
+        assert answer["error"]["data"]["reason"] == "job.stale_attempt"
+        return str(answer["error"]["message"])
+
+    job = await bench.enqueue()
+    assert await refused(job, 1) == "attempt 1 has not begun; the job is not held"
+    await bench.wire.call("job.release", jobs=[held(each) for each in await bench.claim()])
+    assert await refused(job, 1) == "attempt 1 is over; the job is not held any more"
+    await bench.claim()
+    assert await refused(job, 1) == "attempt 1 is over; the job is held in attempt 2"
+    assert await refused(job, 3) == "attempt 3 has not begun; the job is held in attempt 2"
+    found = await bench.get(job)
+    assert (found["status"], found["attempt"], found["progress"]) == ("PROCESSING", 2, None)
+
+
 @pytest.mark.parametrize("verb", ["complete", "fail", "snooze", "release"])
 async def test_an_attempt_that_is_named_twice_in_one_call_ends_once(bench: Bench, verb: str) -> None:
     job = await bench.enqueue()

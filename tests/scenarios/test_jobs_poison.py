@@ -92,6 +92,29 @@ async def test_j45_what_is_no_json_is_refused_over_the_websocket_which_goes_on(
     assert await bench.claim() == []
 
 
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        (rb'"\ud800"', r"\ud800 is half of a character"),
+        (rb'{"\uDC00": 1}', r"\uDC00 is half of a character"),
+        (b"1e400", "payload: a number is larger than any that is kept"),
+        (b"[18446744073709551616]", "payload: an integer does not fit into 64 bits"),
+    ],
+)
+async def test_j45_what_is_wrong_with_it_is_told_on_every_wire(
+    rest: httpx.Client, mesh: Mesh, tenant: str, bench: Bench, payload: bytes, told: str
+) -> None:
+    refused = rest.post("/jobs", content=enqueue(payload, bench.queue)).json()
+    assert told in refused["detail"]
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        await wire.connection.send(message(payload, bench.queue), text=True)
+        await eventually(lambda: len(wire.frames) > 1, "it is answered")
+        error = wire.frames[1]["error"]
+    assert told in error["message"]
+    named = "payload" if told.startswith("payload") else None
+    assert [each.get("field") for each in (refused, error["data"])] == [named, named]
+
+
 async def test_j45_what_is_json_is_stored_whole_and_comes_back_equal(
     rest: httpx.Client, mesh: Mesh, tenant: str, bench: Bench
 ) -> None:

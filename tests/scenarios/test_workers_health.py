@@ -227,6 +227,19 @@ async def test_j12_falling_scores_are_foretold_as_a_failure(ward: Ward) -> None:
     assert (await ward.beat())["status"] == "ACTIVE"
 
 
+async def test_no_failure_is_foretold_of_a_worker_that_was_restarted_because_of_one(ward: Ward) -> None:
+    for score in (1.0, 0.6, 0.1):
+        await ward.beat(health_score=score)
+    name = (await ward.worker())["name"]
+    assert (await ward.wire.call("worker.predict", worker_id=ward.worker_id))["recommendation"] == "PREEMPTIVE_RESTART"
+    again = (await ward.wire.call("worker.register", name=name))["worker"]
+    assert (again["id"], again["status"], again["health_score"]) == (ward.worker_id, "ACTIVE", 1.0)
+    found = await ward.wire.call("worker.predict", worker_id=ward.worker_id)
+    assert (found["health_score"], found["probability"], found["recommendation"]) == (1.0, 0.0, "CONTINUE")
+    latest = (await ward.health())["log"][0]
+    assert (latest["kind"], latest["health_score"]) == ("heartbeat", 1.0)
+
+
 async def test_silence_makes_an_unwell_worker_no_healthier(ward: Ward) -> None:
     for step in range(10):
         await ward.beat(health_score=0.3 - step / 90)
@@ -268,6 +281,16 @@ async def test_j13_metrics_out_of_line_are_named(ward: Ward) -> None:
     assert worst["score"] > 2
 
 
+async def test_heartbeats_without_metrics_hide_none_that_were_out_of_line(ward: Ward) -> None:
+    for value in (*[0.3, 0.4] * 5, 0.95):
+        await ward.beat(metrics={"cpu_usage": value})
+    before = await ward.wire.call("worker.anomalies", worker_id=ward.worker_id)
+    assert ([each["metric"] for each in before["anomalies"]], before["samples"]) == (["cpu_usage"], 11)
+    for _ in range(100):
+        await ward.beat()
+    assert await ward.wire.call("worker.anomalies", worker_id=ward.worker_id) == before
+
+
 async def test_j14_the_healthy_worker_is_the_best_at_any_minimum(bench: Bench, ward: Ward) -> None:
     unwell = Ward(bench.wire, await register(bench.wire, queues=[bench.queue]))
     await ward.beat(health_score=1.0)
@@ -285,19 +308,21 @@ async def test_j14_the_healthy_worker_is_the_best_at_any_minimum(bench: Bench, w
 
 
 @pytest.mark.parametrize(
-    "about",
+    ("about", "field", "told"),
     [
-        {"metrics": {"cpu": "high"}},
-        {"metrics": {"cpu": 1e300}},
-        {"metrics": {"": 1}},
-        {"metrics": {f"m{n}": 1 for n in range(51)}},
-        {"health_score": 1.5},
+        ({"metrics": {"load": 1, "cpu": "high"}}, "metrics.cpu", "metrics.cpu: Expected `float`, got `str`"),
+        ({"metrics": {"load": 1, "cpu": 1e300}}, "metrics.cpu", "metrics.cpu: Expected `float` <= 1000000000000000.0"),
+        ({"metrics": {"load": 1, "cpu usage": 1}}, "metrics.cpu usage", "metrics.cpu usage: as a name, expected"),
+        ({"metrics": {"": 1}}, "metrics.", "metrics.: as a name, expected `str` of length >= 1"),
+        ({"metrics": {f"m{n}": 1 for n in range(51)}}, "metrics", "metrics: Expected `object` of length <= 50"),
+        ({"health_score": 1.5}, "health_score", "health_score: Expected `float` <= 1.0"),
     ],
 )
-async def test_wrong_metrics_are_refused(ward: Ward, about: dict[str, Any]) -> None:
+async def test_wrong_metrics_are_refused_by_name(ward: Ward, about: dict[str, Any], field: str, told: str) -> None:
     with pytest.raises(WireError) as refused:
         await ward.beat(**about)
-    assert refused.value.kind == "invalid_params"
+    assert (refused.value.kind, refused.value.data["field"]) == ("invalid_params", field)
+    assert refused.value.message.startswith(told)
 
 
 async def test_another_tenant_s_worker_is_not_there(mesh: Mesh, ward: Ward) -> None:
@@ -322,6 +347,23 @@ async def test_an_emptied_worker_stays_so_however_long_it_is_silent(mesh: Mesh, 
     assert (await ward.worker())["status"] == "DRAINING"
     back = await ward.beat()
     assert (back["status"], back["reason"]) == ("DRAINING", "maintenance")
+
+
+async def test_a_worker_is_given_up_when_it_said_so_also_before_its_next_heartbeat_is_due(bench: Bench) -> None:
+    ward = Ward(bench.wire, await register(bench.wire, stale_after_s=0.5))
+    assert (await ward.worker())["heartbeat_interval_s"] == 30
+    job = await bench.enqueue(backoff_ms=0)
+    [claimed] = await bench.claim(worker_id=ward.worker_id, lease_s=600)
+
+    async def is_given_up() -> bool:
+        return bool((await ward.worker())["status"] == "FAILED")
+
+    await eventually(is_given_up, "it is given up", within_s=10)
+    assert [(alert["kind"], alert["severity"]) for alert in await ward.alerts(only_open=True)] == [("WORKER_FAILED", 5)]
+    [again] = await bench.claim()
+    assert (again["id"], again["attempt"]) == (job["id"], claimed["attempt"] + 1)
+    assert (await ward.beat())["status"] == "ACTIVE"
+    assert await ward.alerts(only_open=True) == []
 
 
 async def test_who_could_not_be_heard_is_not_given_up(own_mesh: Callable[..., Mesh]) -> None:

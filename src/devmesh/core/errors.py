@@ -101,9 +101,9 @@ def invalid(message: str, field: str | None = None) -> MeshError:
     return MeshError(Kind.INVALID_PARAMS, message, field=field)
 
 
-def not_found(noun: str, identifier: object) -> MeshError:
+def not_found(noun: str, identifier: object, field: str | None = None) -> MeshError:
     """Also the answer for another tenant's thing: whether it exists is none of the caller's business."""
-    return MeshError(Kind.NOT_FOUND, f"there is no {noun} {identifier}")
+    return MeshError(Kind.NOT_FOUND, f"there is no {noun} {identifier}", field=field)
 
 
 def conflict(reason: str, message: str, field: str | None = None) -> MeshError:

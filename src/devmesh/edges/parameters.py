@@ -7,6 +7,7 @@ Whether the values are right is for the operation's own decoder to say.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 
 from devmesh.core.depth import require_depth
 from devmesh.core.errors import Kind, MeshError, invalid
+from devmesh.core.surrogates import half_of_a_character
 from devmesh.edges.problem import WRONG_MEDIA_TYPE
 from devmesh.operations.registry import Operation, Params, refusal
 from devmesh.settings import Settings
@@ -111,17 +113,19 @@ def _decode(body: bytes, depth_max: int) -> dict[str, Raw]:
     except UnicodeDecodeError:
         raise MeshError(Kind.PARSE_ERROR, "the body is not UTF-8") from None
     except msgspec.DecodeError as problem:
-        raise MeshError(Kind.PARSE_ERROR, f"the body is not well-formed: {problem}") from None
+        why = half_of_a_character(body) or problem
+        raise MeshError(Kind.PARSE_ERROR, f"the body is not well-formed: {why}") from None
 
 
 def _value(text: str, kind: type | None) -> Any:
-    """The number or truth value that a text stands for. One that is none is left for the operation to refuse."""
+    """The number or truth value that a text stands for. One that is none, as in JSON, is left for the operation to refuse."""
     if kind is None:
         return text
     try:
-        return msgspec.convert(text, kind, strict=False)
+        value: Any = msgspec.convert(text, kind, strict=False)
     except msgspec.ValidationError:
         return text
+    return value if not isinstance(value, float) or math.isfinite(value) else text
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from msgspec import Raw
 from devmesh import telemetry
 from devmesh.core.access import Credential
 from devmesh.core.errors import Kind, MeshError, unavailable
+from devmesh.core.surrogates import half_of_a_character
 from devmesh.edges.codecs import CODECS, JSON, Codec, Request
 from devmesh.edges.credentials import peer_address, presented_secret
 from devmesh.edges.session import Parts, Session
@@ -176,7 +177,7 @@ class Connection:
         try:
             parts = self._codec.parts(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self._refuse(None, MeshError(Kind.PARSE_ERROR, "the message is not well-formed"))
+            self._refuse(None, _malformed(data))
             return
         if parts is None:
             opened = self._open(data)
@@ -249,7 +250,7 @@ class Connection:
         except msgspec.ValidationError as problem:
             raise MeshError(Kind.INVALID_REQUEST, f"this is not a JSON-RPC 2.0 request: {problem}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise MeshError(Kind.PARSE_ERROR, "the message is not well-formed") from None
+            raise _malformed(data) from None
         if request.jsonrpc != "2.0":
             raise MeshError(Kind.INVALID_REQUEST, 'a request has the member "jsonrpc" with the value "2.0"')
         return request
@@ -333,6 +334,11 @@ class Connection:
 
 
 _tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+
+
+def _malformed(data: bytes | Raw) -> MeshError:
+    why = half_of_a_character(bytes(data))
+    return MeshError(Kind.PARSE_ERROR, "the message is not well-formed" + (f": {why}" if why is not None else ""))
 
 
 def _keep(work: Coroutine[Any, Any, None]) -> None:

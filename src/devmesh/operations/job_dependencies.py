@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
 
 from devmesh.core import errors
 from devmesh.core.ids import FIRST_ID, new_ids
@@ -49,13 +51,21 @@ class End(enum.Enum):
 FATES = {End.FAILED: "has failed", End.GONE: "was cancelled, or failed and was discarded"}
 
 
-class Parents(NamedTuple):
+class Parents(msgspec.Struct):
     """What is known of jobs that others are to wait for."""
 
     alive: set[uuid.UUID]  # and noted as parents
     failed: set[uuid.UUID]
     priorities: dict[uuid.UUID, int]
-    crowded: Set[uuid.UUID] = frozenset()  # as many wait for them as may
+    room: dict[uuid.UUID, int] = {}  # for how many more that wait, where it is not for all that may
+    dead: dict[
+        uuid.UUID, bool
+    ] = {}  # whether those that have failed are dead letters, and noted, of which this was asked
+
+    def take_room(self, ids: Iterable[uuid.UUID]) -> None:
+        """One more waits for each of these."""
+        for job_id in ids:
+            self.room[job_id] = self.room.get(job_id, CHILDREN_MAX) - 1
 
 
 async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
@@ -63,7 +73,7 @@ async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
     wanted = sorted(set(ids))
     rows = await work.tx.fetch(SQL.wishes, work.tenant_id, wanted, CHILDREN_MAX)
     priorities = {row["job_id"]: row["priority"] for row in rows}
-    crowded = {row["job_id"] for row in rows if row["is_crowded"]}
+    room = {row["job_id"]: CHILDREN_MAX - row["children"] for row in rows if row["children"]}
     left, alive, failed = sorted(priorities), set[uuid.UUID](), set[uuid.UUID]()
     for _ in range(MARK_TRIES_MAX):
         # Who ends a job has its lease in hand, and then takes those that are blocked: so it is done here.
@@ -77,7 +87,7 @@ async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
         failed |= {job_id for job_id, status in now.items() if status in ENDED_BADLY}
         left = [job_id for job_id in left if now[job_id] in UNDER_WAY]
         if not left:
-            return Parents(alive, failed, priorities, crowded)
+            return Parents(alive, failed, priorities, room)
     raise errors.unavailable("a job that is to be waited for is being moved all the time; try again")
 
 
@@ -90,14 +100,14 @@ class Wish(NamedTuple):
 
 
 async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]:
-    """The parents that a job has to wait for, by its policy.
+    """The parents that a job has to wait for, by its policy. It takes the room of one that waits for them.
 
     Raises not_found, or conflict when one has failed already, or has all the children that it may have.
     """
     parent_ids = list(dict.fromkeys(wish.parent_ids))
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
-        raise errors.not_found("job", unknown[0])
-    if crowded := [job_id for job_id in parent_ids if job_id in parents.crowded]:
+        raise errors.not_found("job", unknown[0], "depends_on")
+    if crowded := [job_id for job_id in parent_ids if parents.room.get(job_id, CHILDREN_MAX) <= 0]:
         raise errors.conflict(
             "job.children_max", f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may",
             "depends_on",
@@ -111,14 +121,23 @@ async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]
         )
     kept: list[uuid.UUID] = []
     if failed and wish.policy is Policy.WAIT:
-        rows = await work.tx.fetch(SQL.mark_dead, work.tenant_id, failed)
-        kept = [row["job_id"] for row in rows]
+        await _mark_dead(work, [job_id for job_id in failed if job_id not in parents.dead], parents)
+        kept = [job_id for job_id in failed if parents.dead[job_id]]
         if len(kept) < len(failed):
             raise errors.conflict(
                 "job.parent_failed",
                 "a job that it would wait for has failed and is no dead letter any more: it cannot be replayed", "depends_on",
             )  # fmt: skip
-    return [*(job_id for job_id in parent_ids if job_id in parents.alive), *kept]
+    waited_for = [*(job_id for job_id in parent_ids if job_id in parents.alive), *kept]
+    parents.take_room(waited_for)
+    return waited_for
+
+
+async def _mark_dead(work: Work, ids: Sequence[uuid.UUID], parents: Parents) -> None:
+    """Notes at those of these jobs that are dead letters that others wait for them, once for all that do."""
+    if ids:
+        rows = await work.tx.fetch(SQL.mark_dead, work.tenant_id, ids)
+        parents.dead |= {**dict.fromkeys(ids, False), **{row["job_id"]: True for row in rows}}
 
 
 async def block(work: Work, rows: Sequence[Record], policies: Mapping[uuid.UUID, Policy]) -> None:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
-from devmesh.core.jobs import ENDED_BADLY, Status
+from devmesh.core.jobs import Status
 from devmesh.operations.job_adding import PARENTS_MAX
 from devmesh.operations.job_dependencies import SQL, End, Policy, Wish, block, mark, settle, waits_for
 from devmesh.operations.job_enqueuing import JobResult
@@ -19,8 +19,6 @@ from devmesh.operations.job_limits import leave_places
 from devmesh.operations.job_views import MOVES_MAX, require_job
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL as JOBS
-from devmesh.store.jobs import from_row
 
 
 class Depend(Mutation, kw_only=True):
@@ -71,9 +69,8 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
 async def _change_policy(work: Work, job_id: uuid.UUID, policy: Policy) -> None:
     """Of a job that waits for others. Some of these may have failed already, and wait to be replayed."""
     await work.tx.execute(SQL.set_policy, work.tenant_id, job_id, policy.value)
-    parent_ids = [row["parent_id"] for row in await work.tx.fetch(SQL.parents, work.tenant_id, job_id)]
-    rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, parent_ids)
-    failed = [row["job_id"] for row in rows if from_row(row).status in ENDED_BADLY]
+    row = await work.tx.fetch_row(SQL.parents, work.tenant_id, job_id)
+    failed: list[uuid.UUID] = row["failed"] if row is not None else []
     if failed and policy is Policy.FAIL:
         raise errors.conflict(
             "job.parent_failed", f"job {failed[0]}, which it waits for, has failed", "on_parent_failure"

@@ -109,9 +109,18 @@ async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     specs = call.params.jobs
     made = new_jobs(specs, [call.caller.key_id] * len(specs))
     if refused := await prepare(work, made):
-        raise next(iter(refused.values()))
+        raise next(
+            _of_one(place, problem) for place, new in enumerate(made) if (problem := refused.get(new.id)) is not None
+        )
     added = await add(work, made)
     return EnqueuedResult([_shown_in_short(new, added) for new in made])
+
+
+def _of_one(place: int, problem: errors.MeshError) -> errors.MeshError:
+    """The refusal of one of many, which says of which."""
+    said, one = problem.data, f"jobs[{place}]"
+    field = f"{one}.{said.field}" if said.field else one
+    return errors.MeshError(problem.kind, f"{one}: {problem.message}", reason=said.reason, field=field)
 
 
 def _shown_in_short(new: NewJob, added: Added) -> Enqueued:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -9,14 +10,16 @@ import msgspec
 from devmesh.core.access import Scope
 from devmesh.core.jobs import Job, Status
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
+from devmesh.operations.job_ending import FAILURES
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_views import ById, require_job
 from devmesh.operations.queues import SQL as QUEUES
 from devmesh.operations.registry import Call, operation
 from devmesh.operations.work import Work
-from devmesh.store.jobs import SQL, from_row
+from devmesh.store.jobs import SQL
 
 Reason = tuple[str, str]
+SAID_MAX = 500  # characters of what an error says
 
 
 class JobExplanation(msgspec.Struct):
@@ -41,27 +44,48 @@ async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
 
 async def _reason(work: Work, job: Job) -> Reason:
     if job.status is Status.PROCESSING:
-        until = job.lease_until.isoformat() if job.lease_until is not None else "its lease ends"
-        asked = "; it has been asked to stop" if job.is_cancel_requested else ""
-        return "running", f"worker {job.worker_id} holds it until {until}{asked}"
+        return "running", _running(job)
     if job.status is not Status.PENDING:
-        return "finished", f"it is {job.status}"
+        return "finished", _over(job)
     for look in LOOKS:
         if (found := await look(work, job)) is not None:
             return found
     return "next", "it is the next of its queue, for the next worker that asks for jobs of it"
 
 
+def _running(job: Job) -> str:
+    assert job.lease_until is not None
+    assert job.started_at is not None
+    over_at = job.started_at + datetime.timedelta(milliseconds=job.timeout_ms)  # however often its lease is renewed
+    asked = "; it has been asked to stop" if job.is_cancel_requested else ""
+    return f"worker {job.worker_id} holds it until {min(job.lease_until, over_at).isoformat()}{asked}"
+
+
+def _over(job: Job) -> str:
+    """How a job has ended, and what can be done about it."""
+    if job.status is Status.COMPLETED:
+        return f"it is {job.status}"
+    return f"it is {job.status}{_said(job.error)}; job.retry has it run again"
+
+
+def _said(error: msgspec.Raw | None) -> str:
+    """What an error says, if it says it in words: it is whatever a handler has made it."""
+    found = msgspec.json.decode(error) if error is not None else None
+    message = found.get("message") if isinstance(found, dict) else found
+    if not isinstance(message, str) or not message:
+        return ""
+    return f": {message[:SAID_MAX]}…" if len(message) > SAID_MAX else f": {message}"
+
+
 async def _parents(work: Work, job: Job) -> Reason | None:
-    parents = await work.tx.fetch(DEPENDENCIES.parents, work.tenant_id, job.id)
-    if not parents:
+    row = await work.tx.fetch_row(DEPENDENCIES.parents, work.tenant_id, job.id)
+    assert row is not None
+    if not row["count"]:
         return None
-    rows = await work.tx.fetch(SQL.get_many, work.tenant_id, [row["parent_id"] for row in parents])
-    failed = [row["job_id"] for row in rows if from_row(row).status is Status.FAILED]
-    if failed:  # no other will have it go on before that one
-        return "waiting_for_parents", f"it waits for job {failed[0]}, which has failed, until that is replayed"
-    others = f" and {len(parents) - 1} others are" if len(parents) > 1 else " is"
-    return "waiting_for_parents", f"it waits until job {parents[0]['parent_id']}{others} completed"
+    if row["failed"]:  # no other will have it go on before that one
+        return "waiting_for_parents", f"it waits for job {row['failed'][0]}, which has failed, until that is replayed"
+    others = f" and {row['count'] - 1:,} others are" if row["count"] > 1 else " is"
+    return "waiting_for_parents", f"it waits until job {row['first']}{others} completed"
 
 
 async def _pause(work: Work, job: Job) -> Reason | None:
@@ -75,13 +99,20 @@ async def _pause(work: Work, job: Job) -> Reason | None:
 async def _time(work: Work, job: Job) -> Reason | None:
     if job.run_at <= work.now:
         return None
-    return "backing_off" if job.retry_count else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest"
+    row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [job.id])
+    has_failed = row is not None and row["outcome"] in FAILURES  # and was not put off by a worker since
+    return "backing_off" if has_failed else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest"
 
 
 async def _limit(work: Work, job: Job) -> Reason | None:
     row = await work.tx.fetch_row(LIMITS.standing, work.tenant_id, job.id)
     if row is None:
         return None
+    if row["count"] < row["concurrency_limit"]:  # its time has come a moment ago
+        return (
+            "next",
+            f"there is a place of its concurrency key {row['concurrency_key']!r}, which it is given in a moment",
+        )
     under_way = f"{row['count']} jobs with its concurrency key {row['concurrency_key']!r} are under way"
     return "limit_reached", f"{under_way}, and {row['concurrency_limit']} may be at once"
 

@@ -113,7 +113,9 @@ class Heartbeat(Mutation, kw_only=True):
 
 
 class JobLease(msgspec.Struct):
-    """How long the caller may rely on holding the job, and whether it has been asked to stop working on it."""
+    """How long the caller may rely on holding the job, as long as the job has time: `timeout_ms` goes on. And whether it has
+    been asked to stop working on it.
+    """
 
     id: uuid.UUID
     lease_until: datetime.datetime
@@ -277,11 +279,12 @@ async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[tuple[uuid
     """
     reports = [(report.job_id, report.attempt) for call in calls for report in call.params.jobs]
     missing = list({job_id for job_id, attempt in reports if (job_id, attempt) not in done})
-    held: dict[uuid.UUID, Any] = {}
-    known = {job_id for job_id, _ in done}
+    held: dict[uuid.UUID, int] = {}
+    ended: dict[uuid.UUID, int] = {}
     if missing:
-        held = {row["job_id"]: row for row in await work.tx.fetch(SQL.leases, work.tenant_id, missing)}
-        known |= {row["job_id"] for row in await work.tx.fetch(SQL.known, work.tenant_id, missing)}
+        held = {row["job_id"]: row["attempt"] for row in await work.tx.fetch(SQL.leases, work.tenant_id, missing)}
+        ended = {row["job_id"]: row["attempt"] for row in await work.tx.fetch(SQL.known, work.tenant_id, missing)}
+    ended |= dict(done.keys())  # one that is named again is over as well
     answers: list[Any] = []
     for call in calls:
         is_heartbeat = isinstance(call.params, Heartbeat | Progress)
@@ -292,7 +295,7 @@ async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[tuple[uuid
             if found is not None:
                 mine.append(found)
             else:
-                refused.append(_refusal(report, held.get(report.job_id), known))
+                refused.append(_refusal(report, held.get(report.job_id), ended.get(report.job_id)))
         if refused and len(call.params.jobs) == 1:
             answers.append(refused[0][1])
             continue
@@ -301,15 +304,23 @@ async def _answers(work: Work, calls: Sequence[Call[Any]], done: dict[tuple[uuid
     return answers
 
 
-def _refusal(report: HeldJob, held: Any, known: set[uuid.UUID]) -> tuple[uuid.UUID, errors.MeshError]:
-    if held is not None:
-        return report.job_id, errors.conflict(
-            "job.stale_attempt",
-            f"attempt {report.attempt} is over; the job is held in attempt {held['attempt']}",
-            "attempt",
+def _refusal(report: HeldJob, held: int | None, ended: int | None) -> tuple[uuid.UUID, errors.MeshError]:
+    """`held` is the attempt in which a worker holds the job, `ended` the latest that is over; None: there is no such job."""
+    job_id, attempt = report.job_id, report.attempt
+    if held is not None and attempt > held:
+        why = errors.conflict(
+            "job.stale_attempt", f"attempt {attempt} has not begun; the job is held in attempt {held}", "attempt"
         )
-    if report.job_id in known:
-        return report.job_id, errors.conflict(
-            "job.stale_attempt", f"attempt {report.attempt} is over; the job is not held any more", "attempt"
+    elif held is not None:
+        why = errors.conflict(
+            "job.stale_attempt", f"attempt {attempt} is over; the job is held in attempt {held}", "attempt"
         )
-    return report.job_id, errors.not_found("job", report.job_id)
+    elif ended is None:
+        why = errors.not_found("job", job_id)
+    elif attempt > ended:
+        why = errors.conflict("job.stale_attempt", f"attempt {attempt} has not begun; the job is not held", "attempt")
+    else:
+        why = errors.conflict(
+            "job.stale_attempt", f"attempt {attempt} is over; the job is not held any more", "attempt"
+        )
+    return job_id, why

@@ -7,6 +7,7 @@ thinks of one call. A body knows no wire, opens no transaction and never sleeps.
 from __future__ import annotations
 
 import datetime
+import functools
 import inspect
 import re
 import uuid
@@ -22,6 +23,7 @@ from devmesh.core.names import IN_WORDS, IdempotencyKey, Version
 from devmesh.operations.recall import Recall
 from devmesh.operations.work import Work
 
+ENTRY_MAX = 100  # characters of a name that are told
 ParamsT = TypeVar("ParamsT", bound=msgspec.Struct)
 
 
@@ -138,19 +140,31 @@ class Operation(msgspec.Struct, frozen=True):
             params = self._read(raw)
             text = bytes(raw)
             if _may_hold_huge_number(text):
-                # A caller's own JSON is passed on as it came, so it must be such that every codec can carry it.
-                msgspec.msgpack.encode(msgspec.json.decode(raw))
+                _require_numbers_that_fit(raw)
             if any(year in text for year in _EDGES_OF_TIME):
                 _require_times_within(params)
             return params
         except msgspec.ValidationError as problem:
-            raise refusal(problem) from None
-        except OverflowError:
-            raise errors.invalid("an integer does not fit into 64 bits") from None
+            raise refusal(problem, functools.partial(self._entry_of, raw)) from None
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise errors.invalid("the parameters are not well-formed JSON") from None
         except RecursionError:
             raise errors.invalid("the parameters are nested too deeply") from None
+
+    def _entry_of(self, raw: bytes | msgspec.Raw, field: str, problem: msgspec.ValidationError) -> str | None:
+        """The first name in an object of names and values which, alone there, meets with the same refusal."""
+        try:
+            members = _members.decode(raw)
+            entries = _members.decode(members[field])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # behind what is refused
+            return None
+        for name, value in entries.items():
+            try:
+                self.decoder.decode(msgspec.json.encode({**members, field: {name: value}}))
+            except msgspec.ValidationError as again:
+                if str(again) == str(problem):
+                    return name
+        return None
 
     def _read(self, raw: bytes | msgspec.Raw) -> Any:
         try:
@@ -159,6 +173,17 @@ class Operation(msgspec.Struct, frozen=True):
             if "got `float`" not in str(problem):
                 raise
             return _with_whole_numbers(self.params, raw, problem)
+
+
+def _require_numbers_that_fit(raw: bytes | msgspec.Raw) -> None:
+    """A caller's own JSON is passed on as it came, so it must be such that every codec can carry it."""
+    for name, value in _members.decode(raw).items():
+        try:
+            msgspec.msgpack.encode(msgspec.json.decode(value))
+        except OverflowError:
+            raise errors.invalid(f"{name}: an integer does not fit into 64 bits", name) from None
+        except msgspec.ValidationError:
+            raise errors.invalid(f"{name}: a number is larger than any that is kept", name) from None
 
 
 def _require_times_within(params: msgspec.Struct, place: str = "") -> None:
@@ -212,18 +237,33 @@ _HUGE_INTEGER = b"0" * 19
 _SIGNS_OF_HUGE_EXPONENTS = (b"e000", b"E000", b"e+000", b"E+000")  # in every other UUID, too, where no number begins
 _HUGE_EXPONENT = re.compile(rb"[:\[,\s]-?[0-9]+(?:\.[0-9]+)?[eE]\+?[0-9]{3}")
 _EDGES_OF_TIME = (b'"0000-', b'"0001-', b'"9999-')  # in another zone these years would be out of the calendar
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 REGISTRY: dict[str, Operation] = {}
 
 
-def refusal(problem: msgspec.ValidationError) -> errors.MeshError:
-    """msgspec's complaint in the caller's terms: `... - at `$.priority`` becomes the field `priority`."""
-    message, _, place = str(problem).partition(" - at `$")
+def refusal(
+    problem: msgspec.ValidationError, entry_of: Callable[[str, msgspec.ValidationError], str | None] | None = None
+) -> errors.MeshError:
+    """msgspec's complaint in the caller's terms: `... - at `$.priority`` becomes the field `priority`.
+
+    `entry_of` finds the name of the entry that it is about, of a field whose value is an object of any names.
+    """
+    message, _, place = str(problem).partition(" - at `")
+    is_name = place.startswith("key` in `")
+    field = place.removeprefix("key` in `").rstrip("`").removeprefix("$").lstrip(".")
     for pattern, in_words in IN_WORDS.items():
         if message.endswith(f"matching regex {pattern!r}"):
             message = f"expected {in_words}"
     unknown = re.search(r"unknown field `(\w+)`|missing required field `(\w+)`", message)
-    field = place.rstrip("`").lstrip(".") or (next(filter(None, unknown.groups())) if unknown else None)
-    return errors.invalid(f"{field}: {message}" if place and field else message, field)
+    outer = field.removesuffix("[...]")
+    is_entry = (is_name or outer != field) and outer.isidentifier()
+    if is_entry and entry_of is not None and (entry := entry_of(outer, problem)) is not None:
+        field = f"{outer}.{entry[:ENTRY_MAX]}"
+    if is_name:
+        message = f"as a name, {message[:1].lower()}{message[1:]}"
+    if not field:
+        return errors.invalid(message, next(filter(None, unknown.groups())) if unknown else None)
+    return errors.invalid(f"{field}: {message}", field)
 
 
 def operation(

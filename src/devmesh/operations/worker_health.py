@@ -24,6 +24,7 @@ from devmesh.operations.workers import SQL, ById, Worker, WorkerResult, refusal,
 from devmesh.store.database import Record
 
 METRICS_MAX = 50
+LOOKED_THROUGH_MAX = 10_000  # rows of a worker's log, for those that have metrics
 LATENCY_METRIC = "latency_ms"
 NEVER = datetime.datetime(9000, 1, 1, tzinfo=datetime.UTC)
 Score = Annotated[float, Meta(ge=0, le=1)]
@@ -199,8 +200,8 @@ class AnomaliesResult(msgspec.Struct):
 async def show_anomalies(work: Work, call: Call[ById]) -> AnomaliesResult:
     """Name the metrics, as they were last said, more than two standard deviations from the mean of the last hundred."""
     worker = await require_worker(work, call.params.worker_id)
-    rows = reversed(await _log(work, worker.id, health.ANOMALIES_FROM))
-    samples = [msgspec.json.decode(row["metrics"], type=dict[str, float]) for row in rows if row["metrics"] is not None]
+    rows = await work.tx.fetch(SQL.latest_metrics, work.tenant_id, worker.id, LOOKED_THROUGH_MAX, health.ANOMALIES_FROM)
+    samples = [msgspec.json.decode(row["metrics"], type=dict[str, float]) for row in reversed(rows)]
     found = [Anomaly(*each) for each in health.anomalies(samples)]
     return AnomaliesResult(worker.id, found, len(samples))
 

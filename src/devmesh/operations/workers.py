@@ -86,6 +86,8 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     if row is None:
         raise errors.conflict("worker.name", "another key has registered a worker under this name")
     await clear_alerts(work, [row["worker_id"]])
+    if before is not None:  # what was noted of the process before is not how this one is
+        await work.tx.execute(SQL.note_registered, work.tenant_id, row["worker_id"])
     if (
         before is not None
         and None not in (before["instance_id"], asked.instance_id)

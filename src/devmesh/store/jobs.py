@@ -104,8 +104,8 @@ def from_row(row: Record) -> Job:
         }  # fmt: skip
     elif row["blocked_attempt"] is not None:
         job |= {
-            "status": Status.PENDING, "priority": row["blocked_priority"], "attempt": row["blocked_attempt"],
-            "retry_count": row["blocked_retries"],
+            "status": Status.PENDING, "run_at": row["blocked_run_at"], "priority": row["blocked_priority"],
+            "attempt": row["blocked_attempt"], "retry_count": row["blocked_retries"],
         }  # fmt: skip
     elif row["limited_attempt"] is not None:
         job |= {

@@ -73,8 +73,13 @@ cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 
 order by d.child_id, d.parent_id limit $4;
 
 -- name: parents
--- What a job waits for. $1 tenant, $2 the job.
-select d.parent_id from mcp.job_dependencies d where d.child_id = $2 and d.tenant_id = $1 order by d.parent_id limit 100;
+-- For how many jobs one waits, the first of these, and those of them that have failed: dead letters, which may be replayed. $1 tenant,
+-- $2 the job.
+select count(*) as count, (array_agg(d.parent_id order by d.parent_id))[1] as first,
+       coalesce(array_agg(d.parent_id order by d.parent_id) filter (where l.job_id is not null), '{}') as failed
+from mcp.job_dependencies d
+left join lateral (select q.job_id from mcp.dead_letter_queue q where q.tenant_id = $1 and q.job_id = d.parent_id limit 1) l on true
+where d.child_id = $2 and d.tenant_id is not distinct from $1;
 
 -- name: lock_blocked
 -- Locks jobs that wait for others, in one order for everybody. $1 tenant, $2 jobs, sorted.
@@ -123,7 +128,7 @@ with gone as (
     from gone g
     cross join lateral (select coalesce(jsonb_agg(d.parent_id), '[]') as ids
                         from (select d.parent_id from mcp.job_dependencies d where d.child_id = g.job_id and d.tenant_id = $1
-                              order by d.parent_id limit 1000) d) w
+                              order by d.parent_id limit 10000) d) w
 ), kept as (
     insert into mcp.job_executions (tenant_id, job_id, finished_at, attempt, retries, outcome, error)
     select $1, t.job_id, clock_timestamp(), t.attempt + 1, t.retries, $3, t.error from told t
@@ -151,10 +156,10 @@ update mcp.jobs_blocked b set priority = $3 where b.tenant_id = $1 and b.job_id 
 select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.queue = $2 order by b.job_id limit $3;
 
 -- name: wishes
--- The priorities of jobs as they were asked for, or as those for which they wait have raised them, and whether so many wait for each
--- already. $1 tenant, $2 jobs, $3 how many.
+-- The priorities of jobs as they were asked for, or as those for which they wait have raised them, and how many wait for each already,
+-- up to a number. $1 tenant, $2 jobs, $3 the number.
 select j.job_id, greatest(j.priority, b.priority) as priority,
-       exists (select from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = j.job_id offset $3 - 1) as is_crowded
+       (select count(*) from (select from mcp.job_dependencies d where d.tenant_id = $1 and d.parent_id = j.job_id limit $3) c) as children
 from unnest($2::uuid[]) as a (job_id)
 cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = a.job_id limit 1) j
 left join lateral (select * from mcp.jobs_blocked w where w.tenant_id = $1 and w.job_id = a.job_id limit 1) b on true;

@@ -120,6 +120,7 @@ returning l.job_id, l.queue, l.worker_id;
 -- Jobs as they are now. $1 tenant, $2 ids.
 select j.*, ready.run_at as ready_at, ready.priority as ready_priority, ready.attempt as ready_attempt, ready.retries as ready_retries,
        blocked.attempt as blocked_attempt, blocked.retries as blocked_retries, blocked.priority as blocked_priority,
+       blocked.run_at as blocked_run_at,
        limited.attempt as limited_attempt, limited.retries as limited_retries, limited.priority as limited_priority,
        latest.next_run_at, dead.priority as dead_priority,
        held.worker_id as held_by, held.attempt as held_attempt, held.retries as held_retries, held.priority as held_priority,
@@ -184,9 +185,11 @@ with recursive name as (
 select n.queue from name n where n.queue is not null;
 
 -- name: known
--- Which of these jobs there are. $1 tenant, $2 ids.
-select a.job_id from unnest($2::uuid[]) as a (job_id)
-cross join lateral (select from mcp.jobs j where j.tenant_id = $1 and j.job_id = a.job_id limit 1) found;
+-- Which of these jobs there are, and the latest attempt of each that has ended; 0: none has. $1 tenant, $2 ids.
+select a.job_id, coalesce(latest.attempt, 0) as attempt from unnest($2::uuid[]) as a (job_id)
+cross join lateral (select from mcp.jobs j where j.tenant_id = $1 and j.job_id = a.job_id limit 1) found
+left join lateral (select x.attempt from mcp.job_executions x where x.tenant_id = $1 and x.job_id = a.job_id
+                   order by x.attempt desc, x.finished_at desc limit 1) latest on true;
 
 -- name: takers
 -- How many ACTIVE workers take jobs of a queue, and how much room they have; how others are that would, those heard of last, at
@@ -201,11 +204,14 @@ cross join lateral (select count(*) from mcp.jobs_leased l
 where w.tenant_id = $1 and w.status <> 'TERMINATED' and $2 = any(w.queues);
 
 -- name: count_before
--- How many jobs of a queue come before one. $1 tenant, $2 queue, $3 its priority, $4 its time, $5 the job.
+-- How many jobs of a queue come before one. One that has waited for a place lies there since it got that. $1 tenant, $2 queue, $3 its
+-- priority, $4 its time, $5 the job.
 select (select count(*) from mcp.jobs_ready r
         where r.tenant_id = $1 and r.queue = $2 and r.priority > $3 and r.priority <= 5 and r.run_at <= now())
      + (select count(*) from mcp.jobs_ready r
-        where r.tenant_id = $1 and r.queue = $2 and r.priority = $3 and (r.run_at, r.job_id) < ($4::timestamptz, $5::uuid));
+        where r.tenant_id = $1 and r.queue = $2 and r.priority = $3
+          and (r.run_at, r.job_id) < (coalesce((select s.ready_at from mcp.job_slots s where s.tenant_id = $1 and s.job_id = $5::uuid),
+                                               $4::timestamptz), $5::uuid));
 
 -- name: promote
 -- Raises the priority of jobs that have waited for long: from 1 to 2, and from 2 and 3 to 4. None is raised while as many that are older

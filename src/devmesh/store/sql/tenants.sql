@@ -101,10 +101,11 @@ join mcp.tenants t on t.tenant_id = s.tenant_id and t.status = 'active'
 where s.paused_at is null and s.next_fire_at <= (select clock_timestamp());
 
 -- name: with_late_workers
--- Tenants with workers that were not heard of for longer than their interval, or were not until a moment ago. No parameters.
+-- Tenants with workers that were not heard of for longer than their interval or than they may be silent, or were not until a moment
+-- ago. No parameters.
 select distinct w.tenant_id from mcp.workers w
 where w.status in ('ACTIVE', 'DEGRADED')
-  and (w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s) or w.missed_beats > 0);
+  and (w.heartbeat_at < now() - make_interval(secs => least(w.heartbeat_interval_s, w.stale_after_s)) or w.missed_beats > 0);
 
 -- name: with_old_workers
 -- Tenants with workers that have gone long ago and hold nothing. $1 in days.

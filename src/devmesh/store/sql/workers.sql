@@ -10,6 +10,10 @@ set queues = excluded.queues, capacity = excluded.capacity, instance_id = exclud
 where w.owner_id = excluded.owner_id or $8
 returning w.worker_id;
 
+-- name: note_registered
+-- Notes in a worker's log that it is there again and well, as a heartbeat does. $1 tenant, $2 worker.
+insert into mcp.worker_health_logs (tenant_id, worker_id, health_score, kind) values ($1, $2, 1, 'heartbeat') on conflict do nothing;
+
 -- name: instance
 -- The process that has registered a worker under a name, and the worker. $1 tenant, $2 name.
 select w.worker_id, w.instance_id from mcp.workers w
@@ -62,8 +66,8 @@ select w.worker_id, w.owner_id, w.status, w.reason, w.capacity, w.health_score, 
 from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) order by w.worker_id for update;
 
 -- name: late
--- Workers that were not heard of for longer than their interval, neither by a heartbeat nor by the renewal of a lease, and those that
--- have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so. `is_heard_by_leases`: it
+-- Workers that were not heard of for longer than their interval, or than they may be silent, neither by a heartbeat nor by the renewal of
+-- a lease, and those that have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so. `is_heard_by_leases`: it
 -- was back from a silence and has sent no heartbeat since, as its log says, and a lease of it lasts. $1 tenant, $2 how many, $3 ids above
 -- this one.
 select w.worker_id, w.status, w.health_score, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s,
@@ -76,7 +80,7 @@ cross join lateral (select max(l.lease_until - make_interval(secs => l.lease_s))
 left join lateral (select h.kind from mcp.worker_health_logs h where h.tenant_id = $1 and h.worker_id = w.worker_id
                    order by h.at desc limit 1) latest on true
 where w.tenant_id = $1 and w.worker_id > $3 and w.status in ('ACTIVE', 'DEGRADED')
-  and (w.heartbeat_at < now() - make_interval(secs => w.heartbeat_interval_s) or w.missed_beats > 0)
+  and (w.heartbeat_at < now() - make_interval(secs => least(w.heartbeat_interval_s, w.stale_after_s)) or w.missed_beats > 0)
 order by w.worker_id limit $2 for update of w skip locked;
 
 -- name: note_missed
@@ -135,6 +139,13 @@ order by a.alert_id desc limit $5;
 -- The latest rows of a worker's log, the newest first. $1 tenant, $2 worker, $3 before this time, $4 how many.
 select h.at, h.health_score, h.kind, h.metrics from mcp.worker_health_logs h
 where h.tenant_id = $1 and h.worker_id = $2 and h.at < $3 order by h.at desc limit $4;
+
+-- name: latest_metrics
+-- What a worker has said of itself, the newest first, as far as it is among the latest rows of its log. $1 tenant, $2 worker, $3 how many
+-- rows are looked at, $4 how many that have metrics.
+select l.metrics from (select h.at, h.metrics from mcp.worker_health_logs h where h.tenant_id = $1 and h.worker_id = $2
+                       order by h.at desc limit $3) l
+where l.metrics is not null order by l.at desc limit $4;
 
 -- name: optimal
 -- The healthiest ACTIVE workers with a score and a load within bounds, the least loaded first among equals. $1 tenant, $2 least score,
