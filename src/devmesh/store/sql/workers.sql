@@ -67,9 +67,9 @@ from mcp.workers w where w.tenant_id = $1 and w.worker_id = any($2::uuid[]) orde
 
 -- name: late
 -- Workers that were not heard of for longer than their interval, or than they may be silent, neither by a heartbeat nor by the renewal of
--- a lease, and those that have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so. `is_heard_by_leases`: it
--- was back from a silence and has sent no heartbeat since, as its log says, and a lease of it lasts. $1 tenant, $2 how many, $3 ids above
--- this one.
+-- a lease, and those that have missed heartbeats and may have been heard of since. One that is emptied holds nothing, and stays so.
+-- `is_heard_by_leases`: it was back from a silence and has sent no heartbeat since, as its log says, and a lease of it lasts. $1 tenant,
+-- $2 how many, $3 ids above this one.
 select w.worker_id, w.status, w.health_score, w.missed_beats, w.heartbeat_interval_s, w.stale_after_s,
        extract(epoch from now() - greatest(w.heartbeat_at, held.renewed_at))::double precision as silent_s,
        coalesce(held.lease_until > now() and latest.kind = 'recovered', false) as is_heard_by_leases
