@@ -115,6 +115,20 @@ async def test_a_long_text_is_searched_among_long_ones(bench: Bench) -> None:
     assert score == pytest.approx(1_999 / 2_000, abs=1e-6)
 
 
+async def test_a_text_of_as_many_words_as_it_can_have_is_searched(bench: Bench) -> None:
+    words = [chr(0x4E00 + number % 20_000) + chr(0x61 + number // 20_000) for number in range(21_845)]
+    await stored(bench.wire, " ".join(words))
+    await stored(bench.wire, words[-1])
+    assert [score for _, score in await searched(bench.wire, text=" ".join(words))] == [1.0, 0.000046]
+
+
+@pytest.mark.parametrize("odd", ["it's", "back\\slash", "a:b", "x|y&z!(w)", "'", "C:\\temp\\file.txt", "follow-up"])
+async def test_whatever_is_a_word_is_found_by_it(bench: Bench, odd: str) -> None:
+    await stored(bench.wire, f"invoice {odd}")
+    [(_, score)] = await searched(bench.wire, text=f"{odd} invoice")
+    assert score == 1.0
+
+
 async def test_another_tenant_finds_nothing_of_it(mesh: Mesh, bench: Bench) -> None:
     context = await stored(bench.wire, "a secret recipe", vector=[1.0, 0.0])
     async with await Wire.connect(mesh.ws_url, mesh.new_tenant()) as stranger:
