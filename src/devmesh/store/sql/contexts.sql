@@ -9,8 +9,8 @@ from unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::text[], $7::t
 returning context_id, created_at;
 
 -- name: get
--- $1 tenant, $2 id.
-select c.* from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = $2;
+-- `shown` is the vector in as few digits as tell its numbers, of single precision, apart. $1 tenant, $2 id.
+select c.*, c.vector::text[]::double precision[] as shown from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = $2;
 
 -- name: page
 -- A page of contexts, the latest first. $1 tenant, $2 ids below this one, $3 job or null, $4 type or null, $5 tag or null, $6 how many,
