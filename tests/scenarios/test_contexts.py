@@ -29,7 +29,8 @@ async def test_j20_a_context_comes_back_whole(bench: Bench) -> None:
     job = await bench.enqueue()
     about = {
         "text": "ü line\nand \u2028 more", "data": {"a": [1, None, {"b": "\u0000 stays JSON"}], "n": 1e-7},
-        "tags": ["x", "y:z"], "job_id": job["id"], "attempt": 1, "vector": [0.1, -0.5, 1e-3, 3e14, 0.1234567, 1e-200], "model": "mine/v1",
+        "tags": ["x", "y:z"], "job_id": job["id"], "attempt": 1, "model": "mine/v1",
+        "vector": [0.1, -0.5, 1e-3, 3e14, 0.1234567, 1e-200],
     }  # fmt: skip
     context = await stored(bench.wire, **about)
     shown = await bench.wire.call("context.get", context_id=context["id"])
