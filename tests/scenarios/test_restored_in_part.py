@@ -20,6 +20,8 @@ LOST = [
     ("jobs_blocked",),
     ("jobs_leased",),
     ("jobs_leased", "job_slots"),
+    ("job_slots",),
+    ("job_slots", "job_limits", "job_executions"),
     ("job_dependencies",),
     ("job_executions",),
 ]

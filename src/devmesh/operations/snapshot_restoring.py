@@ -197,6 +197,7 @@ class _Jobs(NamedTuple):
 
 async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> _Jobs:
     await work.tx.execute(SQL.put_back_jobs, work.tenant_id, whole, decisions)
+    await work.tx.execute(SQL.put_back_places, work.tenant_id, whole)
     if placeless := await work.tx.fetch(SQL.placeless, work.tenant_id, whole):
         await leave_places(work, [row["job_id"] for row in placeless])
     crowded = await _crowded_out(work, whole)

@@ -112,6 +112,26 @@ where r.ctid = any(array(
                         limit 10) h
     where t.job_id is null));
 
+-- name: put_back_places
+-- Jobs of a concurrency key that lie where they were, in their queue or under a lease, and have lost their places, have them again: who waits
+-- for one of that key is told when one is left. $1 tenant, $2 the rows.
+insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key)
+select $1, p.job_id, p.ready_at, r."row" ->> 'queue', r."row" ->> 'concurrency_key' from mcp.state_snapshot_rows r
+left join lateral (select s.job_id from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) slot on true
+cross join lateral (
+    (select l.job_id, l.started_at as ready_at from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = r.id::uuid limit 1)
+    union all
+    (select q.job_id, q.run_at
+     from (select k."row" ->> 'queue' as queue, (k."row" ->> 'run_at')::timestamptz as run_at from mcp.state_snapshot_rows k
+           where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = 'jobs_ready' and k.id = r.id limit 1) at
+     cross join generate_series(1, 5) as level (priority)
+     cross join lateral (select w.job_id, w.run_at from mcp.jobs_ready w
+                         where w.tenant_id = $1 and w.queue = at.queue and w.priority = level.priority and w.run_at = at.run_at
+                           and w.job_id = r.id::uuid limit 1) q limit 1)
+    limit 1) p
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r."row" ->> 'concurrency_key' is not null and slot.job_id is null
+on conflict do nothing;
+
 -- name: placeless
 -- Jobs that lie nowhere, and are put back: places of their concurrency keys may be left of them. Who held one keeps it. $1 tenant, $2 the
 -- rows.
