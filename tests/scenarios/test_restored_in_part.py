@@ -21,6 +21,8 @@ LOST = [
     ("jobs_leased",),
     ("jobs_leased", "job_slots"),
     ("job_slots",),
+    ("jobs", "jobs_ready", "job_executions", "job_dependencies"),
+    ("dead_letter_queue", "job_executions"),
     ("job_slots", "job_limits", "job_executions"),
     ("job_dependencies",),
     ("job_executions",),
@@ -51,9 +53,9 @@ class Work:
         limited = await self._add("limited", concurrency_key="k")
         ready = await self._add("ready", priority=2)
         await self._add("later", delay_ms=300, unique_key="u")
-        await self._add("placed", concurrency_key="other")
+        placed = await self._add("placed", concurrency_key="other")
         await self._add("blocked", depends_on=[first])
-        await self._add("blocked_by_two", depends_on=[ready, limited])
+        await self._add("blocked_by_three", depends_on=[ready, limited, placed])
 
     async def end(self) -> None:
         await self.bench.wire.call("job.complete", jobs=[held(job) for job in self.holding])

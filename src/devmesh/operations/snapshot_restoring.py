@@ -198,8 +198,8 @@ class _Jobs(NamedTuple):
 async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> _Jobs:
     await work.tx.execute(SQL.put_back_jobs, work.tenant_id, whole, decisions)
     await work.tx.execute(SQL.put_back_places, work.tenant_id, whole)
-    if placeless := await work.tx.fetch(SQL.placeless, work.tenant_id, whole):
-        await leave_places(work, [row["job_id"] for row in placeless])
+    if left := await work.tx.fetch(SQL.places_left, work.tenant_id, whole):
+        await leave_places(work, [row["job_id"] for row in left])
     crowded = await _crowded_out(work, whole)
     jobs = _Jobs(
         await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "crowded"]),

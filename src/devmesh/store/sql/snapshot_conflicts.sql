@@ -43,7 +43,8 @@ with place as materialized (
     select s.*, case
                when s.now_noun is null and not s.is_astray then
                    case when s.is_unknown and s.is_of_then then 'insert'
-                        when not s.is_unknown and s.is_of_then and s.may_go_on and s.noun <> 'dead_letter_queue' then 'placeless'
+                        when not s.is_unknown and s.is_of_then and s.may_go_on and (s.noun <> 'dead_letter_queue' or s.last_attempt is null)
+                             then 'placeless'
                         else 'conflict' end
                when s.is_unknown or s.is_astray then 'kept'
                when s.now_attempt = s.attempt

@@ -132,13 +132,13 @@ cross join lateral (
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r."row" ->> 'concurrency_key' is not null and slot.job_id is null
 on conflict do nothing;
 
--- name: placeless
--- Jobs that lie nowhere, and are put back: places of their concurrency keys may be left of them. Who held one keeps it. $1 tenant, $2 the
--- rows.
+-- name: places_left
+-- Jobs that lay nowhere, are put back, and have a place of their concurrency key left: it says that they came into their queue at another
+-- time. Who held one keeps it. $1 tenant, $2 the rows.
 select r.id::uuid as job_id from mcp.state_snapshot_rows r
-left join lateral (select l.id from mcp.state_snapshot_rows l
-                   where l.tenant_id = $1 and l.snapshot_id = $2 and l.noun = 'jobs_leased' and l.id = r.id limit 1) held on true
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'placeless' and held.id is null;
+cross join lateral (select from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) slot
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = 'insert'
+  and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'dead_letter_queue']);
 
 -- name: kept
 -- Jobs that stay where they lie, and of which something else was lost and is written: where that is, and in which attempt. $1 tenant, $2
