@@ -29,7 +29,8 @@ async def test_j20_a_context_comes_back_whole(bench: Bench) -> None:
     job = await bench.enqueue()
     about = {
         "text": "ü line\nand \u2028 more", "data": {"a": [1, None, {"b": "\u0000 stays JSON"}], "n": 1e-7},
-        "tags": ["x", "y:z"], "job_id": job["id"], "attempt": 1, "vector": [0.25, -0.5, 1e-3, 1e-200], "model": "mine/v1",
+        "tags": ["x", "y:z"], "job_id": job["id"], "attempt": 1, "model": "mine/v1",
+        "vector": [0.1, -0.5, 1e-3, 3e14, 0.1234567, 1e-200],
     }  # fmt: skip
     context = await stored(bench.wire, **about)
     shown = await bench.wire.call("context.get", context_id=context["id"])
@@ -37,8 +38,8 @@ async def test_j20_a_context_comes_back_whole(bench: Bench) -> None:
     assert {name: context[name] for name in about.keys() - {"vector"}} == {
         name: about[name] for name in about.keys() - {"vector"}
     }
-    assert shown["vector"] == pytest.approx(about["vector"], rel=1e-6, abs=1e-30)
-    assert (context["dimensions"], context["model"]) == (4, "mine/v1")
+    assert shown["vector"] == [0.1, -0.5, 1e-3, 3e14, 0.1234567, 0]
+    assert (context["dimensions"], context["model"]) == (6, "mine/v1")
     listed = await bench.wire.call("context.list", job_id=job["id"], type="t", tag="x")
     assert listed["contexts"] == [context]
     await bench.wire.call("context.delete", context_id=context["id"])
@@ -113,6 +114,20 @@ async def test_a_long_text_is_searched_among_long_ones(bench: Bench) -> None:
     assert score == 1.0
     [(_, score), *_] = await searched(bench.wire, text=" ".join([*words[:1_999], "elsewhere"]))
     assert score == pytest.approx(1_999 / 2_000, abs=1e-6)
+
+
+async def test_a_text_of_as_many_words_as_it_can_have_is_searched(bench: Bench) -> None:
+    words = [chr(0x4E00 + number % 20_000) + chr(0x61 + number // 20_000) for number in range(21_845)]
+    await stored(bench.wire, " ".join(words))
+    await stored(bench.wire, words[-1])
+    assert [score for _, score in await searched(bench.wire, text=" ".join(words))] == [1.0, 0.000046]
+
+
+@pytest.mark.parametrize("odd", ["it's", "back\\slash", "a:b", "x|y&z!(w)", "'", "C:\\temp\\file.txt", "follow-up"])
+async def test_whatever_is_a_word_is_found_by_it(bench: Bench, odd: str) -> None:
+    await stored(bench.wire, f"invoice {odd}")
+    [(_, score)] = await searched(bench.wire, text=f"{odd} invoice")
+    assert score == 1.0
 
 
 async def test_another_tenant_finds_nothing_of_it(mesh: Mesh, bench: Bench) -> None:

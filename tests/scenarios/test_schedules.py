@@ -281,6 +281,7 @@ async def test_a_time_that_is_fired_while_a_change_is_waiting_is_not_fired_again
         ({"cron": "0 0 31 2 *"}, "cron"),
         ({"interval_s": 0.5}, "interval_s"),
         ({"interval_s": 60, "time_zone": "Mars/Olympus"}, "time_zone"),
+        ({"cron": "0 2 * * *", "time_zone": "localtime"}, "time_zone"),
         ({"interval_s": 60, "ends_at": "2020-01-01T00:00:00Z"}, "ends_at"),
         ({"interval_s": 60, "starts_at": "2999-01-02T00:00:00Z", "ends_at": "2999-01-01T00:00:00Z"}, "ends_at"),
         ({"interval_s": 60, "missed": "perhaps"}, "missed"),
@@ -313,7 +314,7 @@ async def test_two_schedules_of_one_name_are_refused(planner: Planner) -> None:
     schedule = await planner.create(interval_s=60)
     with pytest.raises(WireError) as refused:
         await planner.create(interval_s=60, name=schedule["name"])
-    assert refused.value.data["reason"] == "schedule.name"
+    assert (refused.value.data["reason"], refused.value.data["field"]) == ("schedule.name", "name")
     other = await planner.create(interval_s=60)
     with pytest.raises(WireError) as refused:
         await planner.wire.call("schedule.update", schedule_id=other["id"], name=schedule["name"])

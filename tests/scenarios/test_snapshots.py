@@ -39,6 +39,7 @@ async def test_j17_j18_an_incremental_one_has_what_changed_and_both_bring_everyt
     assert part["base_id"] == full["id"], "J17"
     changed = await archive.jobs(part)
     assert changed == {done["id"]: "COMPLETED", urgent["id"]: "PROCESSING"}
+    assert {name: part["counts"][name] for name in ("jobs", "ended", "gone")} == {"jobs": 1, "ended": 1, "gone": 1}
 
     archive.lose()
     assert (await bench.wire.call("job.list", queue=bench.queue))["jobs"] == []

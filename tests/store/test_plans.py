@@ -63,6 +63,7 @@ WHOLE_TENANT = {
     "snapshots.take_due": "one row a tenant",
     "snapshots.postpone": "one row a tenant",
     "snapshots.with_due_policies": "one row a tenant",
+    "snapshot_conflicts.decide_jobs": "jobs in queues of which the rest is lost: only if there may be such",
     "snapshot_restoring.put_back_workers": "all workers of a snapshot",
     "snapshot_restoring.put_back_schedules": "all schedules of a snapshot",
     "schedules.page": "a list may ask for any schedules",

@@ -25,6 +25,7 @@ UNEVEN = datetime.timedelta(hours=25)  # around a change of the clock
 GRACE_S = 60.0  # how late a schedule fires that is on time, unless a service's settings say otherwise
 WINDOW, WIDER = datetime.timedelta(minutes=1), 4  # the latest times are looked for in as little as holds them
 REPEATED = datetime.timedelta(hours=3)  # more than any clock was ever set back by for summer time
+OF_THE_MACHINE = ("localtime", "posixrules")  # what these files of a time zone say is a setting of the machine
 
 
 class Missed(enum.StrEnum):
@@ -113,6 +114,9 @@ class Timing(NamedTuple):
         if (self.cron is None) == (self.interval_s is None):
             raise TimingUnusable("cron", "give either cron or interval_s")
         _ = self.zone
+        if self.time_zone in OF_THE_MACHINE:
+            message = f"{self.time_zone!r} is another time zone on each machine; use a name like Europe/Berlin"
+            raise TimingUnusable("time_zone", message)
         if self.cron is not None:
             try:
                 next(Calendar(self.cron, self.starts_at))

@@ -185,11 +185,11 @@ class ShownContext(msgspec.Struct):
 
 @operation("context.get", scope=Scope.READ, http="GET /contexts/{context_id}", single=True)
 async def get(work: Work, call: Call[ById]) -> ShownContext:
-    """Show a context, with its vector."""
+    """Show a context, with its vector, whose numbers are kept in single precision."""
     row = await work.tx.fetch_row(SQL.get, work.tenant_id, call.params.context_id)
     if row is None:
         raise errors.not_found("context", call.params.context_id)
-    return ShownContext(from_row(row), row["vector"])
+    return ShownContext(from_row(row), row["shown"])
 
 
 class Filters(Params, kw_only=True):

@@ -108,7 +108,7 @@ async def create(work: Work, call: Call[Create]) -> ScheduleResult:
         starts_at, ends_at, next_fire_at, asked.missed.value, _template(asked.job),
     )  # fmt: skip
     if row is None:
-        raise errors.conflict("schedule.name", f"there is a schedule {asked.name!r} already")
+        raise errors.conflict("schedule.name", f"there is a schedule {asked.name!r} already", "name")
     return _told(work, "schedule.created", row)
 
 
@@ -195,7 +195,7 @@ async def update(work: Work, call: Call[Update]) -> ScheduleResult:
     if name != row["name"]:
         await work.tx.execute(SQL.lock_name, work.tenant_id, name)
         if await work.tx.fetch_value(SQL.name_of_another, work.tenant_id, asked.schedule_id, name) is not None:
-            raise errors.conflict("schedule.name", f"there is a schedule {name!r} already")
+            raise errors.conflict("schedule.name", f"there is a schedule {name!r} already", "name")
     next_fire_at = row["next_fire_at"]
     if timing != timing_of(row):
         await fire_what_is_due(work, row)

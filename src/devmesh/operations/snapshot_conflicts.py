@@ -103,7 +103,10 @@ def _of_job(found: dict[str, Any]) -> dict[str, Any]:
     status = PLACES.get(place) if place is not None else None
     if status is None and (outcome := found.get("outcome")) is not None:
         status = ENDED_AS.get(Outcome(outcome))
-    told = {"status": status, "attempt": found.get("attempt"), "waits_for_others": place == "jobs_blocked"}
+    told = {
+        "status": status, "attempt": found.get("attempt"), "waits_for_others": place == "jobs_blocked",
+        "is_dead_letter": place == "dead_letter_queue",
+    }  # fmt: skip
     return {**told, "key_is_of": found["key_is_of"]} if "key_is_of" in found else told
 
 

@@ -6,6 +6,7 @@ put back goes on after the latest that there was, so that a worker that was give
 
 from __future__ import annotations
 
+import collections
 import datetime
 import uuid
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from devmesh.core.access import Scope
 from devmesh.core.jobs import Status, queue_topic
 from devmesh.core.names import Moment
 from devmesh.core.schedules import TimingUnusable
-from devmesh.core.snapshots import OnConflict
+from devmesh.core.snapshots import PLACES, OnConflict
 from devmesh.operations.job_circles import without_circles
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import End, mark, settle, unblock
@@ -151,8 +152,10 @@ async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple
     )
     jobs = await _put_back_jobs(work, whole, decisions)
     _tell_others(work, workers, queues)
+    kept = collections.Counter(PLACES[row["place"]] for row in jobs.kept)
+    held, dead = len(jobs.held) + kept[Status.PROCESSING], len(jobs.dead) + kept[Status.FAILED]
     restored = Restored(
-        jobs=len(jobs.waiting) + len(jobs.held) + len(jobs.blocked), processing=len(jobs.held), dead_letters=len(jobs.dead),
+        jobs=len(jobs.waiting) + len(jobs.blocked) + kept[Status.PENDING] + held, processing=held, dead_letters=dead,
         workers=len(workers), queues=len(queues), schedules=len(schedules),
     )  # fmt: skip
     written = {("jobs", str(row["job_id"])) for rows in jobs for row in rows}
@@ -183,22 +186,27 @@ async def _next_times(work: Work, whole: uuid.UUID) -> _NextTimes:
 
 
 class _Jobs(NamedTuple):
-    """Jobs that were put back: their ids, queues and attempts, by where they are."""
+    """Jobs that were put back: their ids, queues and attempts, by where they are. `kept` are those that were there already."""
 
     waiting: Sequence[Record]
     held: Sequence[Record]
     blocked: Sequence[Record]
     dead: Sequence[Record]
+    kept: Sequence[Record]
 
 
 async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> _Jobs:
     await work.tx.execute(SQL.put_back_jobs, work.tenant_id, whole, decisions)
+    await work.tx.execute(SQL.put_back_places, work.tenant_id, whole)
+    if left := await work.tx.fetch(SQL.places_left, work.tenant_id, whole):
+        await leave_places(work, [row["job_id"] for row in left])
     crowded = await _crowded_out(work, whole)
     jobs = _Jobs(
         await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "crowded"]),
         await work.tx.fetch(SQL.put_back_held, work.tenant_id, whole),
         await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions),
         await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions),
+        await work.tx.fetch(SQL.kept, work.tenant_id, whole),
     )
     await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
     tell(work, "job.released", _moved(row for row in jobs.waiting if row["job_id"] in crowded), Status.PENDING)
@@ -206,6 +214,8 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
     tell(work, "job.restored", _moved((*jobs.waiting, *jobs.blocked)), Status.PENDING)
     tell(work, "job.restored", _moved(jobs.held), Status.PROCESSING)
     tell(work, "job.restored", _moved(jobs.dead), Status.FAILED)
+    for status in sorted(set(PLACES.values())):
+        tell(work, "job.restored", _moved(row for row in jobs.kept if PLACES[row["place"]] == status), Status(status))
     tell(work, "job.unblocked", _moved(jobs.waiting), Status.PENDING)
     if jobs.waiting:
         await wait_again(work, [row["job_id"] for row in jobs.waiting])

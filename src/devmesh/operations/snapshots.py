@@ -28,7 +28,8 @@ CHAIN_MAX = 100
 
 
 class Counts(msgspec.Struct):
-    """What is in a snapshot: of an incremental one, what differs from its base. `ended` are jobs that were over by then."""
+    """What is in a snapshot: of an incremental one, what differs from its base. `ended` are jobs that were over by then, and
+    `gone` jobs, also those, workers, queues and schedules of its base that were not there any more."""
 
     jobs: int = 0
     pending: int = 0
@@ -137,7 +138,7 @@ def _counts(rows: dict[str, Record]) -> Counts:
         workers=count("workers"),
         queues=count("queues"),
         schedules=count("schedules"),
-        gone=sum(row["gone"] for row in rows.values()),
+        gone=sum(rows[noun]["gone"] for noun in ("jobs", "workers", "queues", "schedules") if noun in rows),
     )
 
 

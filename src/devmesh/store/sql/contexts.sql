@@ -9,8 +9,8 @@ from unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::text[], $7::t
 returning context_id, created_at;
 
 -- name: get
--- $1 tenant, $2 id.
-select c.* from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = $2;
+-- `shown` is the vector in as few digits as tell its numbers, of single precision, apart. $1 tenant, $2 id.
+select c.*, c.vector::text[]::double precision[] as shown from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = $2;
 
 -- name: page
 -- A page of contexts, the latest first. $1 tenant, $2 ids below this one, $3 job or null, $4 type or null, $5 tag or null, $6 how many,
@@ -48,11 +48,15 @@ select p.* from (
 where coalesce(p.bytes_before, 0) < $4 order by p.place;
 
 -- name: by_words
--- Those that have most of the words of a text. The score is the share of its words that they have. $1 tenant, $2 the text, $3 job or null,
+-- Those that have most of the words of a text. The score is the share of its words that they have. PostgreSQL takes a query apart word by
+-- word, each within the one before, and has no room for tens of thousands: a few hundred are one part. $1 tenant, $2 the text, $3 job or null,
 -- $4 type or null, $5 tag or null, $6 the least score, $7 how many, $8 how many are looked at.
 with asked as materialized (
-    select tsvector_to_array(to_tsvector('english'::regconfig, $2)) as words,
-           replace(plainto_tsquery('english'::regconfig, $2)::text, ' & ', ' | ')::tsquery as query
+    select w.words, (
+        select string_agg('(' || part.query || ')', ' | ') from (
+            select string_agg('''' || replace(replace(u.word, '\', '\\'), '''', '''''') || '''', ' | ') as query
+            from unnest(w.words) with ordinality as u (word, place) group by u.place / 200) part)::tsquery as query
+    from (select tsvector_to_array(to_tsvector('english'::regconfig, $2)) as words) w
 ), found as materialized (
     select c.tenant_id, c.context_id, ts_rank(c.words, (select asked.query from asked)) as rank, c.words from mcp.execution_contexts c
     where c.words @@ ((select asked.query from asked) && quote_literal($1::uuid::text)::tsquery) and c.tenant_id is not distinct from $1

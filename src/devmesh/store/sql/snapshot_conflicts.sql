@@ -1,59 +1,94 @@
 -- name: decide_jobs
--- Says of each job of a snapshot what is to be done: `insert` where nothing is known of it, nor of an attempt after; nothing where it is as
--- it was; else `conflict`, and rows of the noun `changed jobs` say of these how they were and are. $1 tenant, $2 the rows. Rows are found
--- one by one before they are updated: each would be compared with each.
+-- Says of each job of a snapshot what is to be done. `insert` where nothing is known of it, nor of an attempt after. The same where it lies
+-- nowhere, though its history does not say that it is over: what was asked for, which is there, is `placeless` then. Where it lies as it was
+-- nothing, but for what is lost of the rest: what was asked for, its last attempt, for whom it waits; rows of the noun `kept jobs` say where
+-- these lie. Else `conflict`, and rows of the noun `changed jobs` say how they were and are. Where a job lies in its queue is said by the rest
+-- of it: if that is lost, all of its tenant's are looked through. $1 tenant, $2 the rows. Rows are found one by one before they are updated:
+-- each would be compared with each.
 with place as materialized (
-    select r.id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
+    select r.id, r.id::uuid as job_id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
     where r.tenant_id = $1 and r.snapshot_id = $2
       and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue'])
-), decided as materialized (
-    select p.id, json_build_object('place', p.noun, 'attempt', p.attempt) as was,
-           json_build_object('place', now.noun, 'attempt', coalesce(now.attempt, x.attempt), 'outcome', x.outcome) as is_now,
-           case
-               when j.job_id is null and (x.attempt is null or x.attempt < p.attempt
-                                          or x.attempt = p.attempt and p.noun <> 'jobs_leased') then 'insert'
-               when now.noun is not null and now.attempt = p.attempt
-                    and (now.noun = p.noun or (now.noun || p.noun) in ('jobs_readyjobs_limited', 'jobs_limitedjobs_ready'))
-                    then null
-               else 'conflict' end as decision
+), seen as materialized (
+    select p.*, j.job_id is null as is_unknown, now.noun as now_noun, now.attempt as now_attempt, now.is_unbound, x.outcome,
+           x.attempt as last_attempt, x.attempt is null or x.next_run_at is not null as may_go_on,
+           x.attempt is null or x.attempt < p.attempt or x.attempt = p.attempt and p.noun <> 'jobs_leased' as is_of_then
     from place p
-    left join lateral (select k.job_id from mcp.jobs k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) j on true
-    left join lateral (select e.attempt, e.outcome from mcp.job_executions e where e.tenant_id = $1 and e.job_id = p.id::uuid
-                       order by e.attempt desc, e.finished_at desc limit 1) x on true
+    left join lateral (select k.job_id from mcp.jobs k where k.tenant_id = $1 and k.job_id = p.job_id limit 1) j on true
+    left join lateral (select e.attempt, e.outcome, e.next_run_at from mcp.job_executions e
+                       where e.tenant_id = $1 and e.job_id = p.job_id order by e.attempt desc, e.finished_at desc limit 1) x on true
     left join lateral (select * from (
-        (select 'jobs_leased' as noun, l.attempt from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = p.id::uuid limit 1)
+        (select 'jobs_leased' as noun, l.attempt, false as is_unbound from mcp.jobs_leased l
+         where l.tenant_id = $1 and l.job_id = p.job_id limit 1)
         union all
-        (select 'jobs_blocked', b.attempt from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = p.id::uuid limit 1)
+        (select 'jobs_blocked', b.attempt, not exists (select from mcp.job_dependencies d where d.child_id = b.job_id and d.tenant_id = $1)
+         from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = p.job_id limit 1)
         union all
-        (select 'jobs_limited', w.attempt from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = p.id::uuid limit 1)
+        (select 'jobs_limited', w.attempt, false from mcp.jobs_limited w where w.tenant_id = $1 and w.job_id = p.job_id limit 1)
         union all
-        (select 'dead_letter_queue', d.attempt from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = p.id::uuid limit 1)
+        (select 'dead_letter_queue', d.attempt, false from mcp.dead_letter_queue d where d.tenant_id = $1 and d.job_id = p.job_id limit 1)
         union all
-        (select 'jobs_ready', q.attempt from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = p.id::uuid limit 1) at
+        (select 'jobs_ready', q.attempt, false
+         from (select * from mcp.job_places k where k.tenant_id = $1 and k.job_id = p.job_id limit 1) at
          cross join generate_series(1, 5) as level (priority)
          cross join lateral (select r.attempt from mcp.jobs_ready r
                              where r.tenant_id = $1 and r.queue = at.queue and r.priority = level.priority and r.run_at = at.run_at
-                               and r.job_id = p.id::uuid limit 1) q limit 1)) there limit 1) now on true
+                               and r.job_id = p.job_id limit 1) q limit 1)) there limit 1) now on true
+), queued as materialized (
+    select r.job_id, max(r.attempt) as attempt from mcp.jobs_ready r
+    where r.tenant_id = $1 and exists (select from seen s where s.now_noun is null and (s.is_unknown or s.may_go_on)) group by r.job_id
+), joined as materialized (
+    select s.*, s.now_noun is null and q.job_id is not null as is_astray, q.attempt as queued_attempt from seen s full join queued q on q.job_id = s.job_id
+), decided as materialized (
+    select s.*, case
+               when s.now_noun is null and not s.is_astray then
+                   case when s.is_unknown and s.is_of_then then 'insert'
+                        when not s.is_unknown and s.is_of_then and s.may_go_on and (s.noun <> 'dead_letter_queue' or s.last_attempt is null)
+                             then 'placeless'
+                        else 'conflict' end
+               when s.is_unknown or s.is_astray then 'kept'
+               when s.now_attempt = s.attempt
+                    and (s.now_noun = s.noun or (s.now_noun || s.noun) in ('jobs_readyjobs_limited', 'jobs_limitedjobs_ready'))
+                    then case when s.is_unbound or s.last_attempt is null and s.attempt > (s.noun = 'jobs_leased')::integer then 'kept' end
+               else 'conflict' end as decision
+    from joined s where s.id is not null
 ), noted as (
     insert into mcp.state_snapshot_rows (tenant_id, snapshot_id, noun, id, "row")
-    select $1, $2, 'changed jobs', d.id, json_build_object('was', d.was, 'is_now', d.is_now) from decided d where d.decision = 'conflict'
+    select $1, $2, 'changed jobs', d.id, json_build_object(
+        'was', json_build_object('place', d.noun, 'attempt', d.attempt),
+        'is_now', json_build_object('place', d.now_noun, 'attempt', coalesce(d.now_attempt, d.last_attempt), 'outcome', d.outcome))
+    from decided d where d.decision = 'conflict'
+    union all
+    select $1, $2, 'kept jobs', d.id, json_build_object(
+        'place', coalesce(d.now_noun, 'jobs_ready'), 'attempt', coalesce(d.now_attempt, d.queued_attempt))
+    from decided d where d.decision = 'kept'
 ), hit as materialized (
-    select h.place, d.decision from decided d
-    cross join lateral (select k.ctid as place from mcp.state_snapshot_rows k
+    select h.place, case
+               when d.decision = 'placeless' and h.noun <> 'jobs' then 'insert'
+               when d.decision <> 'kept' then d.decision
+               when h.noun = 'jobs' and d.is_unknown or h.noun = 'latest' and d.last_attempt is null
+                    or h.noun = 'jobs_blocked' and d.is_unbound then 'insert' end as decision
+    from decided d
+    cross join lateral (select k.ctid as place, k.noun from mcp.state_snapshot_rows k
                         where k.tenant_id = $1 and k.snapshot_id = $2 and k.id = d.id
                           and k.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased',
                                                  'dead_letter_queue'])
                         limit 10) h
+    where d.decision is not null
 ), missing as (
     update mcp.state_snapshot_rows r set decision = 'insert'
     where r.ctid = any(array(select hit.place from hit where hit.decision = 'insert'))
+), placeless as (
+    update mcp.state_snapshot_rows r set decision = 'placeless'
+    where r.ctid = any(array(select hit.place from hit where hit.decision = 'placeless'))
 )
 update mcp.state_snapshot_rows r set decision = 'conflict'
 where r.ctid = any(array(select hit.place from hit where hit.decision = 'conflict'));
 
 -- name: keyed
 -- The jobs that were under way with a unique key, and what was decided of them. $1 tenant, $2 the rows.
-select r.id::uuid as job_id, r."row" ->> 'unique_key' as unique_key, r.decision from mcp.state_snapshot_rows r
+select r.id::uuid as job_id, r."row" ->> 'unique_key' as unique_key,
+       case when r.decision = 'placeless' then 'insert' else r.decision end as decision from mcp.state_snapshot_rows r
 left join lateral (select k.id from mcp.state_snapshot_rows k
                    where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = 'dead_letter_queue' and k.id = r.id limit 1) dead on true
 where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r."row" ->> 'unique_key' is not null and dead.id is null;

@@ -112,6 +112,49 @@ where r.ctid = any(array(
                         limit 10) h
     where t.job_id is null));
 
+-- name: put_back_places
+-- Jobs of a concurrency key that lie where they were, in their queue or under a lease, and have lost their places, have them again: who waits
+-- for one of that key is told when one is left. $1 tenant, $2 the rows.
+insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key)
+select $1, p.job_id, p.ready_at, r."row" ->> 'queue', r."row" ->> 'concurrency_key' from mcp.state_snapshot_rows r
+left join lateral (select s.job_id from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) slot on true
+cross join lateral (
+    (select l.job_id, l.started_at as ready_at from mcp.jobs_leased l where l.tenant_id = $1 and l.job_id = r.id::uuid limit 1)
+    union all
+    (select q.job_id, q.run_at
+     from (select k."row" ->> 'queue' as queue, (k."row" ->> 'run_at')::timestamptz as run_at from mcp.state_snapshot_rows k
+           where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = 'jobs_ready' and k.id = r.id limit 1) at
+     cross join generate_series(1, 5) as level (priority)
+     cross join lateral (select w.job_id, w.run_at from mcp.jobs_ready w
+                         where w.tenant_id = $1 and w.queue = at.queue and w.priority = level.priority and w.run_at = at.run_at
+                           and w.job_id = r.id::uuid limit 1) q limit 1)
+    limit 1) p
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r."row" ->> 'concurrency_key' is not null and slot.job_id is null
+on conflict do nothing;
+
+-- name: places_left
+-- Jobs that lay nowhere, are put back, and have a place of their concurrency key left: it says that they came into their queue at another
+-- time. Who held one keeps it. $1 tenant, $2 the rows.
+select r.id::uuid as job_id from mcp.state_snapshot_rows r
+cross join lateral (select from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) slot
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = 'insert'
+  and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'dead_letter_queue']);
+
+-- name: kept
+-- Jobs that stay where they lie, and of which something else was lost and is written: where that is, and in which attempt. $1 tenant, $2
+-- the rows.
+select r.id::uuid as job_id, q."row" ->> 'queue' as queue, r."row" ->> 'place' as place, (r."row" ->> 'attempt')::integer as attempt
+from mcp.state_snapshot_rows r
+cross join lateral (select k."row" from mcp.state_snapshot_rows k
+                    where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = 'jobs' and k.id = r.id limit 1) q
+cross join lateral (select from mcp.state_snapshot_rows k
+                    where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = any(array['jobs', 'latest']) and k.id = r.id
+                      and k.decision = 'insert' limit 1) written
+left join lateral (select k.id from mcp.state_snapshot_rows k
+                   where k.tenant_id = $1 and k.snapshot_id = $2 and k.noun = 'jobs_blocked' and k.id = r.id
+                     and k.decision = 'insert' limit 1) waiting on true
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'kept jobs' and waiting.id is null order by r.id;
+
 -- name: keys_of_held
 -- The concurrency keys of jobs that are to be held again, with their limits as the latest of those jobs have asked. $1 tenant, $2 the rows.
 select j.queue, j.concurrency_key, (array_agg(j.concurrency_limit order by j.created_at desc, j.job_id desc))[1] as concurrency_limit
@@ -123,8 +166,14 @@ group by j.queue, j.concurrency_key;
 -- name: crowd
 -- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. Their limits are locked.
 -- $1 tenant, $2 the rows.
-with counted as materialized (
-    select r.ctid as place, m.concurrency_limit - taken.count as free,
+with held as materialized (
+    select r.id::uuid as job_id from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
+), own as materialized (
+    select s.queue, s.concurrency_key, count(*) from held h
+    cross join lateral (select * from mcp.job_slots k where k.tenant_id = $1 and k.job_id = h.job_id limit 1) s group by 1, 2
+), counted as materialized (
+    select r.ctid as place, m.concurrency_limit - taken.count + coalesce(left_of_them.count, 0) as free,
            row_number() over (partition by j.queue, j.concurrency_key order by (r."row" ->> 'started_at')::timestamptz, r.id) as ordinal
     from mcp.state_snapshot_rows r
     cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) j
@@ -132,6 +181,8 @@ with counted as materialized (
                         where l.tenant_id = $1 and l.queue = j.queue and l.concurrency_key = j.concurrency_key limit 1) m
     cross join lateral (select count(*) from mcp.job_slots s
                         where s.concurrency_key = m.concurrency_key and s.queue = m.queue and s.tenant_id = $1) taken
+    left join lateral (select o.count from own o where o.queue = m.queue and o.concurrency_key = m.concurrency_key limit 1) left_of_them
+         on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
 )
 update mcp.state_snapshot_rows r set decision = 'crowded'
@@ -195,7 +246,7 @@ insert into mcp.jobs_leased select h.* from held h
 returning job_id, queue, attempt;
 
 -- name: put_back_blocked
--- Has jobs wait for others again, and notes for which. Their attempts go on from the latest that there was, or who had that might still
+-- Has jobs wait for others again, and notes for which: also those that do, though it is lost for which. Their attempts go on from the latest that there was, or who had that might still
 -- end the next one. $1 tenant, $2 the rows, $3 the decisions.
 with blocked as (
     insert into mcp.jobs_blocked (tenant_id, job_id, created_at, run_at, attempt, retries, priority, is_parent, queue, policy)
@@ -207,6 +258,7 @@ with blocked as (
     left join lateral (select d.child_id from mcp.job_dependencies d
                        where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
+    on conflict (tenant_id, job_id) do update set is_parent = excluded.is_parent
     returning job_id, queue, attempt
 ), edges as materialized (
     select (e."row" ->> 'child_id')::uuid as child_id, array_agg((e."row" ->> 'parent_id')::uuid) as parent_ids
