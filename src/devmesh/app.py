@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,6 +22,7 @@ import uvicorn
 import uvloop
 
 from devmesh import telemetry
+from devmesh.client.forks import STOP_SIGNALS, end_by
 from devmesh.core.errors import unavailable
 from devmesh.core.stopping import Stops, Told
 from devmesh.edges import health as health_edge
@@ -122,8 +122,9 @@ def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], asy
         if told is not None and not told.done():
             told.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, take)
+        end_by(number)  # a worker's application may fork
     return stopping, hurried
 
 
