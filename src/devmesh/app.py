@@ -23,6 +23,7 @@ import uvloop
 
 from devmesh import telemetry
 from devmesh.client.forks import STOP_SIGNALS, end_by
+from devmesh.client.loops import run_to_its_end
 from devmesh.core.errors import unavailable
 from devmesh.core.stopping import Stops, Told
 from devmesh.edges import health as health_edge
@@ -54,7 +55,9 @@ def run_service(name: str, settings: Settings) -> int:
     for warning in settings.warnings:
         log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(name, settings, listener))
+        if settings.worker_app is None:
+            return runner.run(_serve(name, settings, listener))
+        return run_to_its_end(runner, _serve(name, settings, listener))
 
 
 async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:

@@ -1,4 +1,4 @@
-"""What handlers of jobs start themselves: processes that they end by a signal, and that end by it."""
+"""What handlers of jobs start themselves: processes that they end by a signal, and tasks that would end the process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest_asyncio
 from devmesh.client import Client
 from tests.client.agents import script
 from tests.client.test_job_worker import Jobs
-from tests.harness import Child, Mesh
+from tests.harness import Child, Mesh, eventually
 
 APP = """
-import multiprocessing, subprocess, time
+import asyncio, multiprocessing, subprocess, time
 from devmesh.client import Mesh
 
 mesh = Mesh({more})
@@ -50,6 +50,24 @@ async def in_the_loop(job):
 def in_a_process(job):
     return children(job)
 
+async def ends():
+    raise SystemExit(3)
+
+@mesh.job("group")
+async def in_a_group(job):
+    await asyncio.gather(ends(), asyncio.sleep(60))
+
+@mesh.job("forgotten")
+async def forgotten(job):
+    task = asyncio.create_task(ends())
+    await asyncio.sleep(0.1)
+    return "forgotten"
+
+@mesh.job("waits")
+async def waits(job):
+    await asyncio.sleep(job.payload)
+    return "it has lost nothing"
+
 @mesh.job("later")
 async def later(job):
     return "it goes on"
@@ -73,15 +91,23 @@ async def all_ended_by_signals(jobs: Jobs) -> None:
     assert (await jobs.ended(await jobs.enqueue("later")))["result"] == "it goes on"
 
 
-async def test_signals_to_what_a_handler_has_started_end_that_and_not_its_worker(
-    apart: tuple[Mesh, Jobs], tmp_path: Path
-) -> None:
+async def all_outlive_an_exit(jobs: Jobs) -> None:
+    beside = await jobs.enqueue("waits", 3, max_retries=0)
+    await eventually(lambda: jobs.is_held(beside), "it runs")
+    group = await jobs.ended(await jobs.enqueue("group", max_retries=0))
+    assert (group["status"], group["error"]) == ("FAILED", {"type": "SystemExit", "message": "3"})
+    assert (await jobs.ended(await jobs.enqueue("forgotten", max_retries=0)))["result"] == "forgotten"
+    assert (await jobs.ended(beside))["result"] == "it has lost nothing"
+
+
+async def test_what_a_handler_starts_ends_without_its_worker(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
     mesh, jobs = apart
     (tmp_path / "children_app.py").write_text(APP.format(more="worker='one'"))
     worker: Child = mesh.add("worker", DEVMESH_WORKER_APP="children_app:mesh")
     worker.start()
     worker.wait_ready()
     await all_ended_by_signals(jobs)
+    await all_outlive_an_exit(jobs)
     worker.signal(signal.SIGTERM)
     assert await asyncio.to_thread(worker.wait) == 0
 
@@ -90,3 +116,4 @@ async def test_over_the_websocket_as_well(apart: tuple[Mesh, Jobs], tmp_path: Pa
     mesh, jobs = apart
     with script(tmp_path, "children_script", APP.format(more=""), mesh.ws_url, mesh.admin_key):
         await all_ended_by_signals(jobs)
+        await all_outlive_an_exit(jobs)

@@ -154,6 +154,14 @@ def test_a_function_that_no_process_can_import_is_told_before_it_is_to(directory
         ("app_nowhere:mesh", "app_nowhere cannot be imported: ModuleNotFoundError: No module named 'app_nowhere'"),
         ("app_well", "'app_well' names no mesh: say module:name, such as app:mesh"),
         ("json:dumps", "json:dumps is no Mesh but a function"),
+        (
+            "app_well.py:mesh",
+            "'app_well.py:mesh' names no module, which app.py has as app: say module:name, such as app:mesh",
+        ),
+        (
+            "./app_well:mesh",
+            "'./app_well:mesh' names no module, which app.py has as app: say module:name, such as app:mesh",
+        ),
         (":mesh", "':mesh' names no mesh: say module:name, such as app:mesh"),
         ("app_well:absent", "app_well has no 'absent'"),
         ("app_well:mesh", "app_well:mesh has no jobs: declare some with @mesh.job(…)"),

@@ -56,6 +56,8 @@ def load_app(name: str) -> Mesh:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise AppUnusable(f"{name!r} names no mesh: say module:name, such as app:mesh")
+    if module_name.startswith(".") or "/" in module_name or module_name.endswith(".py"):
+        raise AppUnusable(f"{name!r} names no module, which app.py has as app: say module:name, such as app:mesh")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
