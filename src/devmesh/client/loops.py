@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 log = logging.getLogger("devmesh.client")
 T = TypeVar("T")
+END_LIMIT_S = 1.0
 
 
 def run_to_its_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
@@ -26,3 +27,19 @@ def run_to_its_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
             if task.done():
                 raise
             log.error("a task that a handler has started has raised SystemExit, and ends nothing else", exc_info=error)
+
+
+def close(runner: asyncio.Runner) -> None:
+    """Ends what is left in its loop. A handler may not listen to that: it is left where it is, and never goes on."""
+    deaf = runner.get_loop().run_until_complete(_end_the_rest())
+    if deaf:
+        log.warning("%d tasks do not listen, and are left as they are", deaf)
+    else:
+        runner.close()
+
+
+async def _end_the_rest() -> int:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    return len((await asyncio.wait(left, timeout=END_LIMIT_S))[1]) if left else 0

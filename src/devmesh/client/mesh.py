@@ -46,7 +46,7 @@ from devmesh.client.job_handlers import (
 )
 from devmesh.client.job_heart import OpenRequests
 from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobWorker
-from devmesh.client.loops import run_to_its_end
+from devmesh.client.loops import close, run_to_its_end
 from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
 from devmesh.core.errors import Kind
 from devmesh.core.jobs import CAPACITY_MAX, LEASE_S_MAX, LEASE_S_MIN
@@ -165,11 +165,13 @@ class Mesh:
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             return  # a process for jobs imports the script that has declared them, and must not become a worker itself
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        runner = asyncio.Runner()
         try:
-            with asyncio.Runner() as runner:
-                run_to_its_end(runner, self._serve_until_signalled())
+            run_to_its_end(runner, self._serve_until_signalled())
         except MeshError as error:
             raise SystemExit(f"devmesh: {error.message}") from None
+        finally:
+            close(runner)
 
     async def serve(self) -> None:
         """Works until `stop` is called, then drains and returns. Raises MeshError when it cannot go on."""
