@@ -48,6 +48,41 @@ async def test_a_handler_is_cancelled_when_its_lease_runs_out_while_nobody_answe
     assert told[0] == "it was not renewed within its 1 s"
 
 
+async def test_an_attempt_that_ran_out_of_time_is_told_when_its_worker_is_given_the_next(
+    mesh: Mesh, tenant: str
+) -> None:
+    """Long before a renewal would tell it."""
+    told, is_asked = [], threading.Event()
+    async with new_bench(mesh, tenant, lease_s=3_000.0) as bench:
+
+        @bench.job
+        async def hangs(job: JobContext) -> int:
+            if job.attempt == 1:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    told.append(job.lost_reason)
+            return job.attempt
+
+        @bench.job
+        def hangs_in_a_thread(job: BlockingJobContext) -> int:
+            while job.attempt == 1 and not job.is_lost and not is_asked.wait(0.01):
+                pass
+            told.extend([job.lost_reason] if job.attempt == 1 else [])
+            return job.attempt
+
+        try:
+            async with bench.at_work():
+                for number, job_type in enumerate(("hangs", "hangs_in_a_thread"), 1):
+                    job_id = await bench.enqueue(job_type, timeout_ms=300, max_retries=1)
+                    await eventually(lambda: bench.is_over(job_id), "it is done again")  # noqa: B023
+                    assert await bench.outcomes(job_id) == ["TIMED_OUT", "COMPLETED"]
+                    await eventually(lambda: len(told) == number, "the first attempt is told", 5)  # noqa: B023
+        finally:
+            is_asked.set()
+    assert told == ["attempt 2 of it has begun"] * 2
+
+
 async def test_leases_are_renewed_though_the_worker_s_own_heartbeat_has_no_answer(bench: Bench) -> None:
     @bench.job
     async def slow(job: JobContext) -> int:

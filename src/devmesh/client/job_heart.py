@@ -79,7 +79,10 @@ class JobHeart:
         return list(self._held.copy().values())
 
     def hold(self, lease: JobLease) -> None:
+        former = self._held.get(lease.job_id.int)
         self._held[lease.job_id.int] = lease
+        if former is not None:  # that it ran out of time, for one, was to be heard with the next renewal
+            former.lose(f"attempt {lease.attempt} of it has begun")
 
     def release(self, lease: JobLease) -> None:
         if self._held.get(lease.job_id.int) is lease:
