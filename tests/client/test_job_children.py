@@ -53,13 +53,16 @@ def in_a_process(job):
 async def ends():
     raise SystemExit(3)
 
+async def interrupts():
+    raise KeyboardInterrupt
+
 @mesh.job("group")
 async def in_a_group(job):
     await asyncio.gather(ends(), asyncio.sleep(60))
 
 @mesh.job("forgotten")
 async def forgotten(job):
-    task = asyncio.create_task(ends())
+    tasks = [asyncio.create_task(ends()), asyncio.create_task(interrupts())]
     await asyncio.sleep(0.1)
     return "forgotten"
 

@@ -83,6 +83,31 @@ async def test_an_attempt_that_ran_out_of_time_is_told_when_its_worker_is_given_
     assert told == ["attempt 2 of it has begun"] * 2
 
 
+async def test_a_handler_that_goes_on_though_its_job_is_lost_is_told_of(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_end = threading.Event()
+
+    @bench.job
+    def deaf(job: BlockingJobContext) -> None:
+        may_end.wait()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "its handler goes on" in record.getMessage()]
+
+    try:
+        async with bench.at_work():
+            lost = await bench.enqueue("deaf", timeout_ms=300, max_retries=1)
+            await eventually(lambda: bench.is_over(lost), "it has failed")
+            await eventually(lambda: len(told()) == 2, "it is told of both attempts", 10)
+            may_end.set()
+    finally:
+        may_end.set()
+    for attempt, words in enumerate(sorted(told()), 1):
+        assert words.startswith(f"job {lost}, attempt {attempt}, is not this worker's any more: ")
+        assert words.endswith("; its handler goes on, and keeps its slot")
+
+
 async def test_leases_are_renewed_though_the_worker_s_own_heartbeat_has_no_answer(bench: Bench) -> None:
     @bench.job
     async def slow(job: JobContext) -> int:

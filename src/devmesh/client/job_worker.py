@@ -352,6 +352,9 @@ class JobWorker:
     async def _handle(self, job: Job, lease: JobLease, task: asyncio.Task[Any]) -> Any:
         handler = self._handlers.get(job.type)
         if handler is None:
+            log.warning(
+                "job %s, attempt %d: there is no handler here for jobs of type %s", job.id, job.attempt, job.type
+            )
             raise Fail(
                 {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -13,9 +14,9 @@ END_LIMIT_S = 1.0
 
 
 def run_to_its_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
-    """What the coroutine returns or raises, though SystemExit is raised beside it.
+    """What the coroutine returns or raises, though SystemExit or KeyboardInterrupt is raised beside it.
 
-    That leaves the loop at once from whichever task raises it, as one that a handler has started may, and all other handlers
+    These leave the loop at once from whichever task raises them, as one that a handler has started may, and all other handlers
     would be lost with it. Whoever awaits the task gets it all the same: there it is an exception like any other.
     """
     loop = runner.get_loop()
@@ -23,10 +24,16 @@ def run_to_its_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
     while True:
         try:
             return loop.run_until_complete(task)
-        except SystemExit as error:
-            if task.done():
+        except (SystemExit, KeyboardInterrupt) as error:
+            if task.done() or (isinstance(error, KeyboardInterrupt) and _raises_at_the_keyboard()):
                 raise
-            log.error("a task that a handler has started has raised SystemExit, and ends nothing else", exc_info=error)
+            name = type(error).__name__
+            log.error("a task that a handler has started has raised %s, and ends nothing else", name, exc_info=error)
+
+
+def _raises_at_the_keyboard() -> bool:
+    """Whether Ctrl-C raises it, as before a loop takes that."""
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def close(runner: asyncio.Runner) -> None:
