@@ -141,6 +141,57 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
 
 
+async def test_what_a_handler_says_of_its_job_is_said_again_while_nobody_hears_it(bench: Bench) -> None:
+    """As beside a database that is being restarted."""
+
+    @bench.job
+    async def tells(job: JobContext) -> list[str]:
+        await job.progress(0.5)
+        return [str(await job.remember("what it has learned", tags=[bench.queue])) for _ in range(2)]
+
+    bench.disturbed.refuse("job.heartbeat", *[MeshError(Kind.UNAVAILABLE, "the database is away")] * 2)
+    bench.disturbed.refuse("context.store", MeshError(Kind.RATE_LIMITED, "not so fast", retry_after_ms=10))
+    bench.disturbed.loses["context.store"] = lambda _: True
+    async with bench.at_work():
+        job_id = await bench.enqueue("tells", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+    job = await bench.get(job_id)
+    assert job["status"] == "COMPLETED", job["error"]
+    kept = (await bench.client.call("context.list", job_id=job_id))["contexts"]
+    assert sorted(each["id"] for each in kept) == sorted(job["result"])
+
+
+@pytest.mark.parametrize("is_blocking", [True, False])
+async def test_a_handler_whose_job_is_lost_while_nobody_hears_it_has_not_failed(
+    bench: Bench, *, is_blocking: bool
+) -> None:
+    is_cut_off = asyncio.Event()
+
+    def answer(_: Mapping[str, Any]) -> None:
+        if is_cut_off.is_set():
+            raise MeshError(Kind.UNAVAILABLE, "the wire is cut")
+
+    async def tells(job: JobContext) -> int:
+        while job.attempt == 1:
+            await job.progress(0.5)
+        return job.attempt
+
+    def tells_in_a_thread(job: BlockingJobContext) -> int:
+        while job.attempt == 1:
+            job.progress(0.5)
+        return job.attempt
+
+    bench.job(tells_in_a_thread if is_blocking else tells)
+    bench.disturbed.disturb["job.heartbeat"] = bench.heart_disturb["job.heartbeat"] = answer
+    async with bench.at_work():
+        job_id = await bench.enqueue("tells_in_a_thread" if is_blocking else "tells", max_retries=1)
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        is_cut_off.set()
+        await eventually(lambda: bench.is_over(job_id), "another attempt does it")
+        assert (await bench.outcomes(job_id))[0] in ("LEASE_LOST", "RELEASED")
+        assert (await bench.get(job_id))["status"] == "COMPLETED"
+
+
 async def test_a_handler_puts_its_job_off_which_costs_no_retry(bench: Bench) -> None:
     began_at_s: list[float] = []
 
