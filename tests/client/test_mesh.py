@@ -445,3 +445,9 @@ def test_mistakes_in_a_declaration_are_said_where_they_are_made() -> None:
 
     with pytest.raises(ValueError, match="declared twice"):
         agents.agent("x")
+
+    async def runs_in_a_loop() -> None:
+        agents.run()
+
+    with pytest.raises(RuntimeError, match="await mesh"):
+        asyncio.run(runs_in_a_loop())

@@ -13,6 +13,15 @@ T = TypeVar("T")
 END_LIMIT_S = 1.0
 
 
+def is_running() -> bool:
+    """Whether a loop runs in this thread, in which no other can."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def run_to_its_end(runner: asyncio.Runner, work: Coroutine[Any, Any, T]) -> T:
     """What the coroutine returns or raises, though SystemExit or KeyboardInterrupt is raised beside it.
 

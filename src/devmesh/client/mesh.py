@@ -46,7 +46,7 @@ from devmesh.client.job_handlers import (
 )
 from devmesh.client.job_heart import OpenRequests
 from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobWorker
-from devmesh.client.loops import close, run_to_its_end
+from devmesh.client.loops import close, is_running, run_to_its_end
 from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
 from devmesh.core.errors import Kind
 from devmesh.core.jobs import CAPACITY_MAX, LEASE_S_MAX, LEASE_S_MIN
@@ -164,6 +164,8 @@ class Mesh:
         """
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             return  # a process for jobs imports the script that has declared them, and must not become a worker itself
+        if is_running():
+            raise RuntimeError("a loop runs here already: await mesh.serve() in it")
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         runner = asyncio.Runner()
         try:
