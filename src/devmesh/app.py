@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -23,6 +22,8 @@ import uvicorn
 import uvloop
 
 from devmesh import telemetry
+from devmesh.client.forks import STOP_SIGNALS, end_by
+from devmesh.client.loops import run_to_its_end
 from devmesh.core.errors import unavailable
 from devmesh.core.stopping import Stops, Told
 from devmesh.edges import health as health_edge
@@ -54,7 +55,9 @@ def run_service(name: str, settings: Settings) -> int:
     for warning in settings.warnings:
         log.warning(warning)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(name, settings, listener))
+        if settings.worker_app is None:
+            return runner.run(_serve(name, settings, listener))
+        return run_to_its_end(runner, _serve(name, settings, listener))
 
 
 async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
@@ -122,8 +125,9 @@ def _signals(loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Future[None], asy
         if told is not None and not told.done():
             told.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, take)
+        end_by(number)  # a worker's application may fork
     return stopping, hurried
 
 

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from devmesh.client import Client, JobContext, MeshError
-from devmesh.client.job_worker import JobHandler, JobWorker, handler_of
+from devmesh.client.job_handlers import JobHandler, handler_of
+from devmesh.client.job_worker import JobWorker
 from devmesh.core.errors import OUTCOME_UNKNOWN, Kind
 from tests.harness import Mesh
 

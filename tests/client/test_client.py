@@ -197,7 +197,7 @@ async def test_an_address_where_something_else_is(mesh: Mesh, tenant: str) -> No
     """Nobody waits for what will not come: neither a client, nor a worker, which waits for a mesh that is not there yet."""
     for url in (mesh.rest_url.replace("http", "ws") + "/ws", mesh.ws_url.removesuffix("ws")):
         agents = Agents(url, tenant)
-        agents.job("x")(str)
+        agents.job("x")(lambda _: None)
         for connect in (Client(url, tenant, connect_timeout_s=None).connect, agents.serve):
             with pytest.raises(MeshError, match=r"no WebSocket at .* ends in /ws") as raised:
                 await asyncio.wait_for(connect(), 5)

@@ -48,6 +48,66 @@ async def test_a_handler_is_cancelled_when_its_lease_runs_out_while_nobody_answe
     assert told[0] == "it was not renewed within its 1 s"
 
 
+async def test_an_attempt_that_ran_out_of_time_is_told_when_its_worker_is_given_the_next(
+    mesh: Mesh, tenant: str
+) -> None:
+    """Long before a renewal would tell it."""
+    told, is_asked = [], threading.Event()
+    async with new_bench(mesh, tenant, lease_s=3_000.0) as bench:
+
+        @bench.job
+        async def hangs(job: JobContext) -> int:
+            if job.attempt == 1:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    told.append(job.lost_reason)
+            return job.attempt
+
+        @bench.job
+        def hangs_in_a_thread(job: BlockingJobContext) -> int:
+            while job.attempt == 1 and not job.is_lost and not is_asked.wait(0.01):
+                pass
+            told.extend([job.lost_reason] if job.attempt == 1 else [])
+            return job.attempt
+
+        try:
+            async with bench.at_work():
+                for number, job_type in enumerate(("hangs", "hangs_in_a_thread"), 1):
+                    job_id = await bench.enqueue(job_type, timeout_ms=300, max_retries=1)
+                    await eventually(lambda: bench.is_over(job_id), "it is done again")  # noqa: B023
+                    assert await bench.outcomes(job_id) == ["TIMED_OUT", "COMPLETED"]
+                    await eventually(lambda: len(told) == number, "the first attempt is told", 5)  # noqa: B023
+        finally:
+            is_asked.set()
+    assert told == ["attempt 2 of it has begun"] * 2
+
+
+async def test_a_handler_that_goes_on_though_its_job_is_lost_is_told_of(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    may_end = threading.Event()
+
+    @bench.job
+    def deaf(job: BlockingJobContext) -> None:
+        may_end.wait()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "its handler goes on" in record.getMessage()]
+
+    try:
+        async with bench.at_work():
+            lost = await bench.enqueue("deaf", timeout_ms=300, max_retries=1)
+            await eventually(lambda: bench.is_over(lost), "it has failed")
+            await eventually(lambda: len(told()) == 2, "it is told of both attempts", 10)
+            may_end.set()
+    finally:
+        may_end.set()
+    for attempt, words in enumerate(sorted(told()), 1):
+        assert words.startswith(f"job {lost}, attempt {attempt}, is not this worker's any more: ")
+        assert words.endswith("; its handler goes on, and keeps its slot")
+
+
 async def test_leases_are_renewed_though_the_worker_s_own_heartbeat_has_no_answer(bench: Bench) -> None:
     @bench.job
     async def slow(job: JobContext) -> int:
@@ -79,6 +139,57 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
         await bench.enqueue("stubborn")
         await eventually(lambda: told, "the handler is told")
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
+
+
+async def test_what_a_handler_says_of_its_job_is_said_again_while_nobody_hears_it(bench: Bench) -> None:
+    """As beside a database that is being restarted."""
+
+    @bench.job
+    async def tells(job: JobContext) -> list[str]:
+        await job.progress(0.5)
+        return [str(await job.remember("what it has learned", tags=[bench.queue])) for _ in range(2)]
+
+    bench.disturbed.refuse("job.heartbeat", *[MeshError(Kind.UNAVAILABLE, "the database is away")] * 2)
+    bench.disturbed.refuse("context.store", MeshError(Kind.RATE_LIMITED, "not so fast", retry_after_ms=10))
+    bench.disturbed.loses["context.store"] = lambda _: True
+    async with bench.at_work():
+        job_id = await bench.enqueue("tells", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+    job = await bench.get(job_id)
+    assert job["status"] == "COMPLETED", job["error"]
+    kept = (await bench.client.call("context.list", job_id=job_id))["contexts"]
+    assert sorted(each["id"] for each in kept) == sorted(job["result"])
+
+
+@pytest.mark.parametrize("is_blocking", [True, False])
+async def test_a_handler_whose_job_is_lost_while_nobody_hears_it_has_not_failed(
+    bench: Bench, *, is_blocking: bool
+) -> None:
+    is_cut_off = asyncio.Event()
+
+    def answer(_: Mapping[str, Any]) -> None:
+        if is_cut_off.is_set():
+            raise MeshError(Kind.UNAVAILABLE, "the wire is cut")
+
+    async def tells(job: JobContext) -> int:
+        while job.attempt == 1:
+            await job.progress(0.5)
+        return job.attempt
+
+    def tells_in_a_thread(job: BlockingJobContext) -> int:
+        while job.attempt == 1:
+            job.progress(0.5)
+        return job.attempt
+
+    bench.job(tells_in_a_thread if is_blocking else tells)
+    bench.disturbed.disturb["job.heartbeat"] = bench.heart_disturb["job.heartbeat"] = answer
+    async with bench.at_work():
+        job_id = await bench.enqueue("tells_in_a_thread" if is_blocking else "tells", max_retries=1)
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+        is_cut_off.set()
+        await eventually(lambda: bench.is_over(job_id), "another attempt does it")
+        assert (await bench.outcomes(job_id))[0] in ("LEASE_LOST", "RELEASED")
+        assert (await bench.get(job_id))["status"] == "COMPLETED"
 
 
 async def test_a_handler_puts_its_job_off_which_costs_no_retry(bench: Bench) -> None:

@@ -60,6 +60,25 @@ mesh.run()
 """
 
 
+LISTENS_TO_NOTHING = """
+import asyncio
+from devmesh.client import Mesh
+
+mesh = Mesh(drain_limit_s=0.1)
+
+@mesh.job("deaf", queue={queue!r})
+async def deaf(job):
+    print("begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+
+mesh.run()
+print("has ended", flush=True)
+"""
+
 TWICE = """
 import asyncio, logging, os, signal
 from devmesh.client import Mesh
@@ -137,6 +156,18 @@ def test_forked_workers_take_no_jobs_from_each_other(mesh: Mesh, tenant: str, tm
             assert [each["status"] for each in owner.workers()] == ["ACTIVE"] * 2
         finally:
             child.kill()
+
+
+def test_a_handler_that_listens_to_nothing_does_not_keep_its_process(
+    mesh: Mesh, tenant: str, tmp_path: Path, owner: Owner
+) -> None:
+    code = LISTENS_TO_NOTHING.format(queue=owner.queue)
+    with script(tmp_path, "nothing", code, mesh.ws_url, tenant) as running:
+        owner.enqueue("deaf")
+        running.until_said("begun")
+        running.signal(signal.SIGTERM)
+        running.until_said("has ended")
+        assert running.wait(10.0) == 0
 
 
 def test_one_signal_that_comes_twice_in_a_moment_is_one(mesh: Mesh, tenant: str, tmp_path: Path, owner: Owner) -> None:

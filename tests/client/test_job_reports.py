@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from devmesh.client import Fail, JobContext, MeshError
+from devmesh.client import Fail, JobContext, MeshError, Snooze
 from devmesh.core.errors import Kind
 from tests.client.disturbing import Bench, internal, new_bench
 from tests.harness import Mesh, eventually
@@ -112,6 +112,42 @@ async def test_words_that_no_message_can_carry_are_told_as_far_as_they_can_be(
         job_id = await bench.enqueue("odd", max_retries=0)
         await eventually(lambda: bench.is_over(job_id), "it is told")
     assert (await bench.get(job_id))["error"] == {"type": "OSError", "message": "no file ?"}
+
+
+class BareFail(Fail):
+    def __init__(self) -> None: ...
+
+
+class BareSnooze(Snooze):
+    def __init__(self) -> None: ...
+
+
+class Unsure:
+    def __bool__(self) -> bool:
+        raise ArithmeticError("neither")
+
+
+RAISED: list[tuple[BaseException, str]] = [
+    (BareFail(), "AttributeError"),
+    (BareSnooze(), "AttributeError"),
+    (Fail("odd", retryable=Unsure()), "ArithmeticError"),  # type: ignore[arg-type]
+    (Fail({"type": "Odd"}, retryable=None), "Odd"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("raised", "told"), RAISED, ids=lambda value: value if isinstance(value, str) else None)
+async def test_what_a_handler_raises_half_made_fails_its_attempt(
+    bench: Bench, raised: BaseException, told: str
+) -> None:
+    @bench.job
+    async def odd(job: JobContext) -> None:
+        raise raised
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("odd", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it is told", 10)
+        assert (await bench.get(job_id))["error"]["type"] == told
+        assert await bench.outcomes(job_id) == ["FAILED"]
 
 
 async def test_a_handler_that_cancels_itself_has_failed(bench: Bench) -> None:

@@ -29,6 +29,11 @@ mesh = Mesh(drain_limit_s=0.1)
 async def long(job):
     await asyncio.sleep(600)
 """
+REFUSED = """
+
+for number in range(101):  # more queues than a worker may have
+    mesh.job(f"long-{number}", queue=f"q{number}")(long)
+"""
 AT_ONCE_S = 3.0  # no claim waits for so short a time
 
 
@@ -123,6 +128,19 @@ async def test_beside_the_database_handlers_have_the_time_that_their_application
         worker.signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait) == 0
         assert await status() == "PENDING"
+
+
+async def test_beside_the_database_a_worker_that_cannot_run_stops_at_once(
+    own_mesh: Callable[..., Mesh], tmp_path: Path
+) -> None:
+    """It begins nothing any more, and does not wait for the end of its grace."""
+    mesh = own_mesh("rest-api")
+    (tmp_path / "refused.py").write_text(BRIEF + REFUSED)
+    worker = mesh.add("worker", DEVMESH_WORKER_APP="refused:mesh", DEVMESH_SHUTDOWN_GRACE_S="600")
+    worker.start()
+    await eventually(lambda: "no jobs are run for the moment" in worker.tail(), "it says so", READY_LIMIT_S)
+    worker.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait) == 0
 
 
 async def test_who_stops_does_not_end_the_process_that_had_its_name_before(bench: Bench) -> None:

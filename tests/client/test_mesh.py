@@ -179,6 +179,10 @@ async def test_an_error_that_cannot_be_sent_is_told_in_other_words(
         assert (task.status, task.attempt, task.error["type"]) == ("failed", attempts, "UnusableError")
 
 
+class HalfMade(Fail):
+    def __init__(self) -> None: ...
+
+
 class Wordless(Exception):
     def __str__(self) -> str:
         raise KeyError("no words")
@@ -191,6 +195,7 @@ class Wordless(Exception):
         (ValueError("no file \udc80"), {"type": "ValueError", "message": "no file ?"}),
         (SystemExit(2), {"type": "SystemExit", "message": "2"}),
         (KeyboardInterrupt(), {"type": "KeyboardInterrupt", "message": ""}),
+        (HalfMade(), {"type": "AttributeError", "message": "'HalfMade' object has no attribute 'error'"}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -440,3 +445,9 @@ def test_mistakes_in_a_declaration_are_said_where_they_are_made() -> None:
 
     with pytest.raises(ValueError, match="declared twice"):
         agents.agent("x")
+
+    async def runs_in_a_loop() -> None:
+        agents.run()
+
+    with pytest.raises(RuntimeError, match="await mesh"):
+        asyncio.run(runs_in_a_loop())

@@ -15,6 +15,8 @@ from devmesh.client.errors import LeaseLost, MeshError
 from devmesh.client.lease import JobLease
 from devmesh.core.errors import Kind
 
+PAUSE_S = 0.2
+
 
 class Job(msgspec.Struct):
     """A job as a worker is given it."""
@@ -85,8 +87,11 @@ class HeldJob:
         return reason
 
     async def _remember(self, text: str, about: dict[str, Any]) -> uuid.UUID:
-        told = {"type": self.type, "text": text, "job_id": self.id, "attempt": self.attempt, **about}
-        answer = await self._requests.request("context.store", told, dict[str, Any])
+        key = uuid.uuid4().hex
+        told = {
+            "type": self.type, "text": text, "job_id": self.id, "attempt": self.attempt, "idempotency_key": key, **about
+        }  # fmt: skip
+        answer = await self._insist("context.store", told)
         return uuid.UUID(answer["context"]["id"])
 
     async def _progress(self, fraction: float, message: str | None) -> None:
@@ -95,13 +100,29 @@ class HeldJob:
         report = {"job_id": self.id, "attempt": self.attempt, "progress": fraction, "message": message}
         asked_at = time.monotonic()
         try:
-            await self._requests.request("job.heartbeat", {"jobs": [report]}, dict[str, Any])
+            await self._insist("job.heartbeat", {"jobs": [report]})
             self._lease.renewed(asked_at)
         except MeshError as error:
             if error.kind not in (Kind.CONFLICT, Kind.NOT_FOUND):
                 raise
             self._lease.lose(error.message)
             raise LeaseLost(error.message, "job") from error
+
+    async def _insist(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Asks again while nobody can hear it, as long as the job is held: that is no failure of the handler's.
+
+        Raises LeaseLost when it is not any more.
+        """
+        while True:
+            try:
+                return await self._requests.request(method, params, dict[str, Any])
+            except MeshError as error:
+                if not error.retryable:
+                    raise
+                if (reason := self.lost_reason) is not None:
+                    raise LeaseLost(reason, "job") from error
+                pause_s = (error.retry_after_ms or 0) / 1000
+            await asyncio.sleep(max(PAUSE_S, pause_s))
 
 
 class JobContext(HeldJob):

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import inspect
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from devmesh.client.errors import Fail, LeaseLost, MeshError, Snooze, described, may_pass
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
+from devmesh.client.job_handlers import JobHandler
 from devmesh.client.job_heart import JobHeart, OpenRequests
-from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, completed, failed, given_back, put_off
+from devmesh.client.job_reports import REPORT_TIMEOUT_S, JobReports, Report, completed, failed, given_back, put_off
 from devmesh.client.lease import JobLease
 from devmesh.client.processes import Processes
 from devmesh.client.threads import in_thread
@@ -44,16 +44,6 @@ PAUSE_S, PAUSE_S_MAX = 0.2, 5.0
 DRAIN_LIMIT_S = 20.0  # of a worker that may not go on
 LEAVE_LIMIT_S = 3.0
 HAS_LEFT = "worker.terminated"  # the reason of a refusal
-
-
-class JobHandler(NamedTuple):
-    """What `@mesh.job` has declared."""
-
-    type: str
-    queue: str
-    function: Callable[[Any], Any]
-    is_coroutine: bool
-    in_process: bool
 
 
 class _Claimed(msgspec.Struct):
@@ -217,7 +207,8 @@ class JobWorker:
         elif not may_pass(error) and error.reason != "worker.state":
             log.warning("no more jobs are taken: %s", error.message)
             raise error
-        log.warning("no jobs can be had for the moment: %s", error.message)
+        if not self._draining.is_set():  # else none are asked for any more
+            log.warning("no jobs can be had for the moment: %s", error.message)
         self._is_in_doubt |= error.reason == OUTCOME_UNKNOWN or error.kind == Kind.TIMEOUT
         self._is_flowing = False
 
@@ -334,27 +325,36 @@ class JobWorker:
         assert task is not None
         began_s = time.monotonic()
         try:
-            result = await self._handle(job, lease, task)
-            report = given_back(job, lease) if lease.is_known_lost else completed(job, lease, result)
-        except LeaseLost as lost:
-            report = given_back(job, lease) if lease.is_lost else failed(job, lease, described(lost))
-        except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
-            is_ours = lease.is_lost or self._draining.is_set()
-            report = given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))
-        except Snooze as snooze:
-            report = put_off(job, lease, snooze.delay_s)
-        except Fail as failure:
-            report = failed(job, lease, failure.error, retryable=failure.retryable)
-        except BaseException as error:
+            report = await self._attempt(job, lease, task)
+        except (
+            BaseException
+        ) as error:  # also of a Fail or a Snooze of the handler's own making that lacks what ours have
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
             report = failed(job, lease, described(error))
         self._heart.vitals.handled(time.monotonic() - began_s)
         self._reports.say(report)
         self._running.discard(task)
 
+    async def _attempt(self, job: Job, lease: JobLease, task: asyncio.Task[Any]) -> Report:
+        try:
+            result = await self._handle(job, lease, task)
+            return given_back(job, lease) if lease.is_known_lost else completed(job, lease, result)
+        except LeaseLost as lost:
+            return given_back(job, lease) if lease.is_lost else failed(job, lease, described(lost))
+        except asyncio.CancelledError as cancelled:  # a handler may also meet one of its own making: then it has failed
+            is_ours = lease.is_lost or self._draining.is_set()
+            return given_back(job, lease) if is_ours else failed(job, lease, described(cancelled))
+        except Snooze as snooze:
+            return put_off(job, lease, snooze.delay_s)
+        except Fail as failure:
+            return failed(job, lease, failure.error, retryable=bool(failure.retryable))
+
     async def _handle(self, job: Job, lease: JobLease, task: asyncio.Task[Any]) -> Any:
         handler = self._handlers.get(job.type)
         if handler is None:
+            log.warning(
+                "job %s, attempt %d: there is no handler here for jobs of type %s", job.id, job.attempt, job.type
+            )
             raise Fail(
                 {"type": "NoHandler", "message": f"worker {self.name} has no handler for jobs of type {job.type}"}
             )
@@ -385,10 +385,3 @@ class JobWorker:
         while self._held:
             self._has_room.clear()
             await self._has_room.wait()
-
-
-def handler_of(type_: str, queue: str, function: Callable[[Any], Any], *, in_process: bool = False) -> JobHandler:
-    is_coroutine = inspect.iscoroutinefunction(function)
-    if in_process and is_coroutine:
-        raise ValueError(f"jobs of type {type_!r}: a coroutine runs in this process's loop; give a plain function")
-    return JobHandler(type_, queue, function, is_coroutine, in_process)

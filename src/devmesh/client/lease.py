@@ -7,6 +7,7 @@ can still ask. It trusts its own clock: who was stopped for longer than the leas
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import uuid
@@ -16,13 +17,14 @@ _lock = threading.Lock()  # of all leases: it is held for a moment, and one for 
 
 
 class Lease:
-    __slots__ = ("_lost_reason", "_on_lost", "_renewed_at", "attempt", "is_over", "lease_s")
+    __slots__ = ("_lost_reason", "_on_lost", "_renewed_at", "attempt", "is_over", "lease_s", "lost_at")
 
     def __init__(self, attempt: int, lease_s: float, asked_at: float) -> None:
         """`asked_at`: this process's monotonic time just before it asked for the lease; the server began it later."""
         self.attempt, self.lease_s = attempt, lease_s
         self._renewed_at = asked_at
         self._lost_reason: str | None = None
+        self.lost_at = math.inf  # by the same clock
         self._on_lost: Callable[[], object] | None = None
         self.is_over = False  # the holder has ended it; there is nothing to keep or to lose any more
 
@@ -62,6 +64,7 @@ class Lease:
             if self._lost_reason is not None or self.is_over:
                 return
             self._lost_reason = reason
+            self.lost_at = time.monotonic()
             on_lost = self._on_lost
         if on_lost is not None:
             on_lost()
@@ -80,10 +83,11 @@ class TaskLease(Lease):
 
 
 class JobLease(Lease):
-    __slots__ = ("is_known_lost", "job_id", "task")
+    __slots__ = ("is_known_lost", "is_told_of", "job_id", "task")
 
     def __init__(self, job_id: uuid.UUID, attempt: int, lease_s: float, asked_at: float) -> None:
         super().__init__(attempt, lease_s, asked_at)
         self.job_id = job_id
         self.is_known_lost = False  # its handler has asked, and been told: what it returns is no result
+        self.is_told_of = False  # that its handler goes on though it is lost
         self.task: asyncio.Task[None] | None = None  # that works on the job

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -33,17 +34,27 @@ from devmesh.client.agents import KindName
 from devmesh.client.client import Client
 from devmesh.client.codecs import CodecName
 from devmesh.client.errors import MeshError
+from devmesh.client.forks import STOP_SIGNALS, end_by
 from devmesh.client.heart import Heart
+from devmesh.client.job_handlers import (
+    JobHandler,
+    check_label,
+    check_name,
+    check_number,
+    handler_of,
+    unfit_for_processes,
+)
 from devmesh.client.job_heart import OpenRequests
-from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobHandler, JobWorker, handler_of
+from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobWorker
+from devmesh.client.loops import close, is_running, run_to_its_end
 from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
 from devmesh.core.errors import Kind
+from devmesh.core.jobs import CAPACITY_MAX, LEASE_S_MAX, LEASE_S_MIN
 from devmesh.core.stopping import ONE_SIGNAL_S
 
 log = logging.getLogger("devmesh.client")
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DRAIN_LIMIT_S_DEFAULT = 20.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @functools.cache
@@ -72,8 +83,13 @@ class Mesh:
         back. Beside the database the service's own grace bounds it. `worker` is the name under which this process takes
         jobs, by default one that no other process has: what runs under it later is the same worker, and takes over what the
         former process still holds. `capacity` is how many jobs it holds at once, and `lease_s` after how long without a
-        heartbeat they are given to others.
+        heartbeat they are given to others. Raises TypeError or ValueError for what none of these can be.
         """
+        if worker:
+            check_name("worker", worker)
+        check_number("capacity", capacity, 1, CAPACITY_MAX, is_whole=True)
+        check_number("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
+        check_number("drain_limit_s", drain_limit_s, 0, math.inf)
         self._worker_name = worker
         self.capacity, self.lease_s = capacity, lease_s
         self.job_handlers: dict[str, JobHandler] = {}
@@ -119,8 +135,11 @@ class Mesh:
         A coroutine function gets a JobContext; a plain function runs in a thread and gets a BlockingJobContext. With
         `in_process` a plain function runs in a process instead, for what keeps a processor busy: it stands at the top of a
         module, and gets the bare Job. An exception fails the attempt, and another follows while the job has retries left;
-        raise Fail for a failure that no retry will mend, and Snooze to put the job off, which costs no retry.
+        raise Fail for a failure that no retry will mend, and Snooze to put the job off, which costs no retry. Raises TypeError
+        or ValueError for what cannot be a handler.
         """
+        check_label("type", job_type)
+        check_label("queue", queue)
         if job_type in self.job_handlers:
             raise ValueError(f"jobs of type {job_type!r} have two handlers")
 
@@ -145,16 +164,23 @@ class Mesh:
         """
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             return  # a process for jobs imports the script that has declared them, and must not become a worker itself
+        if is_running():
+            raise RuntimeError("a loop runs here already: await mesh.serve() in it")
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        runner = asyncio.Runner()
         try:
-            asyncio.run(self._serve_until_signalled())
+            run_to_its_end(runner, self._serve_until_signalled())
         except MeshError as error:
             raise SystemExit(f"devmesh: {error.message}") from None
+        finally:
+            close(runner)
 
     async def serve(self) -> None:
         """Works until `stop` is called, then drains and returns. Raises MeshError when it cannot go on."""
         if not self._declared and not self.job_handlers:
             raise ValueError("this mesh has no agent and no job: declare one with @mesh.agent(…) or @mesh.job(…)")
+        if (unfit := unfit_for_processes(self.job_handlers.values())) is not None:
+            raise ValueError(unfit)
         address = find(*self._given)
         heart = Heart(lambda: Client(*address, codec=self._codec, connect_timeout_s=None))
         workers = [Worker(declared, address, self._codec, heart) for declared in self._declared.values()]
@@ -209,6 +235,7 @@ class Mesh:
         for number in STOP_SIGNALS:
             with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):  # not here, or not in this thread
                 loop.add_signal_handler(number, stop)
+                end_by(number)
         try:
             await self.serve()
         finally:

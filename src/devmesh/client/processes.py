@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from devmesh.client.errors import Fail, described, unusable
+from devmesh.client.forks import STOP_SIGNALS, end_by
 
 log = logging.getLogger("devmesh.client")
 
@@ -136,10 +137,19 @@ def _kill(children: Iterable[BaseProcess]) -> None:
 
 
 def _depend_on_the_parent() -> None:
-    """Signals are for the parent, which ends us; when it cannot any more, because it was killed, we end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Signals are for the parent, which ends us; when it cannot any more, because it was killed, we end with it.
+
+    They are taken and not ignored: whatever a function starts would go on to ignore them, and nothing would end it.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, _let_pass)
+        signal.siginterrupt(number, False)
+        end_by(number)
     threading.Thread(target=_end_with_the_parent, name="parent", daemon=True).start()
+
+
+def _let_pass(number: int, frame: object) -> None:
+    pass
 
 
 def _end_with_the_parent() -> None:

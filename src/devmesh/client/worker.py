@@ -185,16 +185,22 @@ class Worker:
     async def _handle(self, task: Task, lease: TaskLease) -> Said:
         """Runs the handler, and tells how it ended. Nothing that it raises ends more than its attempt."""
         try:
+            return await self._outcome(task, lease)
+        except (
+            BaseException
+        ) as error:  # also of a Fail or a Reject of the handler's own making that lacks what ours have
+            log.exception("the handler of task %s, attempt %d, failed", task.id, task.attempt)
+            return _failed(described(error))
+
+    async def _outcome(self, task: Task, lease: TaskLease) -> Said:
+        try:
             return Said("task.complete", {"result": await self._result(task, lease)})
         except asyncio.CancelledError:
             return _failed({"type": "CancelledError", "message": "the handler was cancelled"})
         except Reject as reject:
             return Said("task.reject", {"reason": reject.reason})
         except Fail as failure:
-            return _failed(failure.error, retryable=failure.retryable)
-        except BaseException as error:
-            log.exception("the handler of task %s, attempt %d, failed", task.id, task.attempt)
-            return _failed(described(error))
+            return _failed(failure.error, retryable=bool(failure.retryable))
 
     async def _result(self, task: Task, lease: TaskLease) -> Any:
         if self._is_blocking:

@@ -24,6 +24,8 @@ DELAY_MS_MAX = 366 * 86_400_000  # a leap year: how far a job can be put off
 BACKOFF_MS_DEFAULT = 1_000
 BACKOFF_MS_MAX = 60_000
 BACKOFF_JITTER = 0.2  # each way
+LEASE_S_MIN, LEASE_S_MAX = 0.5, 86_400.0
+CAPACITY_MAX = 10_000  # of a worker
 
 QueueName = Annotated[str, Meta(min_length=1, max_length=100, pattern=PLAIN)]
 

@@ -6,6 +6,7 @@ The worker is the client's own (client/job_worker.py); here its requests are ope
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import os
@@ -14,7 +15,6 @@ import sysconfig
 import traceback
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -22,6 +22,7 @@ import structlog
 import devmesh
 from devmesh.client import Mesh
 from devmesh.client.errors import MeshError, described
+from devmesh.client.job_handlers import unfit_for_processes
 from devmesh.client.job_worker import JobWorker
 from devmesh.core.access import Caller, Scope
 from devmesh.core.components import Component, healthy, unhealthy
@@ -55,6 +56,8 @@ def load_app(name: str) -> Mesh:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise AppUnusable(f"{name!r} names no mesh: say module:name, such as app:mesh")
+    if module_name.startswith(".") or "/" in module_name or module_name.endswith(".py"):
+        raise AppUnusable(f"{name!r} names no module, which app.py has as app: say module:name, such as app:mesh")
     sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
@@ -68,6 +71,8 @@ def load_app(name: str) -> Mesh:
         raise AppUnusable(f"{name} is no Mesh but a {type(found).__name__}")
     if not found.job_handlers:
         raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…)")
+    if (unfit := unfit_for_processes(found.job_handlers.values())) is not None:
+        raise AppUnusable(f"{name} cannot be run: {unfit}")
     return found
 
 
@@ -110,6 +115,7 @@ class AppWorker:
         self._corridor = Corridor(runner, settings, recall)
         self._worker: JobWorker | None = None
         self._task: asyncio.Task[None] | None = None
+        self._draining = asyncio.Event()
         self._problem = ""
 
     def start(self) -> None:
@@ -117,6 +123,7 @@ class AppWorker:
 
     async def drain(self, grace_s: float) -> None:
         """Lets handlers end, gives back what they did not, and leaves: all of it within the service's grace."""
+        self._draining.set()
         self._corridor.leave()  # a claim that waits for jobs ends
         if self._worker is not None and self._task is not None:
             loop = asyncio.get_running_loop()
@@ -132,9 +139,11 @@ class AppWorker:
         return healthy()
 
     async def _work(self) -> None:
-        while True:
+        while not self._draining.is_set():
             try:
                 caller = await self._caller()
+                if self._draining.is_set():
+                    return
                 self._worker = self._app.job_worker(
                     functools.partial(self._here, caller), functools.partial(self._apart, caller)
                 )
@@ -145,7 +154,8 @@ class AppWorker:
                 known = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
                 self._problem = f"no jobs are run: {known}"
                 log.warning("no jobs are run for the moment", error=known)
-            await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), PAUSE_S)
 
     async def _caller(self) -> Caller:
         name = self._settings.worker_tenant
@@ -155,11 +165,11 @@ class AppWorker:
         scopes = frozenset({Scope.READ, Scope.WRITE, Scope.WORKER})
         return Caller(tenant_id=rows[0]["id"], key_id=OWNER, owner_id=OWNER, scopes=scopes)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _here(self, caller: Caller) -> AsyncIterator[LocalRequests]:
         yield LocalRequests(self._corridor, caller, self._settings.message_bytes_max)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _apart(self, caller: Caller) -> AsyncIterator[LocalRequests]:
         """The same on connections of its own, for another thread's loop."""
         settings = self._settings

@@ -17,7 +17,7 @@ from devmesh.core import errors
 from devmesh.core.access import Scope
 from devmesh.core.events import Concern
 from devmesh.core.health import WorkerStatus
-from devmesh.core.jobs import ClaimedJob, QueueName
+from devmesh.core.jobs import LEASE_S_MAX, LEASE_S_MIN, ClaimedJob, QueueName
 from devmesh.core.names import WaitMs
 from devmesh.operations.registry import Call, Mutation, NotYet, operation
 from devmesh.operations.work import Work
@@ -33,7 +33,7 @@ LOOK_INTERVAL_S = 2.0  # between looks of a claim that waits, when nothing rings
 HELD_UP_INTERVAL_S = 0.25  # the same, while a queue's rate or a full worker holds it up
 TOKEN_INTERVAL_S = 0.02  # the same at the least, for the first of its process to wait for a rate
 LEASE_S_DEFAULT = 60.0
-LeaseS = Annotated[float, Meta(ge=0.5, le=86_400)]
+LeaseS = Annotated[float, Meta(ge=LEASE_S_MIN, le=LEASE_S_MAX)]
 
 
 class Claim(Mutation, kw_only=True):

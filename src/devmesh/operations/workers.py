@@ -14,7 +14,7 @@ from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
 from devmesh.core.health import WorkerStatus, score_in_silence, stale_after_s
 from devmesh.core.ids import new_id
-from devmesh.core.jobs import Ending, Outcome, QueueName, Status
+from devmesh.core.jobs import CAPACITY_MAX, Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
 from devmesh.core.tasks import AttemptNumber
 from devmesh.operations.job_ending import HeldRow, end_held, jitter
@@ -26,7 +26,7 @@ from devmesh.store.jobs import SQL as JOBS
 from devmesh.store.statements import load
 
 SQL = load("workers")
-CAPACITY_DEFAULT, CAPACITY_MAX = 5, 10_000
+CAPACITY_DEFAULT = 5
 HEARTBEAT_INTERVAL_S_DEFAULT = 30.0
 
 
