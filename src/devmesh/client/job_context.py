@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -94,6 +95,15 @@ class HeldJob:
         answer = await self._insist("context.store", told)
         return uuid.UUID(answer["context"]["id"])
 
+    async def _enqueue(self, type_: str, asked: dict[str, Any]) -> uuid.UUID:
+        answer = await self._insist("job.enqueue", {"type": type_, "idempotency_key": uuid.uuid4().hex, **asked})
+        return uuid.UUID(answer["job"]["id"])
+
+    async def _enqueue_many(self, jobs: Sequence[Mapping[str, Any]], asked: dict[str, Any]) -> list[uuid.UUID]:
+        told = {"jobs": jobs, "idempotency_key": uuid.uuid4().hex, **asked}
+        answer = await self._insist("job.enqueue_many", told)
+        return [uuid.UUID(job["id"]) for job in answer["jobs"]]
+
     async def _progress(self, fraction: float, message: str | None) -> None:
         if (reason := self.lost_reason) is not None:
             raise LeaseLost(reason, "job")
@@ -136,6 +146,17 @@ class JobContext(HeldJob):
         """Keep what was learned, for executions that do something alike. Takes what `context.store` takes, gives its id."""
         return await self._remember(text, about)
 
+    async def enqueue(self, type_: str, /, **asked: Any) -> uuid.UUID:
+        """Enqueue another job: `queue`, `payload` and the rest of what `job.enqueue` takes. Gives its id.
+
+        An attempt that is made again enqueues again, unless a `unique_key` or an `idempotency_key` says that it is the same.
+        """
+        return await self._enqueue(type_, asked)
+
+    async def enqueue_many(self, jobs: Sequence[Mapping[str, Any]], **asked: Any) -> list[uuid.UUID]:
+        """Enqueue up to 10,000 jobs at once, or none: each as `job.enqueue_many` takes it, with its `type`. Gives their ids."""
+        return await self._enqueue_many(jobs, asked)
+
 
 class BlockingJobContext(HeldJob):
     """What a plain function is given. Nobody can stop a thread: ask `is_lost` now and then when the work is long.
@@ -156,3 +177,14 @@ class BlockingJobContext(HeldJob):
     def remember(self, text: str, **about: Any) -> uuid.UUID:
         """Keep what was learned, for executions that do something alike. Takes what `context.store` takes, gives its id."""
         return asyncio.run_coroutine_threadsafe(self._remember(text, about), self._loop).result()
+
+    def enqueue(self, type_: str, /, **asked: Any) -> uuid.UUID:
+        """Enqueue another job: `queue`, `payload` and the rest of what `job.enqueue` takes. Gives its id.
+
+        An attempt that is made again enqueues again, unless a `unique_key` or an `idempotency_key` says that it is the same.
+        """
+        return asyncio.run_coroutine_threadsafe(self._enqueue(type_, asked), self._loop).result()
+
+    def enqueue_many(self, jobs: Sequence[Mapping[str, Any]], **asked: Any) -> list[uuid.UUID]:
+        """Enqueue up to 10,000 jobs at once, or none: each as `job.enqueue_many` takes it, with its `type`. Gives their ids."""
+        return asyncio.run_coroutine_threadsafe(self._enqueue_many(jobs, asked), self._loop).result()
