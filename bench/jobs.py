@@ -124,7 +124,7 @@ async def measure(stage: Stage) -> list[Figure]:
         ),
         Figure(
             name=f"whole lives under a transaction held open for {4 * seconds:.0f} s / without, in turns", value=held / free,
-            unit="x", at_least=0.98, note=f"{held:,.0f}/s, {free:,.0f}/s",
+            unit="x", note=f"{held:,.0f}/s, {free:,.0f}/s; at 2,000/s see `held`",
         ),
     ]  # fmt: skip
 
