@@ -326,9 +326,8 @@ class JobWorker:
         began_s = time.monotonic()
         try:
             report = await self._attempt(job, lease, task)
-        except (
-            BaseException
-        ) as error:  # also of a Fail or a Snooze of the handler's own making that lacks what ours have
+        except BaseException as error:
+            # Also of a Fail or a Snooze of the handler's own making that lacks what ours have.
             log.exception("job %s, attempt %d, failed", job.id, job.attempt)
             report = failed(job, lease, described(error))
         self._heart.vitals.handled(time.monotonic() - began_s)

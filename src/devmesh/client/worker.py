@@ -186,9 +186,8 @@ class Worker:
         """Runs the handler, and tells how it ended. Nothing that it raises ends more than its attempt."""
         try:
             return await self._outcome(task, lease)
-        except (
-            BaseException
-        ) as error:  # also of a Fail or a Reject of the handler's own making that lacks what ours have
+        except BaseException as error:
+            # Also of a Fail or a Reject of the handler's own making that lacks what ours have.
             log.exception("the handler of task %s, attempt %d, failed", task.id, task.attempt)
             return _failed(described(error))
 
