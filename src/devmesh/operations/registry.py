@@ -154,13 +154,12 @@ class Operation(msgspec.Struct, frozen=True):
     def _entry_of(self, raw: bytes | msgspec.Raw, field: str, problem: msgspec.ValidationError) -> str | None:
         """The first name in an object of names and values which, alone there, meets with the same refusal."""
         try:
-            members = _members.decode(raw)
-            entries = _members.decode(members[field])
+            entries = _members.decode(_members.decode(raw)[field])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # behind what is refused
             return None
         for name, value in entries.items():
             try:
-                self.decoder.decode(msgspec.json.encode({**members, field: {name: value}}))
+                self.decoder.decode(msgspec.json.encode({field: {name: value}}))
             except msgspec.ValidationError as again:
                 if str(again) == str(problem):
                     return name
