@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -63,6 +64,11 @@ class Queue:
     async def process(self, worker_id: str, latencies_s: list[float] | None = None) -> int:
         """Takes some jobs and completes them: how many."""
         return len(await self.finish(worker_id, latencies_s))
+
+    async def life(self, worker_id: str) -> int:
+        """Enqueues many jobs, and takes and completes as many: how many were there to take."""
+        await self.enqueue_many()
+        return sum([await self.process(worker_id) for _ in range(AT_ONCE // CLAIMED)])
 
     async def finish(self, worker_id: str, latencies_s: list[float] | None = None) -> list[dict[str, Any]]:
         """Takes some jobs and completes them: which, as they were given."""
@@ -140,10 +146,8 @@ async def _lives(dsn: str, queue: Queue, worker_id: str, duration_s: float) -> t
 
         async def life() -> int:
             nonlocal done
-            await queue.enqueue_many()
-            for _ in range(AT_ONCE // CLAIMED):
-                count = await queue.process(worker_id)
-                done += count  # not in one line: what the other loop adds meanwhile would be lost
+            count = await queue.life(worker_id)
+            done += count  # not in one line: what the other loop adds meanwhile would be lost
             return AT_ONCE
 
         lives = await rate(duration_s, *[life] * 2)
@@ -192,11 +196,6 @@ class _Side(NamedTuple):
 async def _side(stage: Stage, stack: contextlib.AsyncExitStack) -> _Side:
     dsn = await stack.enter_async_context(stage.database())
     queue = await stack.enter_async_context(queue_on(dsn))
-    worker_id = await queue.worker()
-
-    async def life() -> int:
-        await queue.enqueue_many()
-        return sum([await queue.process(worker_id) for _ in range(AT_ONCE // CLAIMED)])
-
+    life = functools.partial(queue.life, await queue.worker())
     await life()  # whatever is done the first time is done
     return _Side(dsn, life)

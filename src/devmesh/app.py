@@ -23,7 +23,7 @@ import uvloop
 
 from devmesh import telemetry
 from devmesh.client.forks import STOP_SIGNALS, end_by
-from devmesh.client.loops import run_to_its_end
+from devmesh.client.loops import end_the_rest, run_to_its_end
 from devmesh.core.errors import unavailable
 from devmesh.core.stopping import Stops, Told
 from devmesh.edges import health as health_edge
@@ -98,12 +98,8 @@ async def _serve(name: str, settings: Settings, listener: socket.socket) -> int:
 
 async def _end_the_rest(code: int) -> None:
     """What is left is cancelled. An application's handler may not listen to that: the process then ends without it."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    deaf = (await asyncio.wait(left, timeout=END_LIMIT_S))[1] if left else set()
-    if deaf:
-        log.warning("stopped without what did not listen", tasks=len(deaf))
+    if deaf := await end_the_rest():
+        log.warning("stopped without what did not listen", tasks=deaf)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -88,20 +88,16 @@ class HeldJob:
         return reason
 
     async def _remember(self, text: str, about: dict[str, Any]) -> uuid.UUID:
-        key = uuid.uuid4().hex
-        told = {
-            "type": self.type, "text": text, "job_id": self.id, "attempt": self.attempt, "idempotency_key": key, **about
-        }  # fmt: skip
-        answer = await self._insist("context.store", told)
+        told = {"type": self.type, "text": text, "job_id": self.id, "attempt": self.attempt, **about}
+        answer = await self._once("context.store", told)
         return uuid.UUID(answer["context"]["id"])
 
     async def _enqueue(self, type_: str, asked: dict[str, Any]) -> uuid.UUID:
-        answer = await self._insist("job.enqueue", {"type": type_, "idempotency_key": uuid.uuid4().hex, **asked})
+        answer = await self._once("job.enqueue", {"type": type_, **asked})
         return uuid.UUID(answer["job"]["id"])
 
     async def _enqueue_many(self, jobs: Sequence[Mapping[str, Any]], asked: dict[str, Any]) -> list[uuid.UUID]:
-        told = {"jobs": jobs, "idempotency_key": uuid.uuid4().hex, **asked}
-        answer = await self._insist("job.enqueue_many", told)
+        answer = await self._once("job.enqueue_many", {"jobs": jobs, **asked})
         return [uuid.UUID(job["id"]) for job in answer["jobs"]]
 
     async def _progress(self, fraction: float, message: str | None) -> None:
@@ -117,6 +113,10 @@ class HeldJob:
                 raise
             self._lease.lose(error.message)
             raise LeaseLost(error.message, "job") from error
+
+    async def _once(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Insists on what is to be done once, however often it is asked."""
+        return await self._insist(method, {"idempotency_key": uuid.uuid4().hex, **params})
 
     async def _insist(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Asks again while nobody can hear it, as long as the job is held: that is no failure of the handler's.

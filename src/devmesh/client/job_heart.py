@@ -52,7 +52,7 @@ class JobHeart:
     def __init__(self, open_requests: OpenRequests, lease_s: float) -> None:
         self._open_requests, self._lease_s = open_requests, lease_s
         self._held: dict[int, JobLease] = {}  # by the job's number: a UUID is slow to hash
-        self._former: dict[JobLease, None] = {}  # that others of the same jobs have followed
+        self._former: set[JobLease] = set()  # that others of the same jobs have followed
         self._worker_id: uuid.UUID | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._beat()), name="devmesh job heart", daemon=True)
         self._stop = threading.Event()
@@ -84,7 +84,7 @@ class JobHeart:
         self._held[lease.job_id.int] = lease
         if former is not None:  # that it ran out of time, for one, was to be heard with the next renewal
             former.lose(f"attempt {lease.attempt} of it has begun")
-            self._former[former] = None
+            self._former.add(former)
 
     def release(self, lease: JobLease) -> None:
         if self._held.get(lease.job_id.int) is lease:
@@ -115,17 +115,18 @@ class JobHeart:
         """Tells handlers that their leases have run out, also while nobody answers."""
         while True:
             await asyncio.sleep(self.interval_s / LOOKS_PER_INTERVAL)
-            for lease in self.held:
+            held = self.held
+            for lease in held:
                 lease.look()
-            self._tell_of_deaf()
+            self._tell_of_deaf(held)
 
-    def _tell_of_deaf(self) -> None:
+    def _tell_of_deaf(self, held: list[JobLease]) -> None:
         """Of handlers that go on long after their jobs were lost. Each keeps a slot, which nothing else shows."""
         for lease in list(self._former):
             if lease.task is None or lease.task.done():
-                self._former.pop(lease, None)
+                self._former.discard(lease)
         lost_before = time.monotonic() - self._lease_s
-        for lease in [*self.held, *self._former]:
+        for lease in [*held, *self._former]:
             if lease.lost_at < lost_before and not (lease.is_told_of or lease.task is None or lease.task.done()):
                 lease.is_told_of = True
                 log.warning(

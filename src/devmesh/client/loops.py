@@ -47,14 +47,15 @@ def _raises_at_the_keyboard() -> bool:
 
 def close(runner: asyncio.Runner) -> None:
     """Ends what is left in its loop. A handler may not listen to that: it is left where it is, and never goes on."""
-    deaf = runner.get_loop().run_until_complete(_end_the_rest())
+    deaf = runner.get_loop().run_until_complete(end_the_rest())
     if deaf:
         log.warning("%d tasks do not listen, and are left as they are", deaf)
     else:
         runner.close()
 
 
-async def _end_the_rest() -> int:
+async def end_the_rest() -> int:
+    """Cancels every other task of this loop. Gives how many do not listen to that within a second."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

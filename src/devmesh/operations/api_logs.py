@@ -27,7 +27,7 @@ KEYS = load("keys")
 LOOKED_AT_MAX = 10_000  # entries that one call looks at for those that it wants
 ID_SLACK_S = 1.0  # an entry's id is made a moment before its time is taken
 OK, UNKNOWN_OPERATION = "ok", "(unknown)"
-OUTCOMES = ("ok", *errors.Kind)
+OUTCOMES = (OK, *errors.Kind)
 Outcome = Annotated[str, Meta(pattern=like(rf"^({'|'.join(OUTCOMES)})$(?!\n)", f"one of {', '.join(OUTCOMES)}"))]
 
 # Told of every call that was answered: its operation, who called, the error if it was one, and the seconds it took.

@@ -58,9 +58,7 @@ class Parents(msgspec.Struct):
     failed: set[uuid.UUID]
     priorities: dict[uuid.UUID, int]
     room: dict[uuid.UUID, int] = {}  # for how many more that wait, where it is not for all that may
-    dead: dict[
-        uuid.UUID, bool
-    ] = {}  # whether those that have failed are dead letters, and noted, of which this was asked
+    dead: dict[uuid.UUID, bool] = {}  # whether the failed of which this was asked are dead letters, and noted
 
     def take_room(self, ids: Iterable[uuid.UUID]) -> None:
         """One more waits for each of these."""

@@ -49,8 +49,8 @@ where coalesce(p.bytes_before, 0) < $4 order by p.place;
 
 -- name: by_words
 -- Those that have most of the words of a text. The score is the share of its words that they have. PostgreSQL takes a query apart word by
--- word, each within the one before, and has no room for tens of thousands: a few hundred are one part. $1 tenant, $2 the text, $3 job or null,
--- $4 type or null, $5 tag or null, $6 the least score, $7 how many, $8 how many are looked at.
+-- word, each within the one before, and has no room for tens of thousands: a few hundred are one part. $1 tenant, $2 the text, $3 job or
+-- null, $4 type or null, $5 tag or null, $6 the least score, $7 how many, $8 how many are looked at.
 with asked as materialized (
     select w.words, (
         select string_agg('(' || part.query || ')', ' | ') from (

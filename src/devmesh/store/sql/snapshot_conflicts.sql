@@ -38,7 +38,8 @@ with place as materialized (
     select r.job_id, max(r.attempt) as attempt from mcp.jobs_ready r
     where r.tenant_id = $1 and exists (select from seen s where s.now_noun is null and (s.is_unknown or s.may_go_on)) group by r.job_id
 ), joined as materialized (
-    select s.*, s.now_noun is null and q.job_id is not null as is_astray, q.attempt as queued_attempt from seen s full join queued q on q.job_id = s.job_id
+    select s.*, s.now_noun is null and q.job_id is not null as is_astray, q.attempt as queued_attempt
+    from seen s full join queued q on q.job_id = s.job_id
 ), decided as materialized (
     select s.*, case
                when s.now_noun is null and not s.is_astray then

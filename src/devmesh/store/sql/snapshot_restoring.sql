@@ -246,8 +246,8 @@ insert into mcp.jobs_leased select h.* from held h
 returning job_id, queue, attempt;
 
 -- name: put_back_blocked
--- Has jobs wait for others again, and notes for which: also those that do, though it is lost for which. Their attempts go on from the latest that there was, or who had that might still
--- end the next one. $1 tenant, $2 the rows, $3 the decisions.
+-- Has jobs wait for others again, and notes for which: also those that do, though it is lost for which. Their attempts go on from the
+-- latest that there was, or who had that might still end the next one. $1 tenant, $2 the rows, $3 the decisions.
 with blocked as (
     insert into mcp.jobs_blocked (tenant_id, job_id, created_at, run_at, attempt, retries, priority, is_parent, queue, policy)
     select b.tenant_id, b.job_id, b.created_at, b.run_at, greatest(b.attempt, x.attempt), b.retries, b.priority,
