@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from devmesh.operations import gather
-from devmesh.operations.gather import Gather
+from devmesh.operations.gather import Batch, Gather
 from tests.harness import eventually
 
 
@@ -101,4 +101,19 @@ async def test_a_batch_that_takes_long_holds_nobody_up() -> None:
     assert not stuck.done()
     writes.end(0)
     assert await stuck == 10
+    await calls.drain()
+
+
+async def test_a_caller_may_be_answered_before_its_batch_has_ended() -> None:
+    is_over = asyncio.Event()
+
+    async def write(batch: Batch[int, int]) -> Sequence[int | BaseException]:
+        batch.answer([10 * call for call in batch])
+        await is_over.wait()
+        raise RuntimeError("what comes afterwards is nobody's business")
+
+    calls: Gather[int, int] = Gather(write, batch_max=8, in_flight_max=1, waiting_max=100)
+    assert [await answer for answer in (calls.add(1), calls.add(2))] == [10, 20]
+    assert calls.in_flight == 1
+    is_over.set()
     await calls.drain()

@@ -64,12 +64,15 @@ class Bell(Loop):
         place = (tenant_id, concern)
         if self._rings[place] != rings_seen:
             return
-        future = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
         waiters = self._waiters.setdefault(place, set())
         waiters.add(future)
+        timer = loop.call_later(timeout_s, _wake, future)
         try:
-            await asyncio.wait([future], timeout=timeout_s)
+            await future
         finally:
+            timer.cancel()
             waiters.discard(future)
             if not waiters and self._waiters.get(place) is waiters:
                 del self._waiters[place]
@@ -78,8 +81,7 @@ class Bell(Loop):
         """Has everybody who waits look for themselves, although nothing rang."""
         for waiters in self._waiters.values():
             for future in waiters:
-                if not future.done():
-                    future.set_result(None)
+                _wake(future)
 
     def _tell(self) -> None:
         rung, self._rung = self._rung, {}
@@ -103,8 +105,7 @@ class Bell(Loop):
     def _wake_waiters(self, place: tuple[uuid.UUID, Concern]) -> None:
         self._rings[place] += 1
         for future in self._waiters.get(place, ()):
-            if not future.done():
-                future.set_result(None)
+            _wake(future)
 
     def _hear(self, payload: str) -> None:
         """Another process rang. What is no ring of ours, whoever sent it, is none of our business."""
@@ -151,6 +152,11 @@ class Bell(Loop):
             return found
         reasons = "; ".join(f"{name}: {state.message}" for name, state in states.items())
         return degraded(f"it does not reach other processes, whose news comes by polling: {reasons}")
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _encoded(tenant_id: uuid.UUID, concerns: frozenset[Concern]) -> str:

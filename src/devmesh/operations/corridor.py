@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -28,7 +28,7 @@ from devmesh.core.events import Concern
 from devmesh.operations import audit
 from devmesh.operations.admission import Admission
 from devmesh.operations.api_logs import Answered
-from devmesh.operations.gather import Gather
+from devmesh.operations.gather import Batch, Gather
 from devmesh.operations.idempotency import Answer, Claims
 from devmesh.operations.rates import Rates
 from devmesh.operations.recall import Recall
@@ -129,8 +129,8 @@ class Corridor:
             if len(self._gathers) >= GATHERS_MAX:
                 self._gathers = {key: kept for key, kept in self._gathers.items() if not kept.is_idle}
 
-            async def write(calls: Sequence[Call[Any]]) -> Sequence[Answer | NotYet]:
-                return await self._flush(operation, tenant_id, calls)
+            async def write(batch: Batch[Call[Any], Answer | NotYet]) -> Sequence[Answer | NotYet]:
+                return await self._flush(operation, tenant_id, batch, batch.answer)
 
             gather = self._gathers[key] = Gather(
                 write,
@@ -144,14 +144,26 @@ class Corridor:
         return gather
 
     async def _flush(
-        self, operation: Operation, tenant_id: uuid.UUID, calls: Sequence[Call[Any]]
+        self,
+        operation: Operation,
+        tenant_id: uuid.UUID,
+        calls: Sequence[Call[Any]],
+        tell: Callable[[Sequence[Answer | NotYet]], None] | None = None,
     ) -> Sequence[Answer | NotYet]:
-        """One batch, one transaction. When a member breaks it, the members run apart: none takes the others with it."""
+        """One batch, one transaction. When a member breaks it, the members run apart: none takes the others with it.
+
+        `tell` has the answers once they are committed, before the connection is given back.
+        """
         began = time.perf_counter()
+
+        async def perform(work: Work) -> Sequence[Answer | NotYet]:
+            answers = await self._perform(operation, work, calls)
+            if tell is not None:
+                work.tx.after_commit(lambda: tell(answers))
+            return answers
+
         try:
-            answers = await self._runner.run(
-                tenant_id, lambda work: self._perform(operation, work, calls), reads_clock=operation.reads_clock
-            )
+            answers = await self._runner.run(tenant_id, perform, reads_clock=operation.reads_clock)
         except errors.MeshError as error:
             if len(calls) == 1 or not is_member_fault(error):
                 answers = [error] * len(calls)

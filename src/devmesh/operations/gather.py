@@ -32,12 +32,28 @@ class Asked(NamedTuple, Generic[CallT, AnswerT]):
     at: float
 
 
+class Batch(list[CallT], Generic[CallT, AnswerT]):
+    """Calls that go together, in order."""
+
+    def __init__(self, asked: Sequence[Asked[CallT, AnswerT]]) -> None:
+        super().__init__(each.call for each in asked)
+        self._futures = [each.future for each in asked]
+
+    def answer(self, answers: Sequence[AnswerT | BaseException]) -> None:
+        """Tells every caller, in order. Those who have been told, or have gone, are not told again."""
+        for future, answer in zip(self._futures, answers, strict=True):
+            _resolve(future, answer)
+
+
 class Gather(Generic[CallT, AnswerT]):
-    """Gathers calls for `write`, which gives one answer (a value or an exception) for each call, in order."""
+    """Gathers calls for `write`, which gives one answer (a value or an exception) for each call, in order.
+
+    It may give them by the batch's `answer` before: a caller need not wait for what is done after a commit.
+    """
 
     def __init__(
         self,
-        write: Callable[[Sequence[CallT]], Awaitable[Sequence[AnswerT | BaseException]]],
+        write: Callable[[Batch[CallT, AnswerT]], Awaitable[Sequence[AnswerT | BaseException]]],
         *,
         batch_max: int,
         in_flight_max: int,
@@ -137,10 +153,11 @@ class Gather(Generic[CallT, AnswerT]):
         if self._is_watching:
             asyncio.get_running_loop().call_later(LATE_LOOK_INTERVAL_S, self._answer_late_ones, answer_s_max)
 
-    async def _run(self, batch: list[Asked[CallT, AnswerT]], subjects: set[Hashable]) -> None:
-        answers: Sequence[AnswerT | BaseException] = [errors.unavailable("the server is stopping")] * len(batch)
+    async def _run(self, asked: list[Asked[CallT, AnswerT]], subjects: set[Hashable]) -> None:
+        batch: Batch[CallT, AnswerT] = Batch(asked)
+        answers: Sequence[AnswerT | BaseException] | None = None
         try:
-            answers = await self._write([asked.call for asked in batch])
+            answers = await self._write(batch)
         except Exception as error:
             answers = [error] * len(batch)
         finally:
@@ -149,8 +166,9 @@ class Gather(Generic[CallT, AnswerT]):
             assert run is not None
             del self._runs[run]
             self._start()  # look again, and first: the database works on the next batch while these callers are answered
-            for asked, answer in zip(batch, answers, strict=True):
-                _resolve(asked.future, answer)
+            if answers is None:
+                answers = [errors.unavailable("the server is stopping")] * len(batch)
+            batch.answer(answers)
 
     def _take(self) -> list[Asked[CallT, AnswerT]]:
         """The next batch. Calls whose subject is busy keep their place in the queue."""

@@ -114,12 +114,17 @@ class WorkRunner:
 
         async def work_through(tx: Transaction) -> ResultT:
             work = Work(tx, tenant_id, None, self.vault, self.horizons, self.bell)
+            tx.after_commit(
+                lambda: self._ring_for(work)
+            )  # the first thing then: others begin while this process goes on
             if reads_clock:
                 await work.clock()
             result = await body(work)
             work.append_events()
-            if work.has_news or work.concerns:
-                tx.after_commit(lambda: self.bell.ring(tenant_id, work.concerns))
             return result
 
         return await self.database.run(work_through)
+
+    def _ring_for(self, work: Work) -> None:
+        if work.has_news or work.concerns:
+            self.bell.ring(work.tenant_id, work.concerns)

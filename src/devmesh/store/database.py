@@ -88,8 +88,9 @@ class Transaction:
         """
         if self.is_begun:
             return await self.fetch(statement, *args)
-        async with _outcome_known(self._connection, self._deadline):
-            return await self._connection.fetch(statement.text, *args)
+        return await _outcome_of(
+            lambda: self._connection.fetch(statement.text, *args), self._connection, self._deadline
+        )
 
     async def fetch_row(self, statement: Statement, *args: Any) -> Record | None:
         """The first row, if there is one."""
@@ -341,11 +342,10 @@ def _rows(tag: str) -> int:
     return int(count) if count.isdigit() else 0
 
 
-@asynccontextmanager
-async def _outcome_known(connection: PooledConnection, deadline: asyncio.Timeout) -> AsyncIterator[None]:
+async def _outcome_of(send: Callable[[], Awaitable[T]], connection: PooledConnection, deadline: asyncio.Timeout) -> T:
     """From the moment that a message is sent that commits, only the server's answer tells what became of the work."""
     try:
-        yield
+        answer = await send()
     except asyncio.CancelledError as error:
         # The driver has the server break the message off, and the connection waits for that: cut off it would be waited for by
         # nobody, and would keep its place among those who wait for the stream, and commit what was given up.
@@ -359,11 +359,11 @@ async def _outcome_known(connection: PooledConnection, deadline: asyncio.Timeout
         raise outcome_unknown() from error
     if not deadline.expired():
         deadline.reschedule(None)  # done: nothing after this may turn it into a timeout
+    return answer
 
 
 async def _commit(connection: PooledConnection, message: str, deadline: asyncio.Timeout) -> None:
-    async with _outcome_known(connection, deadline):
-        tag = await connection.execute(message)
+    tag = await _outcome_of(lambda: connection.execute(message), connection, deadline)
     if tag != "COMMIT":
         # PostgreSQL answers ROLLBACK, without an error, when a statement had failed and work went on regardless.
         raise RuntimeError("work hid the failure of a statement, so its transaction was rolled back")
