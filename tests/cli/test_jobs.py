@@ -316,8 +316,10 @@ def test_snapshots_are_taken_shown_and_put_back(command: Command) -> None:
     assert tried.stdout.startswith("nothing was put back yet from snapshot")
     assert command("snapshots", "restore", snapshot["id"], "--cursor", "6a").returncode == 2
     assert "every 60 s" in command("snapshots", "auto", "60").stdout
-    assert command("snapshots", "auto").returncode == 2, "they are not ended by what was forgotten"
+    assert "every 60 s, 24 are kept" in command("snapshots", "auto").stdout, "they are not ended by what was forgotten"
+    assert "--keep goes with an interval" in command("snapshots", "auto", "off", "--keep", "3").stderr
     assert "no snapshots" in command("snapshots", "auto", "off").stdout
+    assert "no snapshots" in command("snapshots", "auto").stdout
     assert command("snapshots", "delete", snapshot["id"]).returncode == 0
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from devmesh.cli.calling import AsJson, invoke
-from devmesh.cli.console import print_json, say
+from devmesh.cli.console import Exit, Failure, print_json, say
 from devmesh.cli.listing import Cursor, Limit, print_page, print_thing
 from devmesh.cli.services import DataDir
 from devmesh.core.snapshots import OnConflict, SnapshotKind
@@ -108,16 +108,27 @@ def delete(snapshot_id: SnapshotId, as_json: AsJson = False, data_dir: DataDir =
 @snapshots.command("auto")
 def auto(
     interval_s: Annotated[
-        str, typer.Argument(metavar="SECONDS|off", help="Every so many seconds; off: no more.", show_default=False)
-    ],
-    keep: Annotated[int, typer.Option(help="How many are kept.")] = 24,
+        str | None,
+        typer.Argument(
+            metavar="SECONDS|off",
+            help="Every so many seconds; off: no more. Without it what is set is shown.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="How many are kept.", show_default="24")] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Have snapshots taken at an interval, and the latest kept."""
+    """Have snapshots taken at an interval, and the latest kept; or show how it is."""
     from devmesh.cli.values import number_or_off
 
-    answer = invoke("snapshot.auto", {"interval_s": number_or_off(interval_s), "keep": keep}, data_dir)
+    if keep is not None and interval_s in (None, "off"):
+        raise Failure("--keep goes with an interval: devmesh snapshots auto 3600 --keep 48", Exit.USAGE)
+    if interval_s is None:
+        answer = invoke("snapshot.policy", {}, data_dir)
+    else:
+        kept = {} if keep is None else {"keep": keep}
+        answer = invoke("snapshot.auto", {"interval_s": number_or_off(interval_s), **kept}, data_dir)
     if as_json:
         print_json(answer)
     elif answer["next_at"] is None:

@@ -7,7 +7,7 @@ import importlib
 NOUNS = (
     "administration", "agents", "api_logs", "events", "issuers", "task_creating", "task_views", "task_verbs", "task_handing",
     "task_explaining", "workers", "worker_health", "job_enqueuing", "job_claiming", "job_verbs", "job_views", "job_explaining",
-    "job_depending", "job_retrying", "queues", "dead_letters", "schedules", "snapshots",
+    "job_depending", "job_retrying", "queues", "dead_letters", "schedules", "snapshots", "snapshot_policies",
     "snapshot_restoring", "contexts", "context_searching",
 )  # fmt: skip
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from devmesh.core import errors
 from devmesh.core.access import Scope
@@ -244,31 +243,6 @@ async def forget(work: Work, snapshot_id: uuid.UUID) -> None:
     await work.tx.execute(SQL.delete_rows, work.tenant_id, snapshot_id)
     await work.tx.fetch(SQL.delete, work.tenant_id, snapshot_id)
     work.emit("snapshot.deleted", (f"snapshot:{snapshot_id}",), {"snapshot": {"id": snapshot_id}})
-
-
-class Auto(Mutation, kw_only=True):
-    """`interval_s` null: no more are taken by themselves. One that fails is tried again after five minutes, or the interval."""
-
-    interval_s: Annotated[float, Meta(ge=1, le=366 * 86_400)] | None
-    keep: Annotated[int, Meta(ge=1, le=SNAPSHOTS_MAX // 2)] = 24
-
-
-class AutoResult(msgspec.Struct):
-    interval_s: float | None
-    keep: int | None
-    next_at: datetime.datetime | None
-
-
-@operation("snapshot.auto", scope=Scope.ADMIN, http="POST /snapshots/auto", single=True, audited=True)
-async def auto(work: Work, call: Call[Auto]) -> AutoResult:
-    """Have a snapshot taken at an interval, and only the latest of those kept."""
-    if call.params.interval_s is None:
-        await work.tx.execute(SQL.drop_policy, work.tenant_id)
-        return AutoResult(None, None, None)
-    await work.tx.execute(SQL.set_policy, work.tenant_id, call.params.interval_s, call.params.keep)
-    row = await work.tx.fetch_row(SQL.policy, work.tenant_id)
-    assert row is not None
-    return AutoResult(*row)
 
 
 async def require(work: Work, snapshot_id: uuid.UUID, how: Statement = SQL.get) -> Snapshot:
