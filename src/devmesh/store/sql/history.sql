@@ -229,19 +229,35 @@ where q.tenant_id = $1 and b.started_at > q.paused_at + interval '1 minute' and 
 order by b.job_id, b.attempt limit $3;
 
 -- name: limits_kept
--- Keys of which more jobs are under way than they may, and jobs that are under way without a place, or have one and are not.
+-- Keys of which more jobs are under way than they may, and jobs that are under way without a place, or have one and are not. Who has had a
+-- place since before a later job asked for fewer keeps it: jobs of the key have asked for as many places, and for as few since, give or take
+-- the minute that a transaction may take.
 with under_way as (
     select r.job_id from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
     union all select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
 ), keyed as (
     select k.job_id, k.queue, k.concurrency_key from under_way u join mcp.jobs k on k.tenant_id = $1 and k.job_id = u.job_id
     where k.concurrency_key is not null
-), wrong as (
-    select 'key ' || s.concurrency_key || ' of ' || s.queue as thing,
-           count(*) || ' jobs are under way, and ' || max(m.concurrency_limit) || ' may be' as found
+), placed as (
+    select s.*, coalesce(m.concurrency_limit, 0) as concurrency_limit, count(*) over (partition by s.queue, s.concurrency_key) as count,
+           row_number() over (partition by s.queue, s.concurrency_key order by s.ready_at, s.job_id) as ordinal
     from mcp.job_slots s left join mcp.job_limits m on m.tenant_id = $1 and m.queue = s.queue and m.concurrency_key = s.concurrency_key
-    where s.tenant_id = $1 group by s.queue, s.concurrency_key
-    having count(*) > coalesce(max(m.concurrency_limit), 0)
+    where s.tenant_id = $1
+), crowded as materialized (
+    select p.* from placed p left join mcp.jobs k on k.tenant_id = $1 and k.job_id = p.job_id
+    where p.ordinal > p.concurrency_limit and coalesce(k.created_at, 'infinity') >= $2
+), asked as materialized (
+    select c.queue, c.concurrency_key, max(k.concurrency_limit) as most,
+           max(k.created_at) filter (where k.concurrency_limit = c.concurrency_limit) as lowered_at
+    from (select distinct c.queue, c.concurrency_key, c.concurrency_limit from crowded c) c
+    join mcp.jobs k on k.tenant_id = $1 and k.queue = c.queue and k.concurrency_key = c.concurrency_key
+    group by c.queue, c.concurrency_key
+), wrong as (
+    select 'key ' || c.concurrency_key || ' of ' || c.queue as thing,
+           max(c.count) || ' jobs are under way, and ' || max(c.concurrency_limit) || ' may be' as found
+    from crowded c left join asked a on a.queue = c.queue and a.concurrency_key = c.concurrency_key
+    where c.ordinal > coalesce(a.most, 0) or c.ready_at > coalesce(a.lowered_at, '-infinity') + interval '1 minute'
+    group by c.queue, c.concurrency_key
     union all
     select 'job ' || coalesce(y.job_id, s.job_id),
            case when s.job_id is null then 'it is under way and has no place' else 'it has a place and is not under way' end
