@@ -148,13 +148,15 @@ async def live(bench: Bench) -> dict[str, uuid.UUID]:
         return claimed
 
     restored, dead = await given("restored"), await given("dead again", max_retries=0)
+    early = await given("put back while it backs off", backoff_ms=60_000)
     await bench.wire.call("job.fail", jobs=[held(dead, error="no")])
     snapshot = (await bench.wire.call("snapshot.create"))["snapshot"]
     await bench.wire.call("job.complete", jobs=[held(restored)])
+    await bench.wire.call("job.fail", jobs=[held(early, error="no")])
     await bench.wire.call("job.retry", job_id=dead["id"])
     await bench.wire.call("snapshot.restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
-    [again] = await bench.claim()
-    await bench.wire.call("job.complete", jobs=[held(again)])
+    both = await bench.claim()
+    await bench.wire.call("job.complete", jobs=[held(again) for again in both])
     await bench.wire.call("job.complete", jobs=[held(await given("done"), result=1)])
     await bench.wire.call("job.fail", jobs=[held(await given("retrying", backoff_ms=60_000), error="no")])
     await bench.wire.call("job.fail", jobs=[held(await given("dead", max_retries=0), error="no")])

@@ -137,15 +137,18 @@ from counted c join mcp.jobs k on k.tenant_id = $1 and k.job_id = c.job_id
 where k.created_at >= $2 and c.retries > k.max_retries group by c.job_id, k.max_retries order by c.job_id limit $3;
 
 -- name: never_early
--- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for.
+-- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for. What was said last
+-- after an attempt holds: a job that is backing off may be put back as a snapshot has it.
 with begun as (
     select x.job_id, x.attempt, x.started_at from mcp.job_executions x
     where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.started_at is not null
     union all select l.job_id, l.attempt, l.started_at from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
 ), due as (
     select k.job_id, 0 as attempt, k.run_at as due_at from mcp.jobs k where k.tenant_id = $1 and k.created_at >= $2
-    union all select x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
-              where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is not null
+    union all select l.job_id, l.attempt, l.next_run_at
+              from (select distinct on (x.job_id, x.attempt) x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
+                    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is not null
+                    order by x.job_id, x.attempt, x.finished_at desc) l
 )
 select 'job ' || b.job_id as thing,
        'attempt ' || b.attempt || ' began at ' || b.started_at || ', before its time, ' || d.due_at as found, count(*) over () as total
