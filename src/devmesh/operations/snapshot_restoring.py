@@ -139,6 +139,8 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
 
 async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple[Restored, set[Thing]]:
     """Writes what was decided upon, and gives what was written."""
+    # Unique keys first: who has a job run again takes its key in hand, and then waits for the lock below.
+    await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
     # Before any job is locked, as those take it who say what waits for what.
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     # The same goes for who gives a worker jobs or empties it: after its claims they lock jobs, and the worker itself.
@@ -208,7 +210,6 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
         await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions),
         await work.tx.fetch(SQL.kept, work.tenant_id, whole),
     )
-    await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
     tell(work, "job.released", _moved(row for row in jobs.waiting if row["job_id"] in crowded), Status.PENDING)
     tell(work, "job.failed", _moved(row for row in jobs.dead if row["ends_again"]), Status.FAILED)
     tell(work, "job.restored", _as_they_were((*jobs.waiting, *jobs.blocked)), Status.PENDING)

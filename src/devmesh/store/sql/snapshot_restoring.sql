@@ -301,10 +301,10 @@ with dead as materialized (
 select t.job_id, t.queue, t.ends_as as attempt, t.retries, t.priority, t.ends_again, t.is_waited_for from told t where t.written_id is not null;
 
 -- name: put_back_keys
--- Puts unique keys back that nobody has. $1 tenant, $2 the rows.
+-- Puts unique keys back that nobody has, in the order in which everybody takes them in hand. $1 tenant, $2 the rows.
 insert into mcp.job_unique_keys
 select u.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_unique_keys, r."row") u
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'job_unique_keys'
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'job_unique_keys' order by u.unique_key
 on conflict do nothing;
 
 -- name: put_back_queues
