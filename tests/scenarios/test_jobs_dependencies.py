@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from tests.harness import Mesh, eventually
+from tests.scenarios.archive import Archive
 from tests.scenarios.jobs import Bench, do, held, reason, register
 from tests.wire import Wire, WireError
 
@@ -213,6 +214,34 @@ async def test_j36_thousands_wait_for_one_and_all_of_them_go_on_or_fail_with_it(
         queue for queue in (await bench.wire.call("job.stats"))["queues"] if queue["queue"] == f"{bench.queue}-children"
     ]
     assert queue["ready"] == many
+
+
+async def test_j36_a_chain_of_thousands_fails_with_the_first_of_it(archive: Archive, bench: Bench) -> None:
+    parent = await bench.enqueue(max_retries=0)
+    [claimed] = await bench.claim()
+    child = {"type": "t", "queue": bench.queue, "depends_on": [parent["id"]]}
+    made = [
+        job["id"] for _ in range(2) for job in (await bench.wire.call("job.enqueue_many", jobs=[child] * 6_000))["jobs"]
+    ]
+    archive.run(  # each waits for the one before it, which would take as many calls
+        "with chain as (select job_id, lag(job_id) over (order by job_id) as before from mcp.jobs_blocked"
+        " where tenant_id = $1),"
+        " noted as (update mcp.jobs_blocked set is_parent = true where tenant_id = $1)"
+        " update mcp.job_dependencies d set parent_id = chain.before from chain"
+        " where d.tenant_id = $1 and d.child_id = chain.job_id and chain.before is not null"
+    )
+    patient = await bench.enqueue(depends_on=[made[6_000]], on_parent_failure="wait")
+    freed = await bench.enqueue(depends_on=[made[-1]], on_parent_failure="ignore")
+    await bench.wire.call("job.fail", jobs=[held(claimed, error="no")])
+    for before, job_id in ((parent["id"], made[0]), (made[5_999], made[6_000]), (made[-2], made[-1])):
+        failed = (await bench.wire.call("job.get", job_id=job_id))["job"]
+        assert (failed["status"], failed["error"]["waited_for"]) == ("FAILED", [before])
+        assert failed["error"]["message"] == f"job {before}, which it waited for, has failed"
+    assert await reason(bench, patient) == "waiting_for_parents"
+    assert [job["id"] for job in await bench.claim()] == [freed["id"]]
+    [queue] = [each for each in (await bench.wire.call("job.stats"))["queues"] if each["queue"] == bench.queue]
+    assert (queue["blocked"], queue["waiting"]) == (1, 0)
+    assert await archive.broken_rules() == []
 
 
 async def test_children_of_shared_parents_are_enqueued_at_once_without_waiting_in_a_circle(

@@ -204,6 +204,21 @@ async def test_progress_is_told_with_or_without_words_and_renews_the_lease(bench
         assert refused.value.kind == "invalid_params"
 
 
+async def test_what_is_said_of_one_attempt_at_once_is_all_kept(bench: Bench) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim()
+    await bench.wire.call(
+        "job.heartbeat", jobs=[held(claimed, progress=0.5), held(claimed, message="half"), held(claimed)]
+    )
+    now = await bench.get(job)
+    assert (now["progress"], now["progress_message"]) == (0.5, "half")
+    await bench.wire.call(
+        "job.progress", jobs=[held(claimed, progress=0.6, message="more"), held(claimed, progress=0.7)]
+    )
+    now = await bench.get(job)
+    assert (now["progress"], now["progress_message"]) == (0.7, "more")
+
+
 @pytest.mark.parametrize("how", ["lease", "evacuate"])
 async def test_why_a_job_was_cancelled_is_kept_whoever_ends_its_attempt(bench: Bench, how: str) -> None:
     job = await bench.enqueue()

@@ -288,3 +288,32 @@ async def test_text_comes_back_as_it_was_whatever_it_looks_like(archive: Archive
         assert {**is_now, "run_at": None} == {**was, "run_at": None}
     assert archive.run("select reason from mcp.queues where tenant_id = $1") == literal
     assert (await archive.restore(snapshot, "fail"))["conflict_count"] == 0
+
+
+@pytest.mark.parametrize("loses", [False, True])
+async def test_it_is_told_how_often_a_job_has_failed_and_how_urgent_it_is_again(
+    archive: Archive, bench: Bench, *, loses: bool
+) -> None:
+    failing, running, dead = [await bench.enqueue(max_retries=retries, backoff_ms=0) for retries in (3, 3, 0)]
+    claimed = {job["id"]: job for job in await bench.claim()}
+    await bench.wire.call("job.fail", jobs=[held(claimed[dead["id"]], error="no")])
+    blocked = await bench.enqueue(depends_on=[running["id"]], priority=1)
+    snapshot = await archive.take()
+    await bench.wire.call("job.fail", jobs=[held(claimed[running["id"]], error="no")])
+    await bench.wire.call("job.fail", jobs=[held(claimed[failing["id"]], error="no")])
+    [first] = await bench.claim(limit=1)
+    await bench.wire.call("job.retry", job_id=dead["id"])
+    await bench.wire.call("job.depend", job_id=blocked["id"], depends_on=[(await bench.enqueue(priority=5))["id"]])
+    await bench.wire.call("job.cancel", job_id=blocked["id"])
+    if loses:
+        archive.lose("jobs", "jobs_ready", "jobs_blocked", "jobs_leased", "job_executions", "dead_letter_queue")
+    await bench.wire.call("subscribe", topics=["tenant"])
+    await archive.restore(snapshot, "overwrite")
+    assert first["retry_count"] == 1
+    told: dict[str, dict[str, Any]] = {}
+    while set(told) < {job["id"] for job in (failing, running, dead, blocked)}:
+        event = await bench.wire.next_event("job.restored")
+        told |= {job["id"]: {**job, "status": event["data"]["status"]} for job in event["data"]["jobs"]}
+    for job in (failing, running, dead, blocked):
+        now = await bench.get(job)
+        assert told[job["id"]].items() >= {name: now[name] for name in ("status", "retry_count", "priority")}.items()

@@ -222,3 +222,21 @@ async def test_jobs_that_are_put_back_draw_no_circle_with_what_was_said_since(ar
     await eventually(all_are_done, "each is done")
     assert done.index(first["id"]) < done.index(middle["id"])
     assert await archive.broken_rules() == []
+
+
+async def test_a_restore_and_who_has_a_job_of_a_unique_key_run_again_do_not_wait_for_each_other(
+    archive: Archive, bench: Bench, bystander: Bystander
+) -> None:
+    job = await bench.enqueue(unique_key="k")
+    snapshot = await archive.take()
+    retrying = "update mcp.job_unique_keys set job_id = job_id where tenant_id = $1"
+    await bystander.begin(retrying, archive.tenant_id)  # as job.retry does, before it takes what restores have
+    restoring = asyncio.create_task(archive.restore(snapshot))
+    await bystander.are_held_up(1)
+    taken = "select pg_try_advisory_xact_lock(hashtextextended($1, 13))"
+    assert await bystander.connection.fetchval(taken, str(archive.tenant_id)), (
+        "the restore has it, and waits for the key"
+    )
+    await bystander.commit()
+    assert (await restoring)["conflict_count"] == 0
+    assert await bench.status(job) == "PENDING"

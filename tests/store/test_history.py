@@ -30,6 +30,12 @@ PAUSED = (
     "insert into mcp.queues (tenant_id, queue, paused_at) select tenant_id, queue, created_at - interval '1 h'"
     f" from mcp.jobs {JOB}"
 )
+CROWDED = (
+    "with given as (delete from mcp.jobs_limited where tenant_id = $1 and $2::uuid is not null returning *), placed as ("
+    " insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key)"
+    " select tenant_id, job_id, now(), queue, concurrency_key from given)"
+    f" {QUEUED} select tenant_id, now(), job_id, created_at, 3, queue from given"
+)
 # What breaks a rule, of which job it is said, and what is said of it.
 BREAKS = {
     "one_place": [
@@ -75,6 +81,7 @@ BREAKS = {
     "limits_kept": [
         (f"delete from mcp.job_slots {JOB}", "placed", "under way and has no place"),
         ("update mcp.job_limits set concurrency_limit = 0 where tenant_id = $1 and $2::uuid is not null", "", "and 0 may be"),
+        (CROWDED, "", "2 jobs are under way, and 1 may be"),
         ("insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key) values ($1, $2, now(), 'q', 'k')",
          "done", "has a place and is not under way"),
     ],
@@ -141,13 +148,15 @@ async def live(bench: Bench) -> dict[str, uuid.UUID]:
         return claimed
 
     restored, dead = await given("restored"), await given("dead again", max_retries=0)
+    early = await given("put back while it backs off", backoff_ms=60_000)
     await bench.wire.call("job.fail", jobs=[held(dead, error="no")])
     snapshot = (await bench.wire.call("snapshot.create"))["snapshot"]
     await bench.wire.call("job.complete", jobs=[held(restored)])
+    await bench.wire.call("job.fail", jobs=[held(early, error="no")])
     await bench.wire.call("job.retry", job_id=dead["id"])
     await bench.wire.call("snapshot.restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
-    [again] = await bench.claim()
-    await bench.wire.call("job.complete", jobs=[held(again)])
+    both = await bench.claim()
+    await bench.wire.call("job.complete", jobs=[held(again) for again in both])
     await bench.wire.call("job.complete", jobs=[held(await given("done"), result=1)])
     await bench.wire.call("job.fail", jobs=[held(await given("retrying", backoff_ms=60_000), error="no")])
     await bench.wire.call("job.fail", jobs=[held(await given("dead", max_retries=0), error="no")])
@@ -175,6 +184,9 @@ async def live(bench: Bench) -> dict[str, uuid.UUID]:
     await bench.wire.call("job.complete", jobs=[held(await given("had a place", concurrency_key="k"))])
     await given("placed", concurrency_key="k")
     made["limited"] = await bench.enqueue(concurrency_key="k")
+    await given("one of two", concurrency_key="fewer", concurrency_limit=2)
+    await given("the other", concurrency_key="fewer", concurrency_limit=2)
+    made["asks for fewer"] = await bench.enqueue(concurrency_key="fewer")
     return {name: uuid.UUID(job["id"]) for name, job in made.items()}
 
 

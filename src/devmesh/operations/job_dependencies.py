@@ -188,7 +188,36 @@ async def _settle_each(work: Work, ends: dict[uuid.UUID, End], edges: Sequence[R
         await work.tx.execute(SQL.remove, work.tenant_id, *pairs)
     free = [job_id for job_id in dict.fromkeys(edge["child_id"] for edge in gone) if job_id not in doomed]
     await unblock(work, free)
-    return await _fail(work, doomed, ends)
+    passing_on = [job_id for job_id in doomed if blocked[job_id]["is_parent"]]
+    return await _fail(work, await _doomed_below(work, passing_on) | doomed, ends)
+
+
+async def _doomed_below(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, uuid.UUID]:
+    """Those that fail because these jobs do, each with the one that it fails for, through whatever number of others.
+
+    A chain of thousands would take a transaction too long step by step. Who comes to wait for one of them meanwhile, or is
+    too many for one go, is found by the next look at those that wait for them.
+    """
+    if not ids:
+        return {}
+    rows = await work.tx.fetch(SQL.doomed_below, work.tenant_id, sorted(ids), EDGES_MAX)
+    if not (below := sorted({row["job_id"] for row in rows}.difference(ids))):
+        return {}
+    locked = await work.tx.fetch(SQL.lock_blocked, work.tenant_id, below)
+    left = {row["job_id"] for row in locked if row["policy"] == Policy.FAIL}  # it may have been changed meanwhile
+    children: dict[uuid.UUID, list[uuid.UUID]] = {}
+    async for edges in _edges(work, sorted([*ids, *left])):
+        for edge in edges:
+            if edge["child_id"] in left:
+                children.setdefault(edge["parent_id"], []).append(edge["child_id"])
+    doomed: dict[uuid.UUID, uuid.UUID] = {}
+    parents = list(ids)
+    for parent_id in parents:  # which grows
+        for child_id in children.get(parent_id, ()):
+            if child_id not in doomed:
+                doomed[child_id] = parent_id
+                parents.append(child_id)
+    return doomed
 
 
 async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
@@ -205,21 +234,22 @@ async def unblock(work: Work, ids: Sequence[uuid.UUID]) -> None:
 
 async def _fail(work: Work, doomed: dict[uuid.UUID, uuid.UUID], ends: dict[uuid.UUID, End]) -> list[uuid.UUID]:
     """Fails jobs because the one that they waited for has: those of them that others wait for."""
-    by_parent: dict[uuid.UUID, list[uuid.UUID]] = {}
-    for child_id, parent_id in sorted(doomed.items()):
-        by_parent.setdefault(parent_id, []).append(child_id)
-    parents: list[uuid.UUID] = []
-    for parent_id, children in by_parent.items():
-        message = f"job {parent_id}, which it waited for, {FATES[ends[parent_id]]}"
-        why = {"type": PARENT_FAILED, "message": message, "job_id": parent_id}
-        parents += await end_blocked(work, children, Outcome.FAILED, why)
-    return parents
+    whys = {
+        child_id: {
+            "type": PARENT_FAILED, "job_id": parent_id,
+            "message": f"job {parent_id}, which it waited for, {FATES[ends.get(parent_id, End.FAILED)]}",
+        }
+        for child_id, parent_id in doomed.items()
+    }  # fmt: skip
+    return await end_blocked(work, whys, Outcome.FAILED) if whys else []
 
 
-async def end_blocked(work: Work, ids: Sequence[uuid.UUID], outcome: Outcome, why: dict[str, Any]) -> list[uuid.UUID]:
-    """Ends jobs that wait for others, and answers with those of them that others wait for."""
-    letters = new_ids(len(ids)) if outcome is Outcome.FAILED else None
-    rows = await work.tx.fetch(SQL.end_blocked, work.tenant_id, list(ids), outcome.value, json_text(why), letters)
+async def end_blocked(work: Work, whys: Mapping[uuid.UUID, dict[str, Any]], outcome: Outcome) -> list[uuid.UUID]:
+    """Ends jobs that wait for others, each for its reason, and answers with those of them that others wait for."""
+    letters = new_ids(len(whys)) if outcome is Outcome.FAILED else None
+    rows = await work.tx.fetch(
+        SQL.end_blocked, work.tenant_id, list(whys), outcome.value, [json_text(why) for why in whys.values()], letters
+    )
     await work.tx.execute(SQL.forget_children, work.tenant_id, [row["job_id"] for row in rows])
     status = Status.FAILED if outcome is Outcome.FAILED else Status.CANCELLED
     event_type = "job.failed" if outcome is Outcome.FAILED else "job.cancelled"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -157,7 +157,7 @@ async def progress(work: Work, calls: Sequence[Call[Progress]]) -> Sequence[Leas
 async def _renew(
     work: Work, calls: Sequence[Call[Heartbeat]] | Sequence[Call[Progress]]
 ) -> Sequence[LeasesResult | errors.MeshError]:
-    reports = {(report.job_id, report.attempt): report for call in calls for report in call.params.jobs}
+    reports = _said_together(report for call in calls for report in call.params.jobs)
     rows = await work.tx.fetch(
         SQL.renew, work.tenant_id, [job_id for job_id, _ in reports], [attempt for _, attempt in reports]
     )
@@ -177,6 +177,21 @@ async def _renew(
         )  # fmt: skip
         tell(work, "job.progress", [(queues[report.job_id], _progress(report)) for report in far], Status.PROCESSING)
     return await _answers(work, calls, renewed)
+
+
+def _said_together(
+    reports: Iterable[HeartbeatJob | ProgressJob],
+) -> dict[tuple[uuid.UUID, int], HeartbeatJob | ProgressJob]:
+    """What is said of each attempt. Of one that is named again, as by calls that come together, what is left out then stays."""
+    found: dict[tuple[uuid.UUID, int], HeartbeatJob | ProgressJob] = {}
+    for report in reports:
+        said, before = report, found.get((report.job_id, report.attempt))
+        if before is not None:
+            progress = before.progress if report.progress is None else report.progress
+            message = before.message if report.message is None else report.message
+            said = msgspec.structs.replace(report, progress=progress, message=message)
+        found[report.job_id, report.attempt] = said
+    return found
 
 
 def _progress(report: HeartbeatJob | ProgressJob) -> Patch:

@@ -194,7 +194,7 @@ async def _cancel(work: Work, asked: Cancel) -> list[uuid.UUID]:
     """Looks for a job in each place, and cancels it there. Whether others wait for it: then it is answered with."""
     job_id, why = asked.job_id, {"message": asked.reason or "it was cancelled"}
     if await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
-        return await end_blocked(work, [job_id], Outcome.CANCELLED, why)
+        return await end_blocked(work, {job_id: why}, Outcome.CANCELLED)
     if rows := await _take_waiting(work, job_id, json_text(why)):
         moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
         tell(work, "job.cancelled", moved, Status.CANCELLED, reason=asked.reason)

@@ -140,7 +140,7 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     tell(work, "job.cancelled", [(queue, patch(row["job_id"], row["attempt"])) for row in rows], Status.CANCELLED)
     over = [row["job_id"] for row in rows if row["is_parent"]]
     last = [row["job_id"] for row in locked[: room - len(ready)]]
-    over += await end_blocked(work, last, Outcome.CANCELLED, why) if last else []
+    over += await end_blocked(work, dict.fromkeys(last, why), Outcome.CANCELLED) if last else []
     await settle(work, over, End.GONE)
     return PurgedResult(await _queue(work, queue), len(rows) + len(last))
 

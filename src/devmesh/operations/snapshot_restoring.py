@@ -139,6 +139,8 @@ async def _chosen(work: Work, asked: Restore) -> uuid.UUID:
 
 async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple[Restored, set[Thing]]:
     """Writes what was decided upon, and gives what was written."""
+    # Unique keys first: who has a job run again takes its key in hand, and then waits for the lock below.
+    await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
     # Before any job is locked, as those take it who say what waits for what.
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     # The same goes for who gives a worker jobs or empties it: after its claims they lock jobs, and the worker itself.
@@ -208,12 +210,11 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
         await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions),
         await work.tx.fetch(SQL.kept, work.tenant_id, whole),
     )
-    await work.tx.execute(SQL.put_back_keys, work.tenant_id, whole)
     tell(work, "job.released", _moved(row for row in jobs.waiting if row["job_id"] in crowded), Status.PENDING)
     tell(work, "job.failed", _moved(row for row in jobs.dead if row["ends_again"]), Status.FAILED)
-    tell(work, "job.restored", _moved((*jobs.waiting, *jobs.blocked)), Status.PENDING)
-    tell(work, "job.restored", _moved(jobs.held), Status.PROCESSING)
-    tell(work, "job.restored", _moved(jobs.dead), Status.FAILED)
+    tell(work, "job.restored", _as_they_were((*jobs.waiting, *jobs.blocked)), Status.PENDING)
+    tell(work, "job.restored", _as_they_were(jobs.held), Status.PROCESSING)
+    tell(work, "job.restored", _as_they_were(jobs.dead), Status.FAILED)
     for status in sorted(set(PLACES.values())):
         tell(work, "job.restored", _moved(row for row in jobs.kept if PLACES[row["place"]] == status), Status(status))
     tell(work, "job.unblocked", _moved(jobs.waiting), Status.PENDING)
@@ -226,6 +227,17 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
 
 def _moved(rows: Iterable[Record]) -> list[tuple[str, Patch]]:
     return [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
+
+
+def _as_they_were(rows: Iterable[Record]) -> list[tuple[str, Patch]]:
+    """With the failures and the priorities that they had then, whatever they have had since."""
+    return [
+        (
+            row["queue"],
+            patch(row["job_id"], row["attempt"], retry_count=row["retries"], priority=row["priority"]),
+        )
+        for row in rows
+    ]
 
 
 async def _crowded_out(work: Work, whole: uuid.UUID) -> set[uuid.UUID]:

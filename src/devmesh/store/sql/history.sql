@@ -137,15 +137,18 @@ from counted c join mcp.jobs k on k.tenant_id = $1 and k.job_id = c.job_id
 where k.created_at >= $2 and c.retries > k.max_retries group by c.job_id, k.max_retries order by c.job_id limit $3;
 
 -- name: never_early
--- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for.
+-- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for. What was said last
+-- after an attempt holds: a job that is backing off may be put back as a snapshot has it.
 with begun as (
     select x.job_id, x.attempt, x.started_at from mcp.job_executions x
     where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.started_at is not null
     union all select l.job_id, l.attempt, l.started_at from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
 ), due as (
     select k.job_id, 0 as attempt, k.run_at as due_at from mcp.jobs k where k.tenant_id = $1 and k.created_at >= $2
-    union all select x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
-              where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is not null
+    union all select l.job_id, l.attempt, l.next_run_at
+              from (select distinct on (x.job_id, x.attempt) x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
+                    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is not null
+                    order by x.job_id, x.attempt, x.finished_at desc) l
 )
 select 'job ' || b.job_id as thing,
        'attempt ' || b.attempt || ' began at ' || b.started_at || ', before its time, ' || d.due_at as found, count(*) over () as total
@@ -229,19 +232,35 @@ where q.tenant_id = $1 and b.started_at > q.paused_at + interval '1 minute' and 
 order by b.job_id, b.attempt limit $3;
 
 -- name: limits_kept
--- Keys of which more jobs are under way than they may, and jobs that are under way without a place, or have one and are not.
+-- Keys of which more jobs are under way than they may, and jobs that are under way without a place, or have one and are not. Who has had a
+-- place since before a later job asked for fewer keeps it: jobs of the key have asked for as many places, and for as few since, give or take
+-- the minute that a transaction may take.
 with under_way as (
     select r.job_id from mcp.jobs_ready r where r.tenant_id = $1 and r.created_at >= $2
     union all select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
 ), keyed as (
     select k.job_id, k.queue, k.concurrency_key from under_way u join mcp.jobs k on k.tenant_id = $1 and k.job_id = u.job_id
     where k.concurrency_key is not null
-), wrong as (
-    select 'key ' || s.concurrency_key || ' of ' || s.queue as thing,
-           count(*) || ' jobs are under way, and ' || max(m.concurrency_limit) || ' may be' as found
+), placed as (
+    select s.*, coalesce(m.concurrency_limit, 0) as concurrency_limit, count(*) over (partition by s.queue, s.concurrency_key) as count,
+           row_number() over (partition by s.queue, s.concurrency_key order by s.ready_at, s.job_id) as ordinal
     from mcp.job_slots s left join mcp.job_limits m on m.tenant_id = $1 and m.queue = s.queue and m.concurrency_key = s.concurrency_key
-    where s.tenant_id = $1 group by s.queue, s.concurrency_key
-    having count(*) > coalesce(max(m.concurrency_limit), 0)
+    where s.tenant_id = $1
+), crowded as materialized (
+    select p.* from placed p left join mcp.jobs k on k.tenant_id = $1 and k.job_id = p.job_id
+    where p.ordinal > p.concurrency_limit and coalesce(k.created_at, 'infinity') >= $2
+), asked as materialized (
+    select c.queue, c.concurrency_key, max(k.concurrency_limit) as most,
+           max(k.created_at) filter (where k.concurrency_limit = c.concurrency_limit) as lowered_at
+    from (select distinct c.queue, c.concurrency_key, c.concurrency_limit from crowded c) c
+    join mcp.jobs k on k.tenant_id = $1 and k.queue = c.queue and k.concurrency_key = c.concurrency_key
+    group by c.queue, c.concurrency_key
+), wrong as (
+    select 'key ' || c.concurrency_key || ' of ' || c.queue as thing,
+           max(c.count) || ' jobs are under way, and ' || max(c.concurrency_limit) || ' may be' as found
+    from crowded c left join asked a on a.queue = c.queue and a.concurrency_key = c.concurrency_key
+    where c.ordinal > coalesce(a.most, 0) or c.ready_at > coalesce(a.lowered_at, '-infinity') + interval '1 minute'
+    group by c.queue, c.concurrency_key
     union all
     select 'job ' || coalesce(y.job_id, s.job_id),
            case when s.job_id is null then 'it is under way and has no place' else 'it has a place and is not under way' end

@@ -118,14 +118,18 @@ from timed t
 left join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = t.job_id and k.created_at = t.created_at limit 1) j on true;
 
 -- name: end_blocked
--- Ends jobs that wait for others, as failed or as cancelled. $1 tenant, $2 jobs, $3 the outcome, $4 why, as JSON; and for those that
--- are dead letters $5 ids, or null. Their errors say besides whom they were waiting for, for when they are put back.
-with gone as (
+-- Ends jobs that wait for others, as failed or as cancelled. $1 tenant, $2 jobs, $3 the outcome, $4 why each does, as JSON; and for those
+-- that are dead letters $5 ids, or null. Their errors say besides whom they were waiting for, for when they are put back.
+with asked as materialized (
+    select a.* from unnest($2::uuid[], $4::text[]) as a (job_id, why)
+), gone as (
     delete from mcp.jobs_blocked b where b.tenant_id = $1 and b.job_id = any($2::uuid[]) returning b.*
+), found as materialized (
+    select g.*, a.why from gone g full join asked a on a.job_id = g.job_id
 ), told as materialized (
     select g.*, ($5::uuid[])[row_number() over (order by g.job_id)] as letter_id,
-           ($4::jsonb || jsonb_build_object('waited_for', w.ids, 'on_parent_failure', g.policy))::json as error
-    from gone g
+           (g.why::jsonb || jsonb_build_object('waited_for', w.ids, 'on_parent_failure', g.policy))::json as error
+    from (select f.* from found f where f.queue is not null) g
     cross join lateral (select coalesce(jsonb_agg(d.parent_id), '[]') as ids
                         from (select d.parent_id from mcp.job_dependencies d where d.child_id = g.job_id and d.tenant_id = $1
                               order by d.parent_id limit 10000) d) w
@@ -141,7 +145,21 @@ with gone as (
                                       and k.created_at = g.created_at limit 1) j
     where $5::uuid[] is not null
 )
-select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from gone g;
+select g.job_id, g.queue, g.attempt + 1 as attempt, g.is_parent from told g;
+
+-- name: doomed_below
+-- Jobs that fail, which this transaction has locked, and all that fail with them, through whatever number of others, up to a number.
+-- $1 tenant, $2 jobs, $3 the number.
+with recursive below (job_id) as (
+    select * from unnest($2::uuid[])
+    union
+    select w.job_id from below b
+    cross join lateral (select e.child_id from mcp.job_dependencies e
+                        where e.tenant_id = $1 and e.parent_id = b.job_id limit 100000) d
+    cross join lateral (select k.job_id from mcp.jobs_blocked k
+                        where k.tenant_id = $1 and k.job_id = d.child_id and k.policy = 'fail' limit 1) w
+)
+select b.job_id from below b limit $3;
 
 -- name: set_policy
 -- What becomes of a job that waits for others, and is locked, when one of them fails. $1 tenant, $2 the job, $3 the policy.

@@ -220,7 +220,7 @@ with waiting as materialized (
 insert into mcp.jobs_ready (tenant_id, run_at, job_id, created_at, attempt, retries, priority, is_parent, queue)
 select $1, d.next_run_at, d.job_id, d.created_at, d.from_attempt, d.retries, d.priority, d.is_waited_for, d.queue from dated d
 where d.job_id is not null
-returning job_id, queue, attempt;
+returning job_id, queue, attempt, retries, priority;
 
 -- name: put_back_held
 -- Gives jobs back to the workers that held them, under fresh leases that begin now: claims count a worker's leases from its oldest one on.
@@ -243,7 +243,7 @@ with held as materialized (
     on conflict do nothing
 )
 insert into mcp.jobs_leased select h.* from held h
-returning job_id, queue, attempt;
+returning job_id, queue, attempt, retries, priority;
 
 -- name: put_back_blocked
 -- Has jobs wait for others again, and notes for which: also those that do, though it is lost for which. Their attempts go on from the
@@ -259,14 +259,14 @@ with blocked as (
                        where d.tenant_id = $1 and d.parent_id = r.id::uuid limit 1) child on true
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_blocked' and r.decision = any($3::text[])
     on conflict (tenant_id, job_id) do update set is_parent = excluded.is_parent
-    returning job_id, queue, attempt
+    returning job_id, queue, attempt, retries, priority
 ), edges as materialized (
     select (e."row" ->> 'child_id')::uuid as child_id, array_agg((e."row" ->> 'parent_id')::uuid) as parent_ids
     from mcp.state_snapshot_rows e where e.tenant_id = $1 and e.snapshot_id = $2 and e.noun = 'job_dependencies' group by 1
 ), told as materialized (
     select b.*, coalesce(e.parent_ids, '{}') as parent_ids from blocked b full join edges e on e.child_id = b.job_id
 )
-select t.job_id, t.queue, t.attempt, t.parent_ids from told t where t.job_id is not null;
+select t.job_id, t.queue, t.attempt, t.retries, t.priority, t.parent_ids from told t where t.job_id is not null;
 
 -- name: put_back_dead
 -- Puts dead letters back. One that has gone on since ends once more: that is told as its end. $1 tenant, $2 the rows, $3 the decisions.
@@ -298,13 +298,13 @@ with dead as materialized (
 ), told as materialized (
     select d.*, w.job_id as written_id from dead d full join written w on w.job_id = d.job_id
 )
-select t.job_id, t.queue, t.ends_as as attempt, t.ends_again, t.is_waited_for from told t where t.written_id is not null;
+select t.job_id, t.queue, t.ends_as as attempt, t.retries, t.priority, t.ends_again, t.is_waited_for from told t where t.written_id is not null;
 
 -- name: put_back_keys
--- Puts unique keys back that nobody has. $1 tenant, $2 the rows.
+-- Puts unique keys back that nobody has, in the order in which everybody takes them in hand. $1 tenant, $2 the rows.
 insert into mcp.job_unique_keys
 select u.* from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.job_unique_keys, r."row") u
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'job_unique_keys'
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'job_unique_keys' order by u.unique_key
 on conflict do nothing;
 
 -- name: put_back_queues
