@@ -240,6 +240,24 @@ async def test_no_failure_is_foretold_of_a_worker_that_was_restarted_because_of_
     assert (latest["kind"], latest["health_score"]) == ("heartbeat", 1.0)
 
 
+@pytest.mark.parametrize(("score", "probability", "recommendation"), [(0.7, 0.3, "CONTINUE"), (0.3, 0.7, "WATCH")])
+async def test_what_is_foretold_as_the_bound_is_not_above_it(
+    ward: Ward, score: float, probability: float, recommendation: str
+) -> None:
+    await ward.beat(health_score=score)
+    found = await ward.wire.call("worker.predict", worker_id=ward.worker_id)
+    assert (found["probability"], found["recommendation"]) == (probability, recommendation)
+
+
+async def test_a_worker_is_found_at_the_load_and_the_health_that_it_has(bench: Bench, ward: Ward) -> None:
+    await ward.beat(health_score=0.57)
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue}] * 29)
+    assert len(await bench.claim(worker_id=ward.worker_id, limit=29)) == 29
+    for max_load, min_health, count in ((0.29, 0.57, 1), (0.28, 0.57, 0), (0.29, 0.571, 0)):
+        asked = {"min_health": min_health, "max_load": max_load, "queue": bench.queue}
+        assert len((await bench.wire.call("worker.optimal", **asked))["workers"]) == count
+
+
 async def test_silence_makes_an_unwell_worker_no_healthier(ward: Ward) -> None:
     for step in range(10):
         await ward.beat(health_score=0.3 - step / 90)

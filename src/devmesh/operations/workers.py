@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
-from devmesh.core.health import WorkerStatus, score_in_silence, stale_after_s
+from devmesh.core.health import PLACES, WorkerStatus, score_in_silence, stale_after_s
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import CAPACITY_MAX, Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
@@ -298,7 +298,7 @@ def worker_from_row(row: Record) -> Worker:
     return Worker(
         id=row["worker_id"], name=row["name"], queues=row["queues"], capacity=row["capacity"], current_load=row["current_load"],
         status=WorkerStatus(row["status"]), reason=row["reason"], heartbeat_interval_s=row["heartbeat_interval_s"],
-        stale_after_s=row["stale_after_s"], heartbeat_at=row["heartbeat_at"], health_score=round(score, 4),
+        stale_after_s=row["stale_after_s"], heartbeat_at=row["heartbeat_at"], health_score=round(score, PLACES),
         missed_beats=row["missed_beats"], failure_count=row["failure_count"], last_failure_at=row["last_failure_at"],
         registered_at=row["registered_at"],
     )  # fmt: skip
