@@ -9,12 +9,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from devmesh.client import BlockingJobContext, JobContext, LeaseLost, MeshError, Snooze
+from devmesh.client.job_heart import JobHeart
 from devmesh.core.errors import Kind
-from devmesh.core.jobs import DELAY_MS_MAX
+from devmesh.core.jobs import DELAY_MS_MAX, LEASE_S_MAX, LEASE_S_MIN
+from devmesh.operations.workers import Register
 from tests.client.disturbing import Bench, new_bench
 from tests.harness import Mesh, eventually
 
@@ -46,6 +49,14 @@ async def test_a_handler_is_cancelled_when_its_lease_runs_out_while_nobody_answe
         is_cut_off.set()
         await eventually(lambda: told, "the handler is told", 5)
     assert told[0] == "it was not renewed within its 1 s"
+
+
+@pytest.mark.parametrize("lease_s", [LEASE_S_MIN, 30.0, LEASE_S_MAX])
+def test_a_heart_beats_as_often_as_its_worker_can_promise_however_long_leases_last(lease_s: float) -> None:
+    """Or the worker would be given up between two heartbeats, with all that it holds."""
+    interval_s = JobHeart(pytest.fail, lease_s).interval_s
+    assert interval_s <= lease_s / 3
+    assert msgspec.convert({"name": "w", "heartbeat_interval_s": interval_s}, Register).stale_after_s is None
 
 
 async def test_an_attempt_that_ran_out_of_time_is_told_when_its_worker_is_given_the_next(

@@ -25,6 +25,7 @@ from devmesh.client.vitals import Vitals
 log = logging.getLogger("devmesh.client")
 
 RENEWALS_PER_LEASE = 3
+INTERVAL_S_MAX = 3_600.0  # between heartbeats, as a worker may promise them
 LOOKS_PER_INTERVAL = 10  # for leases that have run out
 JOBS_PER_REQUEST = 1_000
 STOP_LIMIT_S = 10.0
@@ -60,7 +61,8 @@ class JobHeart:
 
     @property
     def interval_s(self) -> float:
-        return self._lease_s / RENEWALS_PER_LEASE
+        """How often it beats, also while leases last for longer: who is not heard of for two intervals is given up."""
+        return min(self._lease_s / RENEWALS_PER_LEASE, INTERVAL_S_MAX)
 
     def start(self, worker_id: uuid.UUID) -> None:
         self.stand_for(worker_id)
