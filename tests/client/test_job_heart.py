@@ -152,6 +152,26 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
 
 
+async def test_who_says_how_far_it_is_hears_in_answer_that_its_job_was_cancelled(mesh: Mesh, tenant: str) -> None:
+    """Long before a heartbeat would tell it."""
+    async with new_bench(mesh, tenant, lease_s=3_000.0) as bench:
+
+        @bench.job
+        def goes_on(job: BlockingJobContext) -> str:
+            ends_at = time.monotonic() + 10
+            while time.monotonic() < ends_at:
+                job.progress(0.5)
+            return "nobody has told it"
+
+        async with bench.at_work():
+            job_id = await bench.enqueue("goes_on")
+            await eventually(lambda: bench.is_held(job_id), "it runs")
+            await bench.client.call("job.cancel", job_id=job_id, reason="no need")
+            await eventually(lambda: bench.is_over(job_id), "it ends")
+            job = await bench.get(job_id)
+    assert (job["status"], job["result"], job["error"]) == ("CANCELLED", None, {"message": "no need"})
+
+
 async def test_what_a_handler_says_of_its_job_is_said_again_while_nobody_hears_it(bench: Bench) -> None:
     """As beside a database that is being restarted."""
 

@@ -19,6 +19,7 @@ import msgspec
 
 from devmesh.client.asking import Requests
 from devmesh.client.errors import MeshError
+from devmesh.client.job_context import CANCELLED
 from devmesh.client.lease import JobLease
 from devmesh.client.vitals import Vitals
 
@@ -151,6 +152,6 @@ class JobHeart:
         for lease in answer.jobs:
             by_id[lease.id].renewed(asked_at)
             if lease.is_cancel_requested:
-                by_id[lease.id].lose("it was cancelled")
+                by_id[lease.id].lose(CANCELLED)
         for refused in answer.refused:
             by_id[refused.id].lose(refused.message)
