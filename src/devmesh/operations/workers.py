@@ -236,8 +236,9 @@ async def _leave(
     await work.tx.execute_spelled_out(SQL.lock_claims, str(work.tenant_id), str(worker_id))
     held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
 
-    def decide(row: HeldRow) -> Ending:
-        return jobs.handed_back(row.held, Outcome.RELEASED, work.now)
+    def decide(row: HeldRow) -> Ending | None:
+        is_its_own = row.row["worker_id"] == worker_id  # or another was given it since it was looked for
+        return jobs.handed_back(row.held, Outcome.RELEASED, work.now) if is_its_own else None
 
     # Leases before the worker, as those take them who end attempts. No claim comes between: it would wait for the lock above.
     ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
@@ -259,16 +260,19 @@ async def _require_instance(
         raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
 
 
-async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str) -> None:
-    """What a worker holds has lost its lease, though that may last: nobody is there any more to work on it."""
-    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
-    if not held:
-        return
+async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str, some: Sequence[uuid.UUID] | None = None) -> None:
+    """What a worker holds, or `some` of it, has lost its lease, though that may last: nobody is there to work on it."""
+    held = some
+    if held is None:
+        held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
 
-    def decide(row: HeldRow) -> Ending:
+    def decide(row: HeldRow) -> Ending | None:
+        if row.row["worker_id"] != worker_id:
+            return None
         return jobs.after_failure(row.held, Outcome.LEASE_LOST, is_retryable=True, now=work.now, jitter=jitter())
 
-    await end_held(work, held, decide, {"message": f"its worker {worker_id} was given up: {why}"})
+    if held:
+        await end_held(work, held, decide, {"message": f"its worker {worker_id} was given up: {why}"})
 
 
 async def owners_of(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Record]:
