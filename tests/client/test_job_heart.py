@@ -18,7 +18,7 @@ from devmesh.client.job_heart import JobHeart
 from devmesh.core.errors import Kind
 from devmesh.core.jobs import DELAY_MS_MAX, LEASE_S_MAX, LEASE_S_MIN
 from devmesh.operations.workers import Register
-from tests.client.disturbing import Bench, new_bench
+from tests.client.disturbing import Bench, internal, new_bench
 from tests.harness import Mesh, eventually
 
 
@@ -57,6 +57,28 @@ def test_a_heart_beats_as_often_as_its_worker_can_promise_however_long_leases_la
     interval_s = JobHeart(pytest.fail, lease_s).interval_s
     assert interval_s <= lease_s / 3
     assert msgspec.convert({"name": "w", "heartbeat_interval_s": interval_s}, Register).stale_after_s is None
+
+
+async def test_a_lease_whose_renewal_meets_a_fault_of_the_server_is_not_lost(bench: Bench) -> None:
+    may_end, faults = asyncio.Event(), list[MeshError]()
+
+    def fail_once(_: Mapping[str, Any]) -> None:
+        if faults:
+            may_end.set()
+        else:
+            faults.append(internal())
+            raise faults[0]
+
+    @bench.job
+    async def patient(_: JobContext) -> str:
+        await may_end.wait()
+        return "done"
+
+    bench.heart_disturb["job.heartbeat"] = fail_once
+    async with bench.at_work():
+        job_id = await bench.enqueue("patient", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        assert await bench.outcomes(job_id) == ["COMPLETED"]
 
 
 async def test_an_attempt_that_ran_out_of_time_is_told_when_its_worker_is_given_the_next(

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from devmesh.client.asking import Requests
-from devmesh.client.errors import MeshError
+from devmesh.client.errors import MeshError, may_pass
 from devmesh.client.job_context import CANCELLED
 from devmesh.client.lease import JobLease
 from devmesh.client.vitals import Vitals
@@ -144,7 +144,7 @@ class JobHeart:
         try:
             answer = await requests.request("job.heartbeat", {"jobs": reports}, _Leases, timeout_s=self._lease_s)
         except MeshError as error:
-            if len(held) == 1 and not error.retryable:
+            if len(held) == 1 and not may_pass(error):
                 held[0].lose(error.message)
             else:
                 log.warning("the leases of %d jobs could not be renewed yet: %s", len(held), error.message)
