@@ -7,6 +7,7 @@ none more for as long as its leases last: they are renewed less often than heart
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import random
@@ -32,8 +33,9 @@ TENANTS = load("tenants")
 COUNT_INTERVAL_S = 5.0
 GAP_S = 5.0  # beyond the interval between passes, after which it begins to watch anew
 ALERTS_KEPT_DAYS = 90
-APART_MAX = 10_000  # workers of a tenant that are looked at apart in one pass
-APART_FAILURES_MAX = 3  # of these: what fails may be nobody's own
+# Of a tenant's workers that are looked at apart: how many in a pass; for how long, each at a time, and with what is taken from
+# each at once; and how many may fail, for what fails may be nobody's own.
+APART_MAX, APART_S, SLICE_S, PART_S, APART_FAILURES_MAX = 10_000, 8.0, 2.0, 0.5, 3
 
 
 class WorkerWatch(OverdueLoop):
@@ -43,6 +45,7 @@ class WorkerWatch(OverdueLoop):
         super().__init__(runner, looks, interval_s, TENANTS.with_late_workers, self._look)
         self._health_days_kept = health_days_kept
         self._counts_at = 0.0
+        self._apart = set[uuid.UUID]()  # tenants whose workers cannot be looked at together for the moment
         self._began_at = self._passed_at = -math.inf  # when it began to watch without a gap, and when it last did
 
     async def run_once(self) -> bool:
@@ -69,61 +72,67 @@ class WorkerWatch(OverdueLoop):
         return is_more
 
     async def _work_through(self, tenant_id: uuid.UUID) -> None:
-        try:
-            await super()._work_through(tenant_id)
-        except MeshError as error:
-            if error.kind is Kind.UNAVAILABLE:
-                raise
+        if tenant_id not in self._apart:
+            try:
+                await super()._work_through(tenant_id)
+            except MeshError as error:
+                if error.kind is Kind.UNAVAILABLE:
+                    raise
+                self._apart.add(tenant_id)
+        if tenant_id in self._apart:
             await self._look_apart(tenant_id)
 
     async def _look_apart(self, tenant_id: uuid.UUID) -> None:
         """All of a tenant's workers could not be looked at together. One that holds too much for that, or of which nothing can
-        be written, keeps no other from being given up.
+        be written, keeps no other from being given up, and no other tenant waiting for long.
         """
-        rows = list(await self._runner.database.read(SQL.late, tenant_id, APART_MAX, FIRST_ID))
-        random.shuffle(rows)  # those that fail are not always the first
-        failures: list[MeshError] = []
-        for row in rows:
+        rows = await self._runner.database.read(SQL.late, tenant_id, APART_MAX, FIRST_ID)
+        late = [row["worker_id"] for row in rows if _is_news(row, self._watched_s) or _is_heard_again(row)]
+        random.shuffle(late)  # those that fail are not always the first
+        waiting, ends_at, failures = collections.deque(late), time.monotonic() + APART_S, list[MeshError]()
+        while waiting and time.monotonic() < ends_at and len(failures) < APART_FAILURES_MAX:
+            worker_id = waiting.popleft()
             try:
-                if _is_news(row, self._watched_s) or _is_heard_again(row):
-                    await self._look_at(tenant_id, row["worker_id"])
+                if not await self._look_at(tenant_id, worker_id):
+                    waiting.append(worker_id)
             except MeshError as error:
                 failures.append(error)
-                if error.kind is Kind.UNAVAILABLE or len(failures) == APART_FAILURES_MAX:
+                if error.kind is Kind.UNAVAILABLE:
                     break
         if failures:
             raise failures[-1]
+        if waiting:
+            self._is_more = True
+        else:
+            self._apart.discard(tenant_id)
 
-    async def _look_at(self, tenant_id: uuid.UUID, worker_id: uuid.UUID) -> None:
-        look_again = functools.partial(look_at, worker_id=worker_id, watched_s=self._watched_s)
-        try:
-            await self._runner.run(tenant_id, look_again)
-        except MeshError as error:
-            rows = await self._runner.database.read(SQL.held_jobs, tenant_id, worker_id)
-            if error.kind is not Kind.TIMEOUT or not rows:
-                raise
-            failures = list[MeshError]()
-            await self._give_up_in_parts(tenant_id, worker_id, [row["job_id"] for row in rows], failures)
-            if failures:
-                raise failures[-1] from None
-            await self._runner.run(tenant_id, look_again)
-
-    async def _give_up_in_parts(
-        self, tenant_id: uuid.UUID, worker_id: uuid.UUID, held: Sequence[uuid.UUID], failures: list[MeshError]
-    ) -> None:
-        """Together these jobs took too long: their halves may not, nor may each but one of them."""
-        middle = (len(held) + 1) // 2
-        for part in (held[:middle], held[middle:]):
-            if not part or len(failures) == APART_FAILURES_MAX:
-                continue
+    async def _look_at(self, tenant_id: uuid.UUID, worker_id: uuid.UUID) -> bool:
+        """Takes from a worker that is to be given up what it holds, for a while; whether that was all, and is noted."""
+        held = [row["job_id"] for row in await self._runner.database.read(SQL.held_jobs, tenant_id, worker_id)]
+        random.shuffle(held)
+        failure, count, ends_at = None, 1, time.monotonic() + SLICE_S
+        while held and time.monotonic() < ends_at:
+            part, began_s = held[:count], time.monotonic()
             give_up = functools.partial(give_up_some, worker_id=worker_id, held=part, watched_s=self._watched_s)
             try:
-                await self._runner.run(tenant_id, give_up)
+                if not await self._runner.run(tenant_id, give_up):
+                    held = []
             except MeshError as error:
-                if error.kind is Kind.TIMEOUT and len(part) > 1:
-                    await self._give_up_in_parts(tenant_id, worker_id, part, failures)
-                else:
-                    failures.append(error)
+                if error.kind is not Kind.TIMEOUT:
+                    raise
+                if count > 1:  # one of them may take so long: the others do not wait for it
+                    count = 1
+                    continue
+                failure = error
+            held = held[count:]
+            count = 2 * count if time.monotonic() - began_s < PART_S else max(count // 2, 1)
+        if failure is not None:
+            raise failure
+        if not held:
+            await self._runner.run(
+                tenant_id, functools.partial(look_at, worker_id=worker_id, watched_s=self._watched_s)
+            )
+        return not held
 
     async def _forget_workers(self, tenant_id: uuid.UUID) -> None:
         def forget(work: Work) -> Awaitable[int]:
@@ -160,13 +169,14 @@ async def look_at(work: Work, worker_id: uuid.UUID, watched_s: float) -> int:
     return await _note(work, await _late(work, worker_id), watched_s)
 
 
-async def give_up_some(work: Work, worker_id: uuid.UUID, held: Sequence[uuid.UUID], watched_s: float) -> None:
-    """Takes some of its jobs from a worker that is about to be given up. That is noted when it has none: who finds it as it is
-    now, because this process has ended, goes on with it.
+async def give_up_some(work: Work, worker_id: uuid.UUID, held: Sequence[uuid.UUID], watched_s: float) -> bool:
+    """Takes some of its jobs from a worker, if it is to be given up: whether it is. That is noted when it has none left: until
+    then whoever looks finds it as it was, and goes on with it.
     """
-    for row in await _late(work, worker_id):
-        if _is_stale(row) and _is_watched(row, watched_s):
-            await give_up_jobs(work, worker_id, _silence(row), held)
+    stale = [row for row in await _late(work, worker_id) if _is_stale(row) and _is_watched(row, watched_s)]
+    for row in stale:
+        await give_up_jobs(work, worker_id, _silence(row), held)
+    return bool(stale)
 
 
 async def _late(work: Work, worker_id: uuid.UUID) -> list[Record]:
