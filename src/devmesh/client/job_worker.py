@@ -137,6 +137,10 @@ class JobWorker:
         self._has_room.set()
         if self._running:
             await asyncio.wait(self._running, timeout=limit_s)
+        for lease in self._heart.held:
+            if lease.task in self._running:  # a plain function goes on, and may ask
+                lease.watch(lambda: None)  # what is cancelled below is not to be cancelled twice
+                lease.lose("its worker stops")
         for task in self._running:
             task.cancel()
 
