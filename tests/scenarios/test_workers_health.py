@@ -520,3 +520,23 @@ async def test_a_process_that_leaves_takes_no_lease_from_others_of_its_name_that
     await bench.enqueue()
     assert await bench.claim(worker_id=worker_id)
     assert await leave(first) == ("TERMINATED", 1), "nobody has renewed what was given out last"
+
+
+async def test_a_process_that_says_that_it_holds_nothing_need_not_have_said_who_it_is(bench: Bench, ward: Ward) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=ward.worker_id, lease_s=1.0)
+
+    async def leave() -> tuple[str, int]:
+        left = await bench.wire.call("worker.deregister", worker_id=ward.worker_id, holds_nothing=True)
+        return left["worker"]["status"], left["released"]
+
+    async def is_renewed() -> bool:
+        [renewed] = (await bench.wire.call("job.heartbeat", jobs=[held(claimed)]))["jobs"]
+        before, now = [datetime.datetime.fromisoformat(each["lease_until"]) for each in (claimed, renewed)]
+        return now > before + datetime.timedelta(seconds=0.2)
+
+    await eventually(is_renewed, "another process renews its lease")
+    assert await leave() == ("ACTIVE", 0)
+    assert await bench.status(job) == "PROCESSING"
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert await leave() == ("TERMINATED", 0)

@@ -203,12 +203,11 @@ async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
     One of several processes of its name (`holds_nothing`) leaves without it when the others hold jobs: it stays as it is.
     """
     asked = call.params
-    is_one_of_some = asked.holds_nothing and asked.instance_id is not None
-    if is_one_of_some and (stays := await _leave_to_others(work, call)) is not None:
+    if asked.holds_nothing and (stays := await _leave_to_others(work, call)) is not None:
         return stays
     left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
     # Looked at after its row was written: from then on nobody else registers until this is committed.
-    await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=is_one_of_some)
+    await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=asked.holds_nothing)
     await clear_alerts(work, [asked.worker_id])
     return left
 
