@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from devmesh import operations
 from devmesh.core.errors import Kind, MeshError
-from devmesh.engine import job_promoter, scheduler
+from devmesh.engine import job_promoter, job_reaper, scheduler
 from devmesh.engine.bell import Bell
 from devmesh.engine.job_promoter import JobPromoter
 from devmesh.engine.job_reaper import JobReaper
@@ -82,6 +83,25 @@ async def test_an_attempt_that_cannot_be_ended_in_time_keeps_no_other_from_its_e
         await JobReaper(node.runner, Looks(node.runner.database), 1.0).run_once()
     assert late.value.kind is Kind.TIMEOUT
     assert [await node.status(job_id) for job_id in (slow, *others)] == ["PROCESSING"] + ["FAILED"] * 3
+
+
+async def test_attempts_that_are_ended_apart_keep_no_other_tenant_waiting_for_all_of_them(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_reaper, "APART_S", 0.0)
+    slow, *others = [await node.enqueue(max_retries=0) for _ in range(5)]
+    await node.claim()
+    run_sql(node.dsn, OVERDUE)
+    run_sql(node.dsn, TOO_SLOW.format(slow))
+    reaper, ended = JobReaper(node.runner, Looks(node.runner.database), 1.0), list[int]()
+    while not ended or ended[-1] < len(others):
+        with contextlib.suppress(MeshError):
+            assert await reaper.run_once(), "there is more"
+        ended.append([await node.status(job_id) for job_id in others].count("FAILED"))
+    assert all(now - before <= 1 for before, now in itertools.pairwise([0, *ended]))
+    run_sql(node.dsn, "drop trigger slow on mcp.jobs_leased")
+    assert not await reaper.run_once()
+    assert await node.status(slow) == "FAILED"
 
 
 async def test_a_worker_whose_jobs_cannot_be_taken_in_time_keeps_none_of_them_nor_another_from_being_given_up(
