@@ -50,7 +50,8 @@ class Processes:
             if self._pool is pool:
                 self._pool = None
             message = (
-                "a process that ran jobs has died, of a lack of memory or by a signal, and this job may have been in it"
+                "a process for jobs has died, of a lack of memory, by a signal or an exit, or before it could begin, "
+                "as standard error may tell, and this job may have been in it"
             )
             raise Fail({"type": "ProcessDied", "message": message}) from None
         return _opened(outcome)
