@@ -9,13 +9,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from devmesh.client import BlockingJobContext, JobContext, LeaseLost, MeshError, Snooze
+from devmesh.client.job_heart import JobHeart
 from devmesh.core.errors import Kind
-from devmesh.core.jobs import DELAY_MS_MAX
-from tests.client.disturbing import Bench, new_bench
+from devmesh.core.jobs import DELAY_MS_MAX, LEASE_S_MAX, LEASE_S_MIN
+from devmesh.operations.workers import Register
+from tests.client.disturbing import Bench, internal, new_bench
 from tests.harness import Mesh, eventually
 
 
@@ -46,6 +49,36 @@ async def test_a_handler_is_cancelled_when_its_lease_runs_out_while_nobody_answe
         is_cut_off.set()
         await eventually(lambda: told, "the handler is told", 5)
     assert told[0] == "it was not renewed within its 1 s"
+
+
+@pytest.mark.parametrize("lease_s", [LEASE_S_MIN, 30.0, LEASE_S_MAX])
+def test_a_heart_beats_as_often_as_its_worker_can_promise_however_long_leases_last(lease_s: float) -> None:
+    """Or the worker would be given up between two heartbeats, with all that it holds."""
+    interval_s = JobHeart(pytest.fail, lease_s).interval_s
+    assert interval_s <= lease_s / 3
+    assert msgspec.convert({"name": "w", "heartbeat_interval_s": interval_s}, Register).stale_after_s is None
+
+
+async def test_a_lease_whose_renewal_meets_a_fault_of_the_server_is_not_lost(bench: Bench) -> None:
+    may_end, faults = asyncio.Event(), list[MeshError]()
+
+    def fail_once(_: Mapping[str, Any]) -> None:
+        if faults:
+            may_end.set()
+        else:
+            faults.append(internal())
+            raise faults[0]
+
+    @bench.job
+    async def patient(_: JobContext) -> str:
+        await may_end.wait()
+        return "done"
+
+    bench.heart_disturb["job.heartbeat"] = fail_once
+    async with bench.at_work():
+        job_id = await bench.enqueue("patient", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it ends")
+        assert await bench.outcomes(job_id) == ["COMPLETED"]
 
 
 async def test_an_attempt_that_ran_out_of_time_is_told_when_its_worker_is_given_the_next(
@@ -139,6 +172,26 @@ async def test_progress_of_a_job_that_is_lost_says_so_of_a_job(bench: Bench) -> 
         await bench.enqueue("stubborn")
         await eventually(lambda: told, "the handler is told")
     assert (told[0].reason, told[0].message) == ("job.lease_lost", "it was cancelled")
+
+
+async def test_who_says_how_far_it_is_hears_in_answer_that_its_job_was_cancelled(mesh: Mesh, tenant: str) -> None:
+    """Long before a heartbeat would tell it."""
+    async with new_bench(mesh, tenant, lease_s=3_000.0) as bench:
+
+        @bench.job
+        def goes_on(job: BlockingJobContext) -> str:
+            ends_at = time.monotonic() + 10
+            while time.monotonic() < ends_at:
+                job.progress(0.5)
+            return "nobody has told it"
+
+        async with bench.at_work():
+            job_id = await bench.enqueue("goes_on")
+            await eventually(lambda: bench.is_held(job_id), "it runs")
+            await bench.client.call("job.cancel", job_id=job_id, reason="no need")
+            await eventually(lambda: bench.is_over(job_id), "it ends")
+            job = await bench.get(job_id)
+    assert (job["status"], job["result"], job["error"]) == ("CANCELLED", None, {"message": "no need"})
 
 
 async def test_what_a_handler_says_of_its_job_is_said_again_while_nobody_hears_it(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,25 @@ async def test_a_result_that_cannot_be_told_fails_its_job_for_good_and_an_except
         assert (await bench.get(jobs["plugin"]))["error"] == {"type": "Plugged", "message": "its own words"}
         for what in ("raised", "plugin"):
             assert await bench.outcomes(jobs[what]) == ["FAILED"] * 2
+
+
+async def test_a_module_that_its_process_cannot_import_is_told_as_what_it_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that listens on a port when it is imported. It ends no process, nor what others do there."""
+    (tmp_path / "imported_once.py").write_text(
+        "import multiprocessing\n"
+        "if multiprocessing.parent_process() is not None:\n    raise OSError('the port is taken')\n"
+        "def once(job):\n    return 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    bench.job_in_process(importlib.import_module("imported_once").once)
+    bench.job_in_process(held_up)
+    async with bench.at_work():
+        [other] = await enqueue_many(bench, "held_up", 1, str(tmp_path))
+        await eventually(lambda: other in begun(tmp_path), "another has begun", BEGIN_LIMIT_S)
+        job_id = await bench.enqueue("once", max_retries=0)
+        await eventually(lambda: bench.is_over(job_id), "it has failed", BEGIN_LIMIT_S)
+        assert (await bench.get(job_id))["error"] == {"type": "OSError", "message": "the port is taken"}
+        (tmp_path / "go").touch()
+        await all_done(bench, [other])

@@ -240,6 +240,24 @@ async def test_no_failure_is_foretold_of_a_worker_that_was_restarted_because_of_
     assert (latest["kind"], latest["health_score"]) == ("heartbeat", 1.0)
 
 
+@pytest.mark.parametrize(("score", "probability", "recommendation"), [(0.7, 0.3, "CONTINUE"), (0.3, 0.7, "WATCH")])
+async def test_what_is_foretold_as_the_bound_is_not_above_it(
+    ward: Ward, score: float, probability: float, recommendation: str
+) -> None:
+    await ward.beat(health_score=score)
+    found = await ward.wire.call("worker.predict", worker_id=ward.worker_id)
+    assert (found["probability"], found["recommendation"]) == (probability, recommendation)
+
+
+async def test_a_worker_is_found_at_the_load_and_the_health_that_it_has(bench: Bench, ward: Ward) -> None:
+    await ward.beat(health_score=0.57)
+    await bench.wire.call("job.enqueue_many", jobs=[{"type": "t", "queue": bench.queue}] * 29)
+    assert len(await bench.claim(worker_id=ward.worker_id, limit=29)) == 29
+    for max_load, min_health, count in ((0.29, 0.57, 1), (0.28, 0.57, 0), (0.29, 0.571, 0)):
+        asked = {"min_health": min_health, "max_load": max_load, "queue": bench.queue}
+        assert len((await bench.wire.call("worker.optimal", **asked))["workers"]) == count
+
+
 async def test_silence_makes_an_unwell_worker_no_healthier(ward: Ward) -> None:
     for step in range(10):
         await ward.beat(health_score=0.3 - step / 90)
@@ -502,3 +520,23 @@ async def test_a_process_that_leaves_takes_no_lease_from_others_of_its_name_that
     await bench.enqueue()
     assert await bench.claim(worker_id=worker_id)
     assert await leave(first) == ("TERMINATED", 1), "nobody has renewed what was given out last"
+
+
+async def test_a_process_that_says_that_it_holds_nothing_need_not_have_said_who_it_is(bench: Bench, ward: Ward) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=ward.worker_id, lease_s=1.0)
+
+    async def leave() -> tuple[str, int]:
+        left = await bench.wire.call("worker.deregister", worker_id=ward.worker_id, holds_nothing=True)
+        return left["worker"]["status"], left["released"]
+
+    async def is_renewed() -> bool:
+        [renewed] = (await bench.wire.call("job.heartbeat", jobs=[held(claimed)]))["jobs"]
+        before, now = [datetime.datetime.fromisoformat(each["lease_until"]) for each in (claimed, renewed)]
+        return now > before + datetime.timedelta(seconds=0.2)
+
+    await eventually(is_renewed, "another process renews its lease")
+    assert await leave() == ("ACTIVE", 0)
+    assert await bench.status(job) == "PROCESSING"
+    await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert await leave() == ("TERMINATED", 0)

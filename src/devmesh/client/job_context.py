@@ -17,6 +17,7 @@ from devmesh.client.lease import JobLease
 from devmesh.core.errors import Kind
 
 PAUSE_S = 0.2
+CANCELLED = "it was cancelled"
 
 
 class Job(msgspec.Struct):
@@ -106,13 +107,16 @@ class HeldJob:
         report = {"job_id": self.id, "attempt": self.attempt, "progress": fraction, "message": message}
         asked_at = time.monotonic()
         try:
-            await self._insist("job.heartbeat", {"jobs": [report]})
-            self._lease.renewed(asked_at)
+            answer = await self._insist("job.heartbeat", {"jobs": [report]})
         except MeshError as error:
             if error.kind not in (Kind.CONFLICT, Kind.NOT_FOUND):
                 raise
             self._lease.lose(error.message)
             raise LeaseLost(error.message, "job") from error
+        self._lease.renewed(asked_at)
+        if answer["jobs"][0]["is_cancel_requested"]:
+            self._lease.lose(CANCELLED)
+            raise LeaseLost(CANCELLED, "job")
 
     async def _once(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Insists on what is to be done once, however often it is asked."""
@@ -139,7 +143,7 @@ class JobContext(HeldJob):
     """What a coroutine handler is given. When the job is lost or cancelled, the handler is cancelled as well."""
 
     async def progress(self, fraction: float, message: str | None = None) -> None:
-        """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone."""
+        """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone, or the job cancelled."""
         await self._progress(fraction, message)
 
     async def remember(self, text: str, **about: Any) -> uuid.UUID:
@@ -171,7 +175,7 @@ class BlockingJobContext(HeldJob):
         self._loop = loop
 
     def progress(self, fraction: float, message: str | None = None) -> None:
-        """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone."""
+        """Report how far the job is, 0-1. It renews the lease. Raises LeaseLost when that is gone, or the job cancelled."""
         asyncio.run_coroutine_threadsafe(self._progress(fraction, message), self._loop).result()
 
     def remember(self, text: str, **about: Any) -> uuid.UUID:

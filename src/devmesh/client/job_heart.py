@@ -18,13 +18,15 @@ from typing import Any
 import msgspec
 
 from devmesh.client.asking import Requests
-from devmesh.client.errors import MeshError
+from devmesh.client.errors import MeshError, may_pass
+from devmesh.client.job_context import CANCELLED
 from devmesh.client.lease import JobLease
 from devmesh.client.vitals import Vitals
 
 log = logging.getLogger("devmesh.client")
 
 RENEWALS_PER_LEASE = 3
+INTERVAL_S_MAX = 3_600.0  # between heartbeats, as a worker may promise them
 LOOKS_PER_INTERVAL = 10  # for leases that have run out
 JOBS_PER_REQUEST = 1_000
 STOP_LIMIT_S = 10.0
@@ -60,7 +62,8 @@ class JobHeart:
 
     @property
     def interval_s(self) -> float:
-        return self._lease_s / RENEWALS_PER_LEASE
+        """How often it beats, also while leases last for longer: who is not heard of for two intervals is given up."""
+        return min(self._lease_s / RENEWALS_PER_LEASE, INTERVAL_S_MAX)
 
     def start(self, worker_id: uuid.UUID) -> None:
         self.stand_for(worker_id)
@@ -141,7 +144,7 @@ class JobHeart:
         try:
             answer = await requests.request("job.heartbeat", {"jobs": reports}, _Leases, timeout_s=self._lease_s)
         except MeshError as error:
-            if len(held) == 1 and not error.retryable:
+            if len(held) == 1 and not may_pass(error):
                 held[0].lose(error.message)
             else:
                 log.warning("the leases of %d jobs could not be renewed yet: %s", len(held), error.message)
@@ -149,6 +152,6 @@ class JobHeart:
         for lease in answer.jobs:
             by_id[lease.id].renewed(asked_at)
             if lease.is_cancel_requested:
-                by_id[lease.id].lose("it was cancelled")
+                by_id[lease.id].lose(CANCELLED)
         for refused in answer.refused:
             by_id[refused.id].lose(refused.message)

@@ -32,7 +32,6 @@ log = logging.getLogger("devmesh.client")
 CAPACITY_DEFAULT = 10
 LEASE_S_DEFAULT = 30.0
 CLAIMED_MAX = 1_000
-HEARTBEAT_INTERVAL_S_MIN, HEARTBEAT_INTERVAL_S_MAX = 0.1, 3_600.0
 CLAIMS = 3  # requests under way at once: the database looks for the next jobs while the last ones begin
 WAIT_MS, WAIT_HELD_MS = 20_000, 100
 # Of a lease, for which a claim waits at the longest: here the lease is counted from when it was asked for.
@@ -138,14 +137,17 @@ class JobWorker:
         self._has_room.set()
         if self._running:
             await asyncio.wait(self._running, timeout=limit_s)
+        for lease in self._heart.held:
+            if lease.task in self._running:  # a plain function goes on, and may ask
+                lease.watch(lambda: None)  # what is cancelled below is not to be cancelled twice
+                lease.lose("its worker stops")
         for task in self._running:
             task.cancel()
 
     async def _register(self) -> uuid.UUID:
-        interval_s = min(max(self._heart.interval_s, HEARTBEAT_INTERVAL_S_MIN), HEARTBEAT_INTERVAL_S_MAX)
         asked = {
-            "name": self.name, "queues": self._queues, "capacity": self.capacity, "heartbeat_interval_s": interval_s,
-            "instance_id": self._instance_id,
+            "name": self.name, "queues": self._queues, "capacity": self.capacity,
+            "heartbeat_interval_s": self._heart.interval_s, "instance_id": self._instance_id,
         }  # fmt: skip
         worker_id = self._worker_id = (await self._requests.request("worker.register", asked, _Registered)).worker.id
         self._is_registered = True

@@ -42,7 +42,7 @@ class Processes:
             self._count, multiprocessing.get_context("spawn"), _depend_on_the_parent
         )
         try:
-            done = pool.submit(_run, function, argument)
+            done = pool.submit(_run, pickle.dumps(function), argument)
             done.add_done_callback(functools.partial(_end_if_broken, pool))
             _see_all(pool)
             outcome = await asyncio.wrap_future(done)
@@ -50,7 +50,8 @@ class Processes:
             if self._pool is pool:
                 self._pool = None
             message = (
-                "a process that ran jobs has died, of a lack of memory or by a signal, and this job may have been in it"
+                "a process for jobs has died, of a lack of memory, by a signal or an exit, or before it could begin, "
+                "as standard error may tell, and this job may have been in it"
             )
             raise Fail({"type": "ProcessDied", "message": message}) from None
         return _opened(outcome)
@@ -74,8 +75,10 @@ class _Outcome(NamedTuple):
     trace: str  # where that was raised
 
 
-def _run(function: Callable[[Any], Any], argument: Any) -> _Outcome:
+def _run(pickled_function: bytes, argument: Any) -> _Outcome:
+    """The function is imported here: an import that fails before would be the end of the process."""
     try:
+        function: Callable[[Any], Any] = pickle.loads(pickled_function)  # noqa: S301  our own
         found, is_raised = function(argument), False
     except BaseException as error:
         error.add_note(f"in its own process:\n{traceback.format_exc()}")  # or who reads the log would see ours alone

@@ -22,6 +22,7 @@ ANOMALIES_FROM = 100  # samples
 SAMPLES_MIN = 5
 DEVIATION_MIN = 2.0
 RESTART_FROM, WATCH_FROM = 0.7, 0.3
+PLACES = 4  # to which scores and probabilities are told, and judged: what is told as 0.3 is not above 0.3
 
 
 class WorkerStatus(enum.StrEnum):
@@ -110,9 +111,10 @@ def predict(samples: Sequence[Sample]) -> Prediction:
     if slope < 0:
         step_s = (last[-1].at_s - last[0].at_s) / (len(last) - 1)
         failure_in_s = max(scores[-1] / -slope * step_s, 0.0)
-    if probability > RESTART_FROM:
+    told = round(probability, PLACES)
+    if told > RESTART_FROM:
         return Prediction(probability, slope, failure_in_s, Recommendation.PREEMPTIVE_RESTART)
-    recommendation = Recommendation.WATCH if probability > WATCH_FROM else Recommendation.CONTINUE
+    recommendation = Recommendation.WATCH if told > WATCH_FROM else Recommendation.CONTINUE
     return Prediction(probability, slope, failure_in_s, recommendation)
 
 

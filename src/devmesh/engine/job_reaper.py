@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import time
 import uuid
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ from devmesh.store.jobs import SQL, json_text
 from devmesh.store.statements import load
 
 TENANTS = load("tenants")
+APART_S = 8.0  # for which attempts of a tenant are ended apart in one pass
 APART_FAILURES_MAX = 3  # of those that are ended apart in one pass: what fails may be nobody's own
 
 
@@ -27,29 +29,39 @@ class JobReaper(OverdueLoop):
 
     def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float) -> None:
         super().__init__(runner, looks, interval_s, TENANTS.with_overdue_jobs, reap)
+        self._apart = set[uuid.UUID]()  # tenants whose attempts cannot be ended together for the moment
 
     async def _work_through(self, tenant_id: uuid.UUID) -> None:
-        try:
-            await super()._work_through(tenant_id)
-        except MeshError as error:
-            if error.kind is not Kind.TIMEOUT:
-                raise
-            await self._reap_apart(tenant_id, error)
+        if tenant_id not in self._apart:
+            try:
+                await super()._work_through(tenant_id)
+            except MeshError as error:
+                if error.kind is not Kind.TIMEOUT:
+                    raise
+                self._apart.add(tenant_id)
+        if tenant_id in self._apart:
+            await self._reap_apart(tenant_id)
 
-    async def _reap_apart(self, tenant_id: uuid.UUID, late: MeshError) -> None:
-        """Together they took too long. One may do so by itself, as one that very many wait for: it holds up no others."""
+    async def _reap_apart(self, tenant_id: uuid.UUID) -> None:
+        """Together they took too long. One may do so by itself, as one that very many wait for: it holds up no others, and all
+        of them no other tenant.
+        """
         rows = await self._runner.database.read(SQL.overdue_ids, tenant_id, REAPED_MAX)
-        if len(rows) <= 1:
-            raise late
         random.shuffle(rows)  # those that fail are not always the first
-        failures: list[MeshError] = []
-        for row in rows:
+        failures, ends_at = list[MeshError](), time.monotonic() + APART_S
+        for count, row in enumerate(rows):
+            if count and time.monotonic() >= ends_at:
+                self._is_more = True
+                break
             try:
                 await self._runner.run(tenant_id, functools.partial(reap_these, ids=[row["job_id"]]))
             except MeshError as error:
                 failures.append(error)
                 if error.kind is Kind.UNAVAILABLE or len(failures) == APART_FAILURES_MAX:
                     break
+        else:
+            if not failures:
+                self._apart.discard(tenant_id)
         if failures:
             raise failures[-1]
 

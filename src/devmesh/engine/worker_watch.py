@@ -7,7 +7,10 @@ none more for as long as its leases last: they are renewed less often than heart
 
 from __future__ import annotations
 
+import collections
+import functools
 import math
+import random
 import time
 import uuid
 from collections.abc import Awaitable, Sequence
@@ -30,6 +33,9 @@ TENANTS = load("tenants")
 COUNT_INTERVAL_S = 5.0
 GAP_S = 5.0  # beyond the interval between passes, after which it begins to watch anew
 ALERTS_KEPT_DAYS = 90
+# Of a tenant's workers that are looked at apart: how many in a pass; for how long, each at a time, and with what is taken from
+# each at once; and how many may fail, for what fails may be nobody's own.
+APART_MAX, APART_S, SLICE_S, PART_S, APART_FAILURES_MAX = 10_000, 8.0, 2.0, 0.5, 3
 
 
 class WorkerWatch(OverdueLoop):
@@ -39,6 +45,7 @@ class WorkerWatch(OverdueLoop):
         super().__init__(runner, looks, interval_s, TENANTS.with_late_workers, self._look)
         self._health_days_kept = health_days_kept
         self._counts_at = 0.0
+        self._apart = set[uuid.UUID]()  # tenants whose workers cannot be looked at together for the moment
         self._began_at = self._passed_at = -math.inf  # when it began to watch without a gap, and when it last did
 
     async def run_once(self) -> bool:
@@ -64,6 +71,69 @@ class WorkerWatch(OverdueLoop):
             await self.for_each([row["tenant_id"] for row in rows], self._forget_workers)
         return is_more
 
+    async def _work_through(self, tenant_id: uuid.UUID) -> None:
+        if tenant_id not in self._apart:
+            try:
+                await super()._work_through(tenant_id)
+            except MeshError as error:
+                if error.kind is Kind.UNAVAILABLE:
+                    raise
+                self._apart.add(tenant_id)
+        if tenant_id in self._apart:
+            await self._look_apart(tenant_id)
+
+    async def _look_apart(self, tenant_id: uuid.UUID) -> None:
+        """All of a tenant's workers could not be looked at together. One that holds too much for that, or of which nothing can
+        be written, keeps no other from being given up, and no other tenant waiting for long.
+        """
+        rows = await self._runner.database.read(SQL.late, tenant_id, APART_MAX, FIRST_ID)
+        late = [row["worker_id"] for row in rows if _is_news(row, self._watched_s) or _is_heard_again(row)]
+        random.shuffle(late)  # those that fail are not always the first
+        waiting, ends_at, failures = collections.deque(late), time.monotonic() + APART_S, list[MeshError]()
+        while waiting and time.monotonic() < ends_at and len(failures) < APART_FAILURES_MAX:
+            worker_id = waiting.popleft()
+            try:
+                if not await self._look_at(tenant_id, worker_id):
+                    waiting.append(worker_id)
+            except MeshError as error:
+                failures.append(error)
+                if error.kind is Kind.UNAVAILABLE:
+                    break
+        if failures:
+            raise failures[-1]
+        if waiting:
+            self._is_more = True
+        else:
+            self._apart.discard(tenant_id)
+
+    async def _look_at(self, tenant_id: uuid.UUID, worker_id: uuid.UUID) -> bool:
+        """Takes from a worker that is to be given up what it holds, for a while; whether that was all, and is noted."""
+        held = [row["job_id"] for row in await self._runner.database.read(SQL.held_jobs, tenant_id, worker_id)]
+        random.shuffle(held)
+        failure, count, ends_at = None, 1, time.monotonic() + SLICE_S
+        while held and time.monotonic() < ends_at:
+            part, began_s = held[:count], time.monotonic()
+            give_up = functools.partial(give_up_some, worker_id=worker_id, held=part, watched_s=self._watched_s)
+            try:
+                if not await self._runner.run(tenant_id, give_up):
+                    held = []
+            except MeshError as error:
+                if error.kind is not Kind.TIMEOUT:
+                    raise
+                if count > 1:  # one of them may take so long: the others do not wait for it
+                    count = 1
+                    continue
+                failure = error
+            held = held[count:]
+            count = 2 * count if time.monotonic() - began_s < PART_S else max(count // 2, 1)
+        if failure is not None:
+            raise failure
+        if not held:
+            await self._runner.run(
+                tenant_id, functools.partial(look_at, worker_id=worker_id, watched_s=self._watched_s)
+            )
+        return not held
+
     async def _forget_workers(self, tenant_id: uuid.UUID) -> None:
         def forget(work: Work) -> Awaitable[int]:
             return forget_workers(work, self._health_days_kept, REAPED_MAX)
@@ -72,7 +142,11 @@ class WorkerWatch(OverdueLoop):
             self._counts_at = 0.0
 
     async def _look(self, work: Work) -> int:
-        return await look(work, time.monotonic() - self._began_at)
+        return await look(work, self._watched_s)
+
+    @property
+    def _watched_s(self) -> float:
+        return time.monotonic() - self._began_at
 
 
 async def look(work: Work, watched_s: float) -> int:
@@ -83,27 +157,51 @@ async def look(work: Work, watched_s: float) -> int:
     count, after = 0, FIRST_ID
     while count < REAPED_MAX:
         rows = await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX, after)
-        count += await _note_recovered(work, rows) + await _note_missed(work, rows, watched_s)
+        count += await _note(work, rows, watched_s)
         if len(rows) < REAPED_MAX:
             break
         after = rows[-1]["worker_id"]
     return count
 
 
+async def look_at(work: Work, worker_id: uuid.UUID, watched_s: float) -> int:
+    """The same pass over one worker."""
+    return await _note(work, await _late(work, worker_id), watched_s)
+
+
+async def give_up_some(work: Work, worker_id: uuid.UUID, held: Sequence[uuid.UUID], watched_s: float) -> bool:
+    """Takes some of its jobs from a worker, if it is to be given up: whether it is. That is noted when it has none left: until
+    then whoever looks finds it as it was, and goes on with it.
+    """
+    stale = [row for row in await _late(work, worker_id) if _is_stale(row) and _is_watched(row, watched_s)]
+    for row in stale:
+        await give_up_jobs(work, worker_id, _silence(row), held)
+    return bool(stale)
+
+
+async def _late(work: Work, worker_id: uuid.UUID) -> list[Record]:
+    """The worker, locked, if it is one of those that are late."""
+    rows = await work.tx.fetch(SQL.late, work.tenant_id, 1, uuid.UUID(int=worker_id.int - 1))
+    return [row for row in rows if row["worker_id"] == worker_id]
+
+
+async def _note(work: Work, late: Sequence[Record], watched_s: float) -> int:
+    return await _note_recovered(work, late) + await _note_missed(work, late, watched_s)
+
+
 async def _note_recovered(work: Work, late: Sequence[Record]) -> int:
     """A claim notes that a worker was there, the renewal of a lease only that of the lease: the rest is done here."""
-    heard = [row for row in late if row["missed_beats"] and not _missed(row) and not _is_stale(row)]
+    heard = [row for row in late if _is_heard_again(row)]
     signs = [Heard(row["worker_id"], row["health_score"], None) for row in heard]
     await note_heard(work, signs, {row["worker_id"]: row for row in heard})
     return len(heard)
 
 
 async def _note_missed(work: Work, late: Sequence[Record], watched_s: float) -> int:
-    rows = [row for row in late if watched_s >= health.patience_s(row["heartbeat_interval_s"], row["stale_after_s"])]
-    missed = {row["worker_id"]: _missed(row) for row in rows}
-    news = [row for row in rows if missed[row["worker_id"]] > row["missed_beats"] or _is_stale(row)]
+    news = [row for row in late if _is_news(row, watched_s)]
     if not news:
         return 0
+    missed = {row["worker_id"]: _missed(row) for row in news}
     scores = [health.score_in_silence(row["health_score"], missed[row["worker_id"]]) for row in news]
     statuses = [_status(row, score) for row, score in zip(news, scores, strict=True)]
     changed = await work.tx.fetch(
@@ -127,6 +225,19 @@ def _missed(row: Record) -> int:
     if row["is_heard_by_leases"] and not _is_stale(row):
         return 0
     return health.missed_beats(row["silent_s"], row["heartbeat_interval_s"])
+
+
+def _is_news(row: Record, watched_s: float) -> bool:
+    """Whether it has missed more than is noted."""
+    return _is_watched(row, watched_s) and (_missed(row) > row["missed_beats"] or _is_stale(row))
+
+
+def _is_watched(row: Record, watched_s: float) -> bool:
+    return watched_s >= health.patience_s(row["heartbeat_interval_s"], row["stale_after_s"])
+
+
+def _is_heard_again(row: Record) -> bool:
+    return bool(row["missed_beats"]) and not _missed(row) and not _is_stale(row)
 
 
 def _is_stale(row: Record) -> bool:

@@ -171,11 +171,12 @@ async def predict(work: Work, call: Call[ById]) -> PredictionResult:
     """Say how likely it is that a worker fails: p = (1 - score) (1 + 2 |slope|), over its last ten scores."""
     worker = await require_worker(work, call.params.worker_id)
     rows = list(reversed(await _log(work, worker.id, health.PREDICTED_FROM)))
-    found = health.predict([Sample(row["at"].timestamp(), row["health_score"]) for row in rows])
-    score = rows[-1]["health_score"] if rows else worker.health_score
+    samples = [Sample(row["at"].timestamp(), round(row["health_score"], health.PLACES)) for row in rows]
+    found = health.predict(samples)
+    score = samples[-1].score if samples else worker.health_score
     return PredictionResult(
-        worker.id, round(score, 4), round(found.probability, 4), round(found.slope, 6), found.failure_in_s,
-        found.recommendation, len(rows),
+        worker.id, score, round(found.probability, health.PLACES), round(found.slope, 6), found.failure_in_s,
+        found.recommendation, len(samples),
     )  # fmt: skip
 
 
@@ -226,6 +227,7 @@ async def optimal(work: Work, call: Call[Optimal]) -> OptimalResult:
     asked = call.params
     rows = await work.tx.fetch(
         SQL.optimal, work.tenant_id, asked.min_health, asked.max_load, asked.queue, asked.limit, health.SCORE_A_MISSED_BEAT,
+        health.PLACES,
     )  # fmt: skip
     found = [worker_from_row(row) for row in rows]
     return OptimalResult(found[0] if found else None, found)
@@ -273,4 +275,4 @@ async def _log(work: Work, worker_id: uuid.UUID, limit: int) -> list[Record]:
 
 def _entry(row: Record) -> LogEntry:
     metrics: Any = msgspec.json.decode(row["metrics"]) if row["metrics"] is not None else None
-    return LogEntry(row["at"], round(row["health_score"], 4), row["kind"], metrics)
+    return LogEntry(row["at"], round(row["health_score"], health.PLACES), row["kind"], metrics)

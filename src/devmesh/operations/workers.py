@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from devmesh.core import errors, jobs
 from devmesh.core.access import Caller, Scope
-from devmesh.core.health import WorkerStatus, score_in_silence, stale_after_s
+from devmesh.core.health import PLACES, WorkerStatus, score_in_silence, stale_after_s
 from devmesh.core.ids import new_id
 from devmesh.core.jobs import CAPACITY_MAX, Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
@@ -203,12 +203,11 @@ async def deregister(work: Work, call: Call[Deregister]) -> EvacuatedResult:
     One of several processes of its name (`holds_nothing`) leaves without it when the others hold jobs: it stays as it is.
     """
     asked = call.params
-    is_one_of_some = asked.holds_nothing and asked.instance_id is not None
-    if is_one_of_some and (stays := await _leave_to_others(work, call)) is not None:
+    if asked.holds_nothing and (stays := await _leave_to_others(work, call)) is not None:
         return stays
     left = await _leave(work, call, WorkerStatus.TERMINATED, "it left")
     # Looked at after its row was written: from then on nobody else registers until this is committed.
-    await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=is_one_of_some)
+    await _require_instance(work, asked.worker_id, asked.instance_id, or_nobody=asked.holds_nothing)
     await clear_alerts(work, [asked.worker_id])
     return left
 
@@ -236,8 +235,9 @@ async def _leave(
     await work.tx.execute_spelled_out(SQL.lock_claims, str(work.tenant_id), str(worker_id))
     held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
 
-    def decide(row: HeldRow) -> Ending:
-        return jobs.handed_back(row.held, Outcome.RELEASED, work.now)
+    def decide(row: HeldRow) -> Ending | None:
+        is_its_own = row.row["worker_id"] == worker_id  # or another was given it since it was looked for
+        return jobs.handed_back(row.held, Outcome.RELEASED, work.now) if is_its_own else None
 
     # Leases before the worker, as those take them who end attempts. No claim comes between: it would wait for the lock above.
     ended = await end_held(work, held, decide, {"message": f"evacuated: {reason}"})
@@ -259,16 +259,19 @@ async def _require_instance(
         raise errors.conflict("worker.instance", "another process has registered under this worker's name, and goes on")
 
 
-async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str) -> None:
-    """What a worker holds has lost its lease, though that may last: nobody is there any more to work on it."""
-    held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
-    if not held:
-        return
+async def give_up_jobs(work: Work, worker_id: uuid.UUID, why: str, some: Sequence[uuid.UUID] | None = None) -> None:
+    """What a worker holds, or `some` of it, has lost its lease, though that may last: nobody is there to work on it."""
+    held = some
+    if held is None:
+        held = [row["job_id"] for row in await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)]
 
-    def decide(row: HeldRow) -> Ending:
+    def decide(row: HeldRow) -> Ending | None:
+        if row.row["worker_id"] != worker_id:
+            return None
         return jobs.after_failure(row.held, Outcome.LEASE_LOST, is_retryable=True, now=work.now, jitter=jitter())
 
-    await end_held(work, held, decide, {"message": f"its worker {worker_id} was given up: {why}"})
+    if held:
+        await end_held(work, held, decide, {"message": f"its worker {worker_id} was given up: {why}"})
 
 
 async def owners_of(work: Work, ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, Record]:
@@ -298,7 +301,7 @@ def worker_from_row(row: Record) -> Worker:
     return Worker(
         id=row["worker_id"], name=row["name"], queues=row["queues"], capacity=row["capacity"], current_load=row["current_load"],
         status=WorkerStatus(row["status"]), reason=row["reason"], heartbeat_interval_s=row["heartbeat_interval_s"],
-        stale_after_s=row["stale_after_s"], heartbeat_at=row["heartbeat_at"], health_score=round(score, 4),
+        stale_after_s=row["stale_after_s"], heartbeat_at=row["heartbeat_at"], health_score=round(score, PLACES),
         missed_beats=row["missed_beats"], failure_count=row["failure_count"], last_failure_at=row["last_failure_at"],
         registered_at=row["registered_at"],
     )  # fmt: skip

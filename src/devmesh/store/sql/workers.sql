@@ -149,12 +149,13 @@ where l.metrics is not null order by l.at desc limit $4;
 
 -- name: optimal
 -- The healthiest ACTIVE workers with a score and a load within bounds, the least loaded first among equals. $1 tenant, $2 least score,
--- $3 greatest load, $4 a queue that they take, or null, $5 how many, $6 by what a score is multiplied for each missed heartbeat.
+-- $3 greatest load, $4 a queue that they take, or null, $5 how many, $6 by what a score is multiplied for each missed heartbeat, $7 to how
+-- many places a score is told: a worker is found at the bounds at which it is shown.
 select w.*, held.count as current_load from mcp.workers w
 cross join lateral (select count(*)::integer as count from mcp.jobs_leased l
                     where l.worker_id = w.worker_id and l.tenant_id is not distinct from $1) held
-cross join lateral (select w.health_score * power($6::double precision, least(w.missed_beats, 100)) as score) h
-where w.tenant_id = $1 and w.status = 'ACTIVE' and h.score >= $2::real and held.count <= $3::double precision * w.capacity
+cross join lateral (select round((w.health_score * power($6::double precision, least(w.missed_beats, 100)))::numeric, $7) as score) h
+where w.tenant_id = $1 and w.status = 'ACTIVE' and h.score::double precision >= $2 and held.count::double precision / w.capacity <= $3
   and held.count < w.capacity and ($4::text is null or $4 = any(w.queues))
 order by h.score desc, held.count::real / w.capacity, w.worker_id limit $5;
 
