@@ -343,16 +343,20 @@ with missing as (
 select m.* from missing m union all select c.* from changed c;
 
 -- name: lock_schedules
--- Locks schedules that are to become as they were, and gives those that have fired since the time at which they were to fire next.
--- $1 tenant, $2 the rows.
-select now.schedule_id, now.last_fired_at, now.starts_at, now.next_fire_at, p.cron, p.interval_s, p.time_zone, p.ends_at
+-- Locks schedules that are to become as they were, and gives those that are to fire then, with the times that they are to have, and whether
+-- the next one stays as it is: they have these already, or one is due that was not seen yet. $1 tenant, $2 the rows.
+select now.schedule_id, now.last_fired_at, now.starts_at, now.next_fire_at, p.cron, p.interval_s, p.time_zone, p.ends_at,
+       now.paused_at is null
+       and ((now.cron, now.interval_s, now.time_zone, now.ends_at) is not distinct from (p.cron, p.interval_s, p.time_zone, p.ends_at)
+            or coalesce(now.next_fire_at <= now(), false)) as goes_on
 from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
 cross join lateral (select * from mcp.schedules k where k.tenant_id = $1 and k.schedule_id = r.id::uuid limit 1 for update) now
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and p.next_fire_at <= now.last_fired_at;
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict'
+  and p.next_fire_at is not null;
 
 -- name: put_back_schedules
--- $1 tenant, $2 the rows, $3 the decisions; of those that have fired since $4 their ids, $5 when they fire next; $6 those of which nobody
--- here can say that: they are paused.
+-- $1 tenant, $2 the rows, $3 the decisions; of those that are to fire $4 their ids, $5 when they do so next; $6 those of which nobody here
+-- can say that: they are paused.
 with missing as (
     insert into mcp.schedules (tenant_id, schedule_id, created_by_key_id, created_at, updated_at, starts_at, ends_at, next_fire_at,
                                last_fired_at, paused_at, interval_s, fired_count, missed_count, last_job_id, cron, time_zone, missed, name,
