@@ -140,3 +140,19 @@ async def test_a_dead_letter_that_was_discarded_since_is_told_as_that(archive: A
     [conflict] = (await archive.restore(snapshot))["conflicts"]
     told = (conflict["snapshot_value"], conflict["current_value"])
     assert told == ('{"is_dead_letter":true}', '{"is_dead_letter":false}')
+
+
+async def test_a_job_that_was_held_keeps_the_place_that_is_left_of_it_though_the_limit_is_lower_by_now(
+    archive: Archive, bench: Bench
+) -> None:
+    for _ in range(2):
+        await bench.enqueue(concurrency_key="k", concurrency_limit=2)
+    holding = await bench.claim()
+    waiting = await bench.enqueue(concurrency_key="k", concurrency_limit=1)
+    snapshot = await archive.take()
+    archive.lose("jobs_leased")
+    restored = (await archive.restore(snapshot))["restored"]
+    assert (restored["jobs"], restored["processing"]) == (2, 2)
+    assert await archive.broken_rules() == []
+    await bench.wire.call("job.complete", jobs=[held(job) for job in holding])
+    assert await do(bench) == [waiting["id"]]

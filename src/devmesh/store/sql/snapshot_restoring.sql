@@ -164,16 +164,10 @@ where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.d
 group by j.queue, j.concurrency_key;
 
 -- name: crowd
--- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. Their limits are locked.
--- $1 tenant, $2 the rows.
-with held as materialized (
-    select r.id::uuid as job_id from mcp.state_snapshot_rows r
-    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
-), own as materialized (
-    select s.queue, s.concurrency_key, count(*) from held h
-    cross join lateral (select * from mcp.job_slots k where k.tenant_id = $1 and k.job_id = h.job_id limit 1) s group by 1, 2
-), counted as materialized (
-    select r.ctid as place, m.concurrency_limit - taken.count + coalesce(left_of_them.count, 0) as free,
+-- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. One whose own is left
+-- keeps it, however low the limit is by now. Their limits are locked. $1 tenant, $2 the rows.
+with counted as materialized (
+    select r.ctid as place, m.concurrency_limit - taken.count as free,
            row_number() over (partition by j.queue, j.concurrency_key order by (r."row" ->> 'started_at')::timestamptz, r.id) as ordinal
     from mcp.state_snapshot_rows r
     cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) j
@@ -181,9 +175,8 @@ with held as materialized (
                         where l.tenant_id = $1 and l.queue = j.queue and l.concurrency_key = j.concurrency_key limit 1) m
     cross join lateral (select count(*) from mcp.job_slots s
                         where s.concurrency_key = m.concurrency_key and s.queue = m.queue and s.tenant_id = $1) taken
-    left join lateral (select o.count from own o where o.queue = m.queue and o.concurrency_key = m.concurrency_key limit 1) left_of_them
-         on true
-    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
+    left join lateral (select s.job_id from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) own on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert' and own.job_id is null
 )
 update mcp.state_snapshot_rows r set decision = 'crowded'
 where r.ctid = any(array(select c.place from counted c where c.ordinal > c.free))
