@@ -156,3 +156,24 @@ async def test_a_job_that_was_held_keeps_the_place_that_is_left_of_it_though_the
     assert await archive.broken_rules() == []
     await bench.wire.call("job.complete", jobs=[held(job) for job in holding])
     assert await do(bench) == [waiting["id"]]
+
+
+@pytest.mark.parametrize("lost", [("jobs_ready",), ("jobs", "jobs_ready")], ids=",".join)
+async def test_a_job_that_went_on_since_and_lies_nowhere_is_put_back_behind_its_latest_attempt(
+    archive: Archive, bench: Bench, lost: tuple[str, ...]
+) -> None:
+    held_then, waiting = await bench.enqueue(concurrency_key="k"), await bench.enqueue(delay_ms=1)
+    [holding] = await bench.claim(limit=1)
+    snapshot = await archive.take()
+    await bench.wire.call("job.release", jobs=[held(holding)])
+    for _ in range(2):
+        await eventually(lambda: do(bench, "release"), "both are given out again and released")
+    archive.lose(*lost)
+    answer = await archive.restore(snapshot)
+    assert (answer["restored"]["jobs"], answer["conflicts"]) == (2, [])
+    assert await archive.broken_rules() == []
+    claimed = await bench.claim()
+    assert {job["id"] for job in claimed} == {held_then["id"], waiting["id"]}
+    assert all(job["attempt"] > holding["attempt"] for job in claimed)
+    await bench.wire.call("job.complete", jobs=[held(job) for job in claimed])
+    assert await archive.broken_rules() == []

@@ -208,7 +208,7 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
         await leave_places(work, [row["job_id"] for row in left])
     crowded = await _crowded_out(work, whole)
     jobs = _Jobs(
-        await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "crowded"]),
+        await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "given back", "crowded"]),
         await work.tx.fetch(SQL.put_back_held, work.tenant_id, whole),
         await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions),
         await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions),

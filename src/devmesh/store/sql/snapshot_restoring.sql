@@ -137,8 +137,9 @@ on conflict do nothing;
 -- time. Who held one keeps it. $1 tenant, $2 the rows.
 select r.id::uuid as job_id from mcp.state_snapshot_rows r
 cross join lateral (select from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) slot
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = 'insert'
-  and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'dead_letter_queue']);
+where r.tenant_id = $1 and r.snapshot_id = $2
+  and (r.decision = 'insert' and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'dead_letter_queue'])
+       or r.decision = 'given back');
 
 -- name: kept
 -- Jobs that stay where they lie, and of which something else was lost and is written: where that is, and in which attempt. $1 tenant, $2
