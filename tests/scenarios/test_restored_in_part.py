@@ -177,3 +177,18 @@ async def test_a_job_that_went_on_since_and_lies_nowhere_is_put_back_behind_its_
     assert all(job["attempt"] > holding["attempt"] for job in claimed)
     await bench.wire.call("job.complete", jobs=[held(job) for job in claimed])
     assert await archive.broken_rules() == []
+
+
+async def test_a_job_that_ended_since_and_of_which_only_its_row_is_missing_has_it_again_and_stays_ended(
+    archive: Archive, bench: Bench
+) -> None:
+    job = await bench.enqueue(payload={"a": "b\u0000"})
+    snapshot = await archive.take()
+    await do(bench)
+    archive.lose("jobs")
+    answer = await archive.restore(snapshot)
+    assert [conflict["resolution"] for conflict in answer["conflicts"]] == ["PRESERVED_CURRENT"]
+    found = await bench.get(job)
+    assert (found["status"], found["payload"]) == ("COMPLETED", job["payload"])
+    assert await archive.broken_rules() == []
+    assert await do(bench) == []

@@ -73,7 +73,8 @@ select exists (
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict');
 
 -- name: put_back_jobs
--- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. `nul` is what stands in a row for
+-- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts; and of jobs that have ended since
+-- and stay so, of which it was lost. `nul` is what stands in a row for
 -- what JSON may say and a text may not hold: see snapshots.sql. Nothing more is done to a job that somebody
 -- else has written since it was found missing: it lies where it was put with that. $1 tenant, $2 the rows, $3 the decisions by which they are.
 with latest as (
@@ -94,7 +95,10 @@ with latest as (
            j.unique_key, j.concurrency_key, j.concurrency_limit
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
     cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
-    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
+    left join lateral (select e.job_id from mcp.job_executions e
+                       where e.tenant_id = $1 and e.job_id = r.id::uuid and e.next_run_at is null limit 1) over on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs'
+      and (r.decision = any($3::text[]) or r.decision = 'conflict' and over.job_id is not null)
     on conflict do nothing
     returning job_id
 ), told as materialized (
