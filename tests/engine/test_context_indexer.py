@@ -41,6 +41,7 @@ class Node:
         self.use(QdrantIndex(self.client, 5.0, watched("qdrant", 3, 0.01)))
 
     def use(self, index: QdrantIndex) -> None:
+        self.index = index
         self.corridor = Corridor(self.runner, Settings(), Recall(index=index))
         self.indexer = ContextIndexer(self.runner, index, 1.0, TIMEOUT_S)
 
@@ -118,6 +119,21 @@ async def test_what_qdrant_has_and_postgresql_has_not_is_not_found(
     await eventually(is_forgotten, "Qdrant forgets it too, when nothing can be under way that was sent before")
     await node.stored(tenant_id)
     assert not run_sql(fresh_database, "select * from mcp.context_points_gone")
+
+
+async def test_what_was_forgotten_hides_no_others_until_qdrant_has_forgotten_it(
+    node: Node, tenant_id: uuid.UUID
+) -> None:
+    node.indexer = ContextIndexer(node.runner, node.index, 1.0, 3_600.0)
+    nearer = [await node.stored(tenant_id, vector=[1.0, 0.1]) for _ in range(3)]
+    near, far = await node.stored(tenant_id), await node.stored(tenant_id, vector=[0.5, 1.0])
+    await node.indexer.run_once()
+    for context_id in nearer:
+        await node.call(tenant_id, "context.delete", context_id=context_id)
+    await node.indexer.run_once()
+    assert set(nearer) < set(await node.points())
+    assert await node.found(tenant_id, limit=1) == [near]
+    assert await node.found(tenant_id, limit=3) == [near, far]
 
 
 async def test_while_qdrant_is_away_contexts_are_kept_and_come_to_it_later(node: Node, tenant_id: uuid.UUID) -> None:

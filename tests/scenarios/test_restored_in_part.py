@@ -140,3 +140,55 @@ async def test_a_dead_letter_that_was_discarded_since_is_told_as_that(archive: A
     [conflict] = (await archive.restore(snapshot))["conflicts"]
     told = (conflict["snapshot_value"], conflict["current_value"])
     assert told == ('{"is_dead_letter":true}', '{"is_dead_letter":false}')
+
+
+async def test_a_job_that_was_held_keeps_the_place_that_is_left_of_it_though_the_limit_is_lower_by_now(
+    archive: Archive, bench: Bench
+) -> None:
+    for _ in range(2):
+        await bench.enqueue(concurrency_key="k", concurrency_limit=2)
+    holding = await bench.claim()
+    waiting = await bench.enqueue(concurrency_key="k", concurrency_limit=1)
+    snapshot = await archive.take()
+    archive.lose("jobs_leased")
+    restored = (await archive.restore(snapshot))["restored"]
+    assert (restored["jobs"], restored["processing"]) == (2, 2)
+    assert await archive.broken_rules() == []
+    await bench.wire.call("job.complete", jobs=[held(job) for job in holding])
+    assert await do(bench) == [waiting["id"]]
+
+
+@pytest.mark.parametrize("lost", [("jobs_ready",), ("jobs", "jobs_ready")], ids=",".join)
+async def test_a_job_that_went_on_since_and_lies_nowhere_is_put_back_behind_its_latest_attempt(
+    archive: Archive, bench: Bench, lost: tuple[str, ...]
+) -> None:
+    held_then, waiting = await bench.enqueue(concurrency_key="k"), await bench.enqueue(delay_ms=1)
+    [holding] = await bench.claim(limit=1)
+    snapshot = await archive.take()
+    await bench.wire.call("job.release", jobs=[held(holding)])
+    for _ in range(2):
+        await eventually(lambda: do(bench, "release"), "both are given out again and released")
+    archive.lose(*lost)
+    answer = await archive.restore(snapshot)
+    assert (answer["restored"]["jobs"], answer["conflicts"]) == (2, [])
+    assert await archive.broken_rules() == []
+    claimed = await bench.claim()
+    assert {job["id"] for job in claimed} == {held_then["id"], waiting["id"]}
+    assert all(job["attempt"] > holding["attempt"] for job in claimed)
+    await bench.wire.call("job.complete", jobs=[held(job) for job in claimed])
+    assert await archive.broken_rules() == []
+
+
+async def test_a_job_that_ended_since_and_of_which_only_its_row_is_missing_has_it_again_and_stays_ended(
+    archive: Archive, bench: Bench
+) -> None:
+    job = await bench.enqueue(payload={"a": "b\u0000"})
+    snapshot = await archive.take()
+    await do(bench)
+    archive.lose("jobs")
+    answer = await archive.restore(snapshot)
+    assert [conflict["resolution"] for conflict in answer["conflicts"]] == ["PRESERVED_CURRENT"]
+    found = await bench.get(job)
+    assert (found["status"], found["payload"]) == ("COMPLETED", job["payload"])
+    assert await archive.broken_rules() == []
+    assert await do(bench) == []

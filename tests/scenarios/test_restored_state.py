@@ -40,6 +40,25 @@ async def test_no_time_of_a_schedule_that_is_put_back_has_its_job_twice(archive:
     assert len(times) == len(set(times))
 
 
+@pytest.mark.parametrize("changed", [{}, {"cron": "0 0 1 1 *"}], ids=["paused", "timed otherwise"])
+async def test_a_schedule_that_is_put_back_makes_nothing_up_for_when_it_was_paused_or_had_other_times(
+    archive: Archive, bench: Bench, changed: dict[str, Any]
+) -> None:
+    about = {"interval_s": 3_600, "missed": "all", "job": {"type": "t", "queue": bench.queue}}
+    schedule = (await bench.wire.call("schedule.create", name=uuid.uuid4().hex, **about))["schedule"]
+    archive.run("update mcp.schedules set starts_at = starts_at - interval '1 day' where tenant_id = $1")
+    snapshot = await archive.take()
+    verb = "schedule.update" if changed else "schedule.pause"
+    await bench.wire.call(verb, schedule_id=schedule["id"], **changed)
+    # As if the snapshot were five hours old: what it says of the next time is over.
+    archive.run("update mcp.state_snapshot_rows set \"row\" = (\"row\"::jsonb || jsonb_build_object('next_fire_at',"
+                " now() - interval '5 h'))::json where tenant_id = $1 and noun = 'schedules'")  # fmt: skip
+    assert (await archive.restore(snapshot, "overwrite"))["restored"]["schedules"] == 1
+    found = await bench.wire.call("schedule.get", schedule_id=schedule["id"])
+    assert (found["schedule"]["interval_s"], found["schedule"]["paused_at"]) == (3_600, None)
+    assert (found["schedule"]["next_fire_at"], found["schedule"]["fired_count"]) == (found["upcoming"][0], 0)
+
+
 async def test_a_schedule_in_a_time_zone_that_is_not_known_here_is_put_back_with_the_rest(
     archive: Archive, bench: Bench
 ) -> None:

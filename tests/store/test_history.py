@@ -26,6 +26,12 @@ FREED = (
     f"with gone as (delete from mcp.jobs_blocked {JOB} returning *) {QUEUED}"
     " select tenant_id, run_at, job_id, created_at, 3, queue from gone"
 )
+PARENT_DIED = (
+    "with gone as (delete from mcp.jobs_leased l using mcp.job_dependencies d where l.tenant_id = $1 and d.child_id = $2"
+    " and l.job_id = d.parent_id returning l.*) insert into mcp.dead_letter_queue (tenant_id, job_id, dead_letter_id,"
+    " created_at, failed_at, is_parent, attempt, retries, priority, queue, type)"
+    " select tenant_id, job_id, job_id, created_at, now(), true, attempt, 0, 3, queue, 't' from gone"
+)
 PAUSED = (
     "insert into mcp.queues (tenant_id, queue, paused_at) select tenant_id, queue, created_at - interval '1 h'"
     f" from mcp.jobs {JOB}"
@@ -48,6 +54,7 @@ BREAKS = {
         (f"update mcp.jobs_ready set run_at = run_at + interval '1 s' {JOB}", "waiting", "after attempt 0"),
         (f"update mcp.jobs_ready set run_at = run_at - interval '1 s' {JOB}", "retrying", "after attempt 1"),
         (f"update mcp.jobs_ready set queue = 'elsewhere' {JOB}", "waiting", "it waits in elsewhere"),
+        (f"update mcp.jobs_ready set created_at = created_at + interval '1 s' {JOB}", "waiting", "as one made at"),
     ],
     "completed_once": [(AGAIN.format(later=1), "done", "it was completed 2 times")],
     "ended_once": [(AGAIN.format(later=0), "done", "attempt 1 ended as COMPLETED, COMPLETED")],
@@ -65,6 +72,7 @@ BREAKS = {
     ],
     "dead_letters_failed": [
         (f"update mcp.dead_letter_queue set attempt = 7 {JOB}", "dead", "a dead letter of attempt 7"),
+        (f"delete from mcp.jobs {JOB}", "dead", "there is no such job"),
     ],
     "failures_kept": [(f"delete from mcp.dead_letter_queue {JOB}", "dead", "attempt 1 ended as FAILED for good")],
     "parents_first": [
@@ -74,6 +82,11 @@ BREAKS = {
         ("delete from mcp.job_dependencies where tenant_id = $1 and child_id = $2", "child", "for others, and for none"),
         ("update mcp.jobs_leased set is_parent = false where tenant_id = $1 and $2::uuid is not null", "child",
          "will not let it go on"),
+        (PARENT_DIED, "child", "will not let it go on"),
+        ("update mcp.job_limits set concurrency_limit = 2 where tenant_id = $1 and $2::uuid is not null", "limited",
+         "it waits for a place of key k, and there is one"),
+        ("delete from mcp.job_limits where tenant_id = $1 and $2::uuid is not null", "limited",
+         "it waits for a place of key k, and there is one"),
     ],
     "pauses_kept": [
         (PAUSED, "restored", "is paused since"),
@@ -82,6 +95,7 @@ BREAKS = {
         (f"delete from mcp.job_slots {JOB}", "placed", "under way and has no place"),
         ("update mcp.job_limits set concurrency_limit = 0 where tenant_id = $1 and $2::uuid is not null", "", "and 0 may be"),
         (CROWDED, "", "2 jobs are under way, and 1 may be"),
+        ("delete from mcp.job_limits where tenant_id = $1 and $2::uuid is not null", "", "and 0 may be"),
         ("insert into mcp.job_slots (tenant_id, job_id, ready_at, queue, concurrency_key) values ($1, $2, now(), 'q', 'k')",
          "done", "has a place and is not under way"),
     ],
@@ -92,6 +106,8 @@ BREAKS = {
         ("delete from mcp.events where tenant_id = $1 and type = 'job.completed' and data::text like '%' || $2::uuid || '%'",
          "done", "completed: done, and not told"),
         (f"update mcp.job_executions set outcome = 'SNOOZED' {JOB}", "done", "completed: told, and not done"),
+        (f"with gone as (delete from mcp.jobs_ready {JOB}) delete from mcp.jobs {JOB}", "waiting", "there is no such job"),
+        (f"with gone as (delete from mcp.job_executions {JOB}) delete from mcp.jobs {JOB}", "done", "there is no such job"),
     ],
 }  # fmt: skip
 
@@ -150,13 +166,15 @@ async def live(bench: Bench) -> dict[str, uuid.UUID]:
     restored, dead = await given("restored"), await given("dead again", max_retries=0)
     early = await given("put back while it backs off", backoff_ms=60_000)
     await bench.wire.call("job.fail", jobs=[held(dead, error="no")])
+    made["sooner"] = await bench.enqueue(backoff_ms=60_000)
     snapshot = (await bench.wire.call("snapshot.create"))["snapshot"]
     await bench.wire.call("job.complete", jobs=[held(restored)])
     await bench.wire.call("job.fail", jobs=[held(early, error="no")])
     await bench.wire.call("job.retry", job_id=dead["id"])
+    for sooner in await bench.claim(limit=2):
+        await bench.wire.call("job.fail", jobs=[held(sooner, error="no")])
     await bench.wire.call("snapshot.restore", snapshot_id=snapshot["id"], on_conflict="overwrite")
-    both = await bench.claim()
-    await bench.wire.call("job.complete", jobs=[held(again) for again in both])
+    await bench.wire.call("job.complete", jobs=[held(again) for again in await bench.claim()])
     await bench.wire.call("job.complete", jobs=[held(await given("done"), result=1)])
     await bench.wire.call("job.fail", jobs=[held(await given("retrying", backoff_ms=60_000), error="no")])
     await bench.wire.call("job.fail", jobs=[held(await given("dead", max_retries=0), error="no")])

@@ -35,6 +35,7 @@ from devmesh.operations.work import Work
 from devmesh.store.database import Record
 
 LOOKED_AT_MAX = 1_000
+GONE_MAX = 500  # contexts that are forgotten, and that an index may still have and find before others
 NO_EMBEDDER = (
     "this server makes no vectors of texts (setting DEVMESH_EMBEDDER): give a vector of your own, or search by text"
 )
@@ -101,7 +102,7 @@ async def _seek(recall: Recall, call: Call[Search]) -> Call[Search]:
         vector, model = await recall.embedder.embed(asked.text), recall.embedder.name
     matches = None
     if recall.index is not None:
-        filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
+        filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit + GONE_MAX)
         try:
             matches = await recall.index.search(Wanted(call.caller.tenant_id, vector, model, *filters))
         except errors.MeshError as error:
@@ -132,27 +133,32 @@ async def _search(work: Work, call: Call[Search]) -> SearchResult:
     filters = (asked.job_id, asked.type, asked.tag, asked.min_score, asked.limit)
     if isinstance(sought, Sought):
         if sought.matches is not None:
-            return await _by_vector(work, sought, [(match.context_id, match.score) for match in sought.matches])
+            found = [(match.context_id, match.score) for match in sought.matches]
+            return await _by_vector(work, sought, found, asked.limit)
         if await work.tx.fetch_value(SQL.has_vectors):
             rows = await work.tx.fetch(SQL.by_vector, work.tenant_id, sought.vector, sought.model, *filters)
-            return await _by_vector(work, sought, [(row["context_id"], row["score"]) for row in rows])
+            return await _by_vector(work, sought, [(row["context_id"], row["score"]) for row in rows], asked.limit)
         if asked.text is None or asked.by is By.VECTOR:
             raise errors.unavailable(f"{NO_VECTORS}, or search by text")
     rows = await work.tx.fetch(SQL.by_words, work.tenant_id, asked.text, *filters, LOOKED_AT_MAX)
-    return SearchResult(By.TEXT, None, None, *await _shown(work, [(row["context_id"], row["score"]) for row in rows]))
+    found = [(row["context_id"], row["score"]) for row in rows]
+    return SearchResult(By.TEXT, None, None, *await _shown(work, found, asked.limit))
 
 
-async def _by_vector(work: Work, sought: Sought, found: Sequence[tuple[uuid.UUID, float]]) -> SearchResult:
-    return SearchResult(By.VECTOR, sought.model, len(sought.vector), *await _shown(work, found))
+async def _by_vector(
+    work: Work, sought: Sought, found: Sequence[tuple[uuid.UUID, float]], count_max: int
+) -> SearchResult:
+    return SearchResult(By.VECTOR, sought.model, len(sought.vector), *await _shown(work, found, count_max))
 
 
-async def _shown(work: Work, found: Sequence[tuple[uuid.UUID, float]]) -> tuple[list[Found], int]:
-    """Contexts that were found, each by its id and its score, as many as there is room for; and how many others there are."""
+async def _shown(work: Work, found: Sequence[tuple[uuid.UUID, float]], count_max: int) -> tuple[list[Found], int]:
+    """Contexts that were found, each by its id and its score, and that are there: as many as there is room for of the first so
+    many, and how many others there are of these."""
     if not found:
         return [], 0
     ids, scores = zip(*found, strict=True)
-    rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores, PAGE_BYTES_MAX)
-    shown = fit(rows, len(ids)).rows
+    rows = await work.tx.fetch(SQL.scored, work.tenant_id, ids, scores, count_max, PAGE_BYTES_MAX)
+    shown = fit(rows, count_max).rows
     return [_found(row) for row in shown], (rows[0]["found"] if rows else 0) - len(shown)
 
 

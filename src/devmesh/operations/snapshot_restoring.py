@@ -174,12 +174,18 @@ class _NextTimes(NamedTuple):
 
 
 async def _next_times(work: Work, whole: uuid.UUID) -> _NextTimes:
-    """When schedules fire next that have fired since they were to by the snapshot: after that, or times had jobs twice."""
+    """When schedules fire next that become as they were: as they do now, or with other times, or after a pause, from now on.
+
+    So no time has its job twice, and those of a pause have none.
+    """
     found = _NextTimes([], [], [])
     for row in await work.tx.fetch(SQL.lock_schedules, work.tenant_id, whole):
         found.ids.append(row["schedule_id"])
+        if row["goes_on"]:
+            found.times.append(row["next_fire_at"])
+            continue
         try:
-            found.times.append(timing_of(row).next_after(row["last_fired_at"]))
+            found.times.append(timing_of(row).next_after(max(work.now, row["last_fired_at"] or work.now)))
         except TimingUnusable:  # its time zone is not known here: who fires it next knows it, and counts on from there
             found.times.append(row["next_fire_at"])
             if row["next_fire_at"] is None:  # it is paused, or over: who resumes it knows
@@ -204,7 +210,7 @@ async def _put_back_jobs(work: Work, whole: uuid.UUID, decisions: list[str]) -> 
         await leave_places(work, [row["job_id"] for row in left])
     crowded = await _crowded_out(work, whole)
     jobs = _Jobs(
-        await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "crowded"]),
+        await work.tx.fetch(SQL.put_back_waiting, work.tenant_id, whole, [*decisions, "given back", "crowded"]),
         await work.tx.fetch(SQL.put_back_held, work.tenant_id, whole),
         await work.tx.fetch(SQL.put_back_blocked, work.tenant_id, whole, decisions),
         await work.tx.fetch(SQL.put_back_dead, work.tenant_id, whole, decisions),

@@ -68,7 +68,7 @@ RULES = (
         "look at the database's clock: `devmesh doctor`",
     ),
     Rule(
-        "dead_letters_failed", "every dead letter is of a job that failed for good",
+        "dead_letters_failed", "every dead letter is of a job that there is, and that failed for good",
         "`devmesh dead-letters discard ID`",
     ),
     Rule(
@@ -77,12 +77,12 @@ RULES = (
     ),
     Rule("parents_first", "no job is given out while it is to wait for others", "look at what it has done too early"),
     Rule(
-        "nobody_stranded", "every job that waits for others is noted at one that will end",
+        "nobody_stranded", "every job that waits, for others or for a place, waits for what will let it go on",
         "`devmesh jobs cancel ID`, and enqueue it again",
     ),
     Rule("pauses_kept", "nothing is given out of a paused queue", "`devmesh queues pause` it again"),
     Rule(
-        "limits_kept", "no more jobs of a concurrency key are under way than its limit, each with a place",
+        "limits_kept", "no more jobs of a concurrency key are under way than its limit has said, each with a place",
         "look at the jobs with `devmesh jobs list --queue NAME`",
     ),
     Rule(

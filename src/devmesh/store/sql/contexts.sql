@@ -37,15 +37,17 @@ with gone as (
 select g.* from gone g;
 
 -- name: scored
--- Those that a search has found, in its order. $1 tenant, $2 ids, $3 their scores, $4 up to how many bytes, as they are stored, and one
--- more. `found` is how many there are of all.
+-- Those that a search has found and that are there still, in its order. $1 tenant, $2 ids, $3 their scores, $4 how many, $5 up to how many
+-- bytes, as they are stored, and one more. `found` is how many there were of $4.
 select p.* from (
-    select k.*, f.score, f.place, count(*) over () as found,
-           sum(pg_column_size(k.text) + pg_column_size(k.data))
-           over (order by f.place rows between unbounded preceding and 1 preceding) as bytes_before
-    from unnest($2::uuid[], $3::double precision[]) with ordinality as f (context_id, score, place)
-    cross join lateral (select * from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = f.context_id limit 1) k) p
-where coalesce(p.bytes_before, 0) < $4 order by p.place;
+    select t.*, count(*) over () as found,
+           sum(pg_column_size(t.text) + pg_column_size(t.data))
+           over (order by t.place rows between unbounded preceding and 1 preceding) as bytes_before
+    from (
+        select k.*, f.score, f.place from unnest($2::uuid[], $3::double precision[]) with ordinality as f (context_id, score, place)
+        cross join lateral (select * from mcp.execution_contexts c where c.tenant_id = $1 and c.context_id = f.context_id limit 1) k
+        order by f.place limit $4) t) p
+where coalesce(p.bytes_before, 0) < $5 order by p.place;
 
 -- name: by_words
 -- Those that have most of the words of a text. The score is the share of its words that they have. PostgreSQL takes a query apart word by

@@ -45,14 +45,17 @@ select 'job ' || w.job_id as thing,
 from wrong w order by w.job_id limit $3;
 
 -- name: can_be_found
--- Jobs that wait elsewhere than where they are looked for: in another queue, or at another time than the latest execution says.
+-- Jobs that wait elsewhere than where they are looked for: in another queue, at another time than the latest execution says, or as if
+-- they had been made at another time.
 select 'job ' || r.job_id as thing,
-       'it waits in ' || r.queue || ' for ' || r.run_at || ', after attempt ' || r.attempt as found, count(*) over () as total
-from mcp.jobs_ready r join mcp.jobs k on k.tenant_id = $1 and k.job_id = r.job_id and k.created_at = r.created_at
+       'it waits in ' || r.queue || ' for ' || r.run_at || ', after attempt ' || r.attempt
+       || case when k.created_at <> r.created_at then ', as one made at ' || r.created_at else '' end as found,
+       count(*) over () as total
+from mcp.jobs_ready r join mcp.jobs k on k.tenant_id = $1 and k.job_id = r.job_id
 left join mcp.job_executions x on x.tenant_id = $1 and x.job_id = r.job_id and x.attempt = r.attempt and x.next_run_at = r.run_at
 left join mcp.job_slots s on s.tenant_id = $1 and s.job_id = r.job_id
 where r.tenant_id = $1 and r.created_at >= $2
-  and (k.queue <> r.queue or s.ready_at <> r.run_at
+  and (k.queue <> r.queue or k.created_at <> r.created_at or s.ready_at <> r.run_at
        or (s.job_id is null and x.job_id is null and (r.attempt > 0 or r.run_at <> k.run_at)))
 order by r.job_id limit $3;
 
@@ -137,18 +140,18 @@ from counted c join mcp.jobs k on k.tenant_id = $1 and k.job_id = c.job_id
 where k.created_at >= $2 and c.retries > k.max_retries group by c.job_id, k.max_retries order by c.job_id limit $3;
 
 -- name: never_early
--- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for. What was said last
--- after an attempt holds: a job that is backing off may be put back as a snapshot has it.
+-- Attempts that began before the time to which the one before had put the job off, or the end of what it waited for. The latest that was
+-- written of an attempt holds: a snapshot that is put back over a job that is backing off has it wait as it did before.
 with begun as (
     select x.job_id, x.attempt, x.started_at from mcp.job_executions x
     where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.started_at is not null
     union all select l.job_id, l.attempt, l.started_at from mcp.jobs_leased l where l.tenant_id = $1 and l.created_at >= $2
 ), due as (
     select k.job_id, 0 as attempt, k.run_at as due_at from mcp.jobs k where k.tenant_id = $1 and k.created_at >= $2
-    union all select l.job_id, l.attempt, l.next_run_at
-              from (select distinct on (x.job_id, x.attempt) x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
-                    where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day' and x.next_run_at is not null
-                    order by x.job_id, x.attempt, x.finished_at desc) l
+    union all select o.job_id, o.attempt, o.next_run_at from (
+        select distinct on (x.job_id, x.attempt) x.job_id, x.attempt, x.next_run_at from mcp.job_executions x
+        where x.tenant_id = $1 and x.finished_at >= $2::timestamptz - interval '1 day'
+        order by x.job_id, x.attempt, x.finished_at desc) o
 )
 select 'job ' || b.job_id as thing,
        'attempt ' || b.attempt || ' began at ' || b.started_at || ', before its time, ' || d.due_at as found, count(*) over () as total
@@ -156,13 +159,16 @@ from begun b join due d on d.job_id = b.job_id and d.attempt = b.attempt - 1
 where d.due_at > b.started_at order by b.job_id, b.attempt limit $3;
 
 -- name: dead_letters_failed
--- Dead letters of jobs that have not failed for good, or not in that attempt.
-select 'job ' || d.job_id as thing, 'it is a dead letter of attempt ' || d.attempt || ', which did not fail for good' as found,
+-- Dead letters of jobs that have not failed for good, or not in that attempt; and those without a job.
+select 'job ' || d.job_id as thing,
+       case when k.job_id is null then 'it is a dead letter, and there is no such job'
+            else 'it is a dead letter of attempt ' || d.attempt || ', which did not fail for good' end as found,
        count(*) over () as total
 from mcp.dead_letter_queue d
+left join mcp.jobs k on k.tenant_id = $1 and k.job_id = d.job_id and k.created_at = d.created_at
 left join mcp.job_executions x on x.tenant_id = $1 and x.job_id = d.job_id and x.attempt = d.attempt and x.next_run_at is null
                               and x.outcome in ('FAILED', 'TIMED_OUT', 'LEASE_LOST')
-where d.tenant_id = $1 and d.created_at >= $2 and x.job_id is null order by d.job_id limit $3;
+where d.tenant_id = $1 and d.created_at >= $2 and (k.job_id is null or x.job_id is null) order by d.job_id limit $3;
 
 -- name: failures_kept
 -- Jobs that failed for good and are no dead letters, although nobody discarded them.
@@ -188,20 +194,30 @@ join mcp.jobs k on k.tenant_id = $1 and k.job_id = e.child_id
 where e.tenant_id = $1 and k.created_at >= $2 and b.job_id is null order by e.child_id limit $3;
 
 -- name: nobody_stranded
--- Jobs that wait for others, and for none that would let them go on, or end, when it ends: each has a note that it is waited for.
+-- Jobs that wait for others, and for none that would let them go on, or end, when it ends: each has a note that it is waited for. A dead
+-- letter is waited for by those alone that are to wait until it is replayed. And jobs that wait for a place, though one is free.
 with alive as (
-    select r.job_id from mcp.jobs_ready r where r.tenant_id = $1 and r.is_parent
-    union all select l.job_id from mcp.jobs_leased l where l.tenant_id = $1 and l.is_parent
-    union all select b.job_id from mcp.jobs_blocked b where b.tenant_id = $1 and b.is_parent
-    union all select w.job_id from mcp.jobs_limited w where w.tenant_id = $1 and w.is_parent
-    union all select d.job_id from mcp.dead_letter_queue d where d.tenant_id = $1 and d.is_parent
+    select r.job_id, false as is_dead from mcp.jobs_ready r where r.tenant_id = $1 and r.is_parent
+    union all select l.job_id, false from mcp.jobs_leased l where l.tenant_id = $1 and l.is_parent
+    union all select b.job_id, false from mcp.jobs_blocked b where b.tenant_id = $1 and b.is_parent
+    union all select w.job_id, false from mcp.jobs_limited w where w.tenant_id = $1 and w.is_parent
+    union all select d.job_id, true from mcp.dead_letter_queue d where d.tenant_id = $1 and d.is_parent
+), taken as (
+    select s.queue, s.concurrency_key, count(*) as count from mcp.job_slots s where s.tenant_id = $1 group by s.queue, s.concurrency_key
+), wrong as (
+    select b.job_id,
+           coalesce('it waits for job ' || e.parent_id || ', which will not let it go on', 'it waits for others, and for none') as found
+    from mcp.jobs_blocked b left join mcp.job_dependencies e on e.tenant_id = $1 and e.child_id = b.job_id
+    left join alive a on a.job_id = e.parent_id and (not a.is_dead or b.policy = 'wait')
+    where b.tenant_id = $1 and b.created_at >= $2 and a.job_id is null
+    union all
+    select w.job_id, 'it waits for a place of key ' || w.concurrency_key || ', and there is one'
+    from mcp.jobs_limited w
+    left join mcp.job_limits m on m.tenant_id = $1 and m.queue = w.queue and m.concurrency_key = w.concurrency_key
+    left join taken t on t.queue = w.queue and t.concurrency_key = w.concurrency_key
+    where w.tenant_id = $1 and w.created_at >= $2 and not w.is_delayed and coalesce(t.count < m.concurrency_limit, true)
 )
-select 'job ' || b.job_id as thing,
-       coalesce('it waits for job ' || e.parent_id || ', which will not let it go on', 'it waits for others, and for none') as found,
-       count(*) over () as total
-from mcp.jobs_blocked b left join mcp.job_dependencies e on e.tenant_id = $1 and e.child_id = b.job_id
-left join alive a on a.job_id = e.parent_id
-where b.tenant_id = $1 and b.created_at >= $2 and a.job_id is null order by b.job_id limit $3;
+select 'job ' || w.job_id as thing, w.found, count(*) over () as total from wrong w order by w.job_id limit $3;
 
 -- name: pauses_kept
 -- Attempts that began in a queue that had been paused by then, and is. A claim that was under way when it was may still end, and a
@@ -282,7 +298,7 @@ from numbered n where n.sequence <> n.before + 1 and n.at >= $2 order by n.seque
 
 -- name: events_agree
 -- What was told of jobs and is not in their history, or the other way round; of those that a snapshot has put back, since then: it may have
--- been because one of both was lost.
+-- been because one of both was lost. And jobs of which it was told that they were enqueued, and that are not there, in a month that is.
 with sides as (
     select j.id as job_id, coalesce(j.attempt, 0) as attempt, 1 as told,
            case e.type when 'job.retrying' then 'failed' else substr(e.type, 5) end as what
@@ -308,10 +324,20 @@ with sides as (
     cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid, attempt integer)
     where e.tenant_id = $1 and e.at >= $2::timestamptz - interval '1 day' and e.type = 'job.restored'
     group by j.id
+), kept as materialized (
+    select range_agg(tstzrange(substring(b.bounds from $re$FROM \('([^']+)'\)$re$)::timestamptz + interval '1 minute',
+                               substring(b.bounds from $re$TO \('([^']+)'\)$re$)::timestamptz)) as months
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid cross join lateral (select pg_get_expr(c.relpartbound, c.oid) as bounds) b
+    where i.inhparent = 'mcp.jobs'::regclass and b.bounds <> 'DEFAULT'
+), found as (
+    select w.job_id, w.attempt, w.what || ': ' || case when w.more > 0 then 'told, and not done' else 'done, and not told' end as what
+    from wrong w join mcp.jobs k on k.tenant_id = $1 and k.job_id = w.job_id left join restored g on g.job_id = w.job_id
+    where k.created_at >= $2 and w.attempt > coalesce(g.attempt, -1)
+    union all
+    select j.id, 0, 'enqueued: told, and there is no such job'
+    from mcp.events e cross join lateral json_to_recordset(e.data -> 'jobs') as j (id uuid) cross join kept
+    left join mcp.jobs k on k.tenant_id = $1 and k.job_id = j.id
+    where e.tenant_id = $1 and e.at >= $2 and e.type = 'job.enqueued' and k.job_id is null and e.at <@ kept.months
 )
-select 'job ' || w.job_id as thing,
-       'attempt ' || w.attempt || ', ' || w.what || ': ' || case when w.more > 0 then 'told, and not done' else 'done, and not told' end
-       as found,
-       count(*) over () as total
-from wrong w join mcp.jobs k on k.tenant_id = $1 and k.job_id = w.job_id left join restored g on g.job_id = w.job_id
-where k.created_at >= $2 and w.attempt > coalesce(g.attempt, -1) order by w.job_id, w.attempt, w.what limit $3;
+select 'job ' || f.job_id as thing, 'attempt ' || f.attempt || ', ' || f.what as found, count(*) over () as total
+from found f order by f.job_id, f.attempt, f.what limit $3;

@@ -1,10 +1,10 @@
 -- name: decide_jobs
 -- Says of each job of a snapshot what is to be done. `insert` where nothing is known of it, nor of an attempt after. The same where it lies
--- nowhere, though its history does not say that it is over: what was asked for, which is there, is `placeless` then. Where it lies as it was
--- nothing, but for what is lost of the rest: what was asked for, its last attempt, for whom it waits; rows of the noun `kept jobs` say where
--- these lie. Else `conflict`, and rows of the noun `changed jobs` say how they were and are. Where a job lies in its queue is said by the rest
--- of it: if that is lost, all of its tenant's are looked through. $1 tenant, $2 the rows. Rows are found one by one before they are updated:
--- each would be compared with each.
+-- nowhere, though its history does not say that it is over: what was asked for is `placeless` then if it is there, and a lease that it had
+-- is `given back` if an attempt followed. Where it lies as it was nothing, but for what is lost of the rest: what was asked for, its last
+-- attempt, for whom it waits; rows of the noun `kept jobs` say where these lie. Else `conflict`, and rows of the noun `changed jobs` say how
+-- they were and are. Where a job lies in its queue is said by the rest of it: if that is lost, all of its tenant's are looked through.
+-- $1 tenant, $2 the rows. Rows are found one by one before they are updated: each would be compared with each.
 with place as materialized (
     select r.id, r.id::uuid as job_id, r.noun, (r."row" ->> 'attempt')::integer as attempt from mcp.state_snapshot_rows r
     where r.tenant_id = $1 and r.snapshot_id = $2
@@ -38,14 +38,15 @@ with place as materialized (
     select r.job_id, max(r.attempt) as attempt from mcp.jobs_ready r
     where r.tenant_id = $1 and exists (select from seen s where s.now_noun is null and (s.is_unknown or s.may_go_on)) group by r.job_id
 ), joined as materialized (
-    select s.*, s.now_noun is null and q.job_id is not null as is_astray, q.attempt as queued_attempt
+    select s.*, s.now_noun is null and q.job_id is not null as is_astray, q.attempt as queued_attempt,
+           s.may_go_on and not s.is_of_then and s.noun <> 'dead_letter_queue' as went_on
     from seen s full join queued q on q.job_id = s.job_id
 ), decided as materialized (
     select s.*, case
                when s.now_noun is null and not s.is_astray then
-                   case when s.is_unknown and s.is_of_then then 'insert'
-                        when not s.is_unknown and s.is_of_then and s.may_go_on and (s.noun <> 'dead_letter_queue' or s.last_attempt is null)
-                             then 'placeless'
+                   case when s.is_unknown and (s.is_of_then or s.went_on) then 'insert'
+                        when not s.is_unknown and (s.is_of_then and s.may_go_on and (s.noun <> 'dead_letter_queue' or s.last_attempt is null)
+                                                   or s.went_on) then 'placeless'
                         else 'conflict' end
                when s.is_unknown or s.is_astray then 'kept'
                when s.now_attempt = s.attempt
@@ -65,6 +66,7 @@ with place as materialized (
     from decided d where d.decision = 'kept'
 ), hit as materialized (
     select h.place, case
+               when h.noun = 'jobs_leased' and d.went_on and d.decision in ('insert', 'placeless') then 'given back'
                when d.decision = 'placeless' and h.noun <> 'jobs' then 'insert'
                when d.decision <> 'kept' then d.decision
                when h.noun = 'jobs' and d.is_unknown or h.noun = 'latest' and d.last_attempt is null
@@ -82,6 +84,9 @@ with place as materialized (
 ), placeless as (
     update mcp.state_snapshot_rows r set decision = 'placeless'
     where r.ctid = any(array(select hit.place from hit where hit.decision = 'placeless'))
+), given_back as (
+    update mcp.state_snapshot_rows r set decision = 'given back'
+    where r.ctid = any(array(select hit.place from hit where hit.decision = 'given back'))
 )
 update mcp.state_snapshot_rows r set decision = 'conflict'
 where r.ctid = any(array(select hit.place from hit where hit.decision = 'conflict'));

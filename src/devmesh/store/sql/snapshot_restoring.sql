@@ -73,7 +73,8 @@ select exists (
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = 'conflict');
 
 -- name: put_back_jobs
--- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts. `nul` is what stands in a row for
+-- Writes what was asked for of jobs that are to be put back, and what was last known of their attempts; and of jobs that have ended since
+-- and stay so, of which it was lost. `nul` is what stands in a row for
 -- what JSON may say and a text may not hold: see snapshots.sql. Nothing more is done to a job that somebody
 -- else has written since it was found missing: it lies where it was put with that. $1 tenant, $2 the rows, $3 the decisions by which they are.
 with latest as (
@@ -94,7 +95,10 @@ with latest as (
            j.unique_key, j.concurrency_key, j.concurrency_limit
     from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.jobs, r."row") j
     cross join lateral (select r."row" ->> 'nul' as nul, '\u' || to_hex(ascii(r."row" ->> 'nul')) as escape) n
-    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs' and r.decision = any($3::text[])
+    left join lateral (select e.job_id from mcp.job_executions e
+                       where e.tenant_id = $1 and e.job_id = r.id::uuid and e.next_run_at is null limit 1) over on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs'
+      and (r.decision = any($3::text[]) or r.decision = 'conflict' and over.job_id is not null)
     on conflict do nothing
     returning job_id
 ), told as materialized (
@@ -137,8 +141,9 @@ on conflict do nothing;
 -- time. Who held one keeps it. $1 tenant, $2 the rows.
 select r.id::uuid as job_id from mcp.state_snapshot_rows r
 cross join lateral (select from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) slot
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision = 'insert'
-  and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'dead_letter_queue']);
+where r.tenant_id = $1 and r.snapshot_id = $2
+  and (r.decision = 'insert' and r.noun = any(array['jobs_ready', 'jobs_limited', 'jobs_blocked', 'dead_letter_queue'])
+       or r.decision = 'given back');
 
 -- name: kept
 -- Jobs that stay where they lie, and of which something else was lost and is written: where that is, and in which attempt. $1 tenant, $2
@@ -164,16 +169,10 @@ where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.d
 group by j.queue, j.concurrency_key;
 
 -- name: crowd
--- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. Their limits are locked.
--- $1 tenant, $2 the rows.
-with held as materialized (
-    select r.id::uuid as job_id from mcp.state_snapshot_rows r
-    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
-), own as materialized (
-    select s.queue, s.concurrency_key, count(*) from held h
-    cross join lateral (select * from mcp.job_slots k where k.tenant_id = $1 and k.job_id = h.job_id limit 1) s group by 1, 2
-), counted as materialized (
-    select r.ctid as place, m.concurrency_limit - taken.count + coalesce(left_of_them.count, 0) as free,
+-- Decides `crowded` of jobs that were held and for which there is no place any more, others having theirs by now. One whose own is left
+-- keeps it, however low the limit is by now. Their limits are locked. $1 tenant, $2 the rows.
+with counted as materialized (
+    select r.ctid as place, m.concurrency_limit - taken.count as free,
            row_number() over (partition by j.queue, j.concurrency_key order by (r."row" ->> 'started_at')::timestamptz, r.id) as ordinal
     from mcp.state_snapshot_rows r
     cross join lateral (select * from mcp.jobs k where k.tenant_id = $1 and k.job_id = r.id::uuid limit 1) j
@@ -181,9 +180,8 @@ with held as materialized (
                         where l.tenant_id = $1 and l.queue = j.queue and l.concurrency_key = j.concurrency_key limit 1) m
     cross join lateral (select count(*) from mcp.job_slots s
                         where s.concurrency_key = m.concurrency_key and s.queue = m.queue and s.tenant_id = $1) taken
-    left join lateral (select o.count from own o where o.queue = m.queue and o.concurrency_key = m.concurrency_key limit 1) left_of_them
-         on true
-    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
+    left join lateral (select s.job_id from mcp.job_slots s where s.tenant_id = $1 and s.job_id = r.id::uuid limit 1) own on true
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert' and own.job_id is null
 )
 update mcp.state_snapshot_rows r set decision = 'crowded'
 where r.ctid = any(array(select c.place from counted c where c.ordinal > c.free))
@@ -343,16 +341,20 @@ with missing as (
 select m.* from missing m union all select c.* from changed c;
 
 -- name: lock_schedules
--- Locks schedules that are to become as they were, and gives those that have fired since the time at which they were to fire next.
--- $1 tenant, $2 the rows.
-select now.schedule_id, now.last_fired_at, now.starts_at, now.next_fire_at, p.cron, p.interval_s, p.time_zone, p.ends_at
+-- Locks schedules that are to become as they were, and gives those that are to fire then, with the times that they are to have, and whether
+-- the next one stays as it is: they have these already, or one is due that was not seen yet. $1 tenant, $2 the rows.
+select now.schedule_id, now.last_fired_at, now.starts_at, now.next_fire_at, p.cron, p.interval_s, p.time_zone, p.ends_at,
+       now.paused_at is null
+       and ((now.cron, now.interval_s, now.time_zone, now.ends_at) is not distinct from (p.cron, p.interval_s, p.time_zone, p.ends_at)
+            or coalesce(now.next_fire_at <= now(), false)) as goes_on
 from mcp.state_snapshot_rows r cross join lateral json_populate_record(null::mcp.schedules, r."row") p
 cross join lateral (select * from mcp.schedules k where k.tenant_id = $1 and k.schedule_id = r.id::uuid limit 1 for update) now
-where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict' and p.next_fire_at <= now.last_fired_at;
+where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'schedules' and r.decision = 'conflict'
+  and p.next_fire_at is not null;
 
 -- name: put_back_schedules
--- $1 tenant, $2 the rows, $3 the decisions; of those that have fired since $4 their ids, $5 when they fire next; $6 those of which nobody
--- here can say that: they are paused.
+-- $1 tenant, $2 the rows, $3 the decisions; of those that are to fire $4 their ids, $5 when they do so next; $6 those of which nobody here
+-- can say that: they are paused.
 with missing as (
     insert into mcp.schedules (tenant_id, schedule_id, created_by_key_id, created_at, updated_at, starts_at, ends_at, next_fire_at,
                                last_fired_at, paused_at, interval_s, fired_count, missed_count, last_job_id, cron, time_zone, missed, name,
