@@ -132,6 +132,12 @@ def test_what_can_do_no_jobs_is_refused_where_it_is_declared(directory: Path, co
     assert "(app_ill.py, line " in told
 
 
+def test_a_script_that_runs_its_mesh_is_loaded_as_well(directory: Path) -> None:
+    """Or it would work within the import, and begin again when it is told to stop."""
+    (directory / "app_well.py").write_text(BEGIN + "@mesh.job('x')\ndef one(job): pass\nmesh.run()\n")
+    assert list(load_app("app_well:mesh").job_handlers) == ["x"]
+
+
 def test_what_a_job_can_be_given_to_may_be_declared(directory: Path) -> None:
     (directory / "app_well.py").write_text(WELL)
     handlers = load_app("app_well:mesh").job_handlers
