@@ -98,6 +98,8 @@ def test_the_protocol_page_says_of_jobs_what_they_answer() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| `") and " | " in line]
     reasons = rows[rows.index(next(row for row in rows if "`agent.deregistered` | the agent that this key" in row)) :]
     assert len([row for row in reasons if row.startswith("| `schedule.name`")]) == 1
+    schedule = page.partition("\n### `schedule.create`\n")[2].partition("\n### ")[0]
+    assert "`conflict`, `quota_exceeded`" in schedule
     search = page.partition("\n### `context.search`\n")[2].partition("\n### ")[0]
     assert "May also answer `conflict`" in search
     lease = page.partition("\n### JobLease\n")[2].partition("\n### ")[0]

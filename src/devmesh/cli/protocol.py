@@ -28,6 +28,7 @@ EVERY_OPERATION_MAY = (
     Kind.INVALID_PARAMS, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.RATE_LIMITED, Kind.TOO_LARGE, Kind.UNAVAILABLE,
     Kind.TIMEOUT, Kind.INTERNAL,
 )  # fmt: skip
+COUNTED = ("issuer.create", "schedule.create", "snapshot.create")  # a tenant has so many of these at the most
 CLOSE_CODES = {
     1007: "a text frame was no UTF-8",
     1009: "a message was so much too long that it was not read: more than four times the longest that is taken",
@@ -89,7 +90,8 @@ def _own_errors(operation: Operation) -> list[Kind]:
     )
     found = [Kind.NOT_FOUND] if operation.path_fields or (operation.mutates and refers) else []
     if operation.mutates:
-        return [*found, Kind.CONFLICT, Kind.IDEMPOTENCY_MISMATCH]
+        quota = [Kind.QUOTA_EXCEEDED] if operation.name in COUNTED else []
+        return [*found, Kind.CONFLICT, *quota, Kind.IDEMPOTENCY_MISMATCH]
     # Of an inbox for whoever is no agent, and of a search by vectors that nobody makes.
     is_choosy = not {"topics", "by"}.isdisjoint(operation.params.__struct_fields__)
     return [*found, Kind.CONFLICT] if is_choosy else found
