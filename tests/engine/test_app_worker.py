@@ -180,6 +180,12 @@ def test_what_is_not_there_is_named(directory: Path, name: str, said: str) -> No
     assert str(raised.value) == said
 
 
+def test_who_has_nothing_but_agents_is_told_what_runs_them(directory: Path) -> None:
+    (directory / "app_well.py").write_text(BEGIN + "@mesh.agent('x')\ndef one(task): pass\n")
+    with pytest.raises(AppUnusable, match=r"app_well:mesh has no jobs: .*; agents are run by mesh.run\(\)$"):
+        load_app("app_well:mesh")
+
+
 @pytest.mark.parametrize(
     ("drain_limit_s", "grace_s", "limit_s"), [(20, 10, 8), (3, 10, 3), (20, 60, 20), (20, 1, 0.5), (20, 0, 0)]
 )

@@ -167,6 +167,11 @@ class Mesh:
 
         return declare
 
+    @property
+    def agent_names(self) -> list[str]:
+        """The agents that are declared here."""
+        return list(self._declared)
+
     def job_worker(self, open_requests: OpenRequests, open_heart_requests: OpenRequests | None = None) -> JobWorker:
         """The worker that runs these handlers, wherever its requests go: both where they go to the database itself."""
         name = self._worker_name or _name_of_process(os.getpid())

@@ -74,7 +74,8 @@ def load_app(name: str) -> Mesh:
     if not isinstance(found, Mesh):
         raise AppUnusable(f"{name} is no Mesh but a {type(found).__name__}")
     if not found.job_handlers:
-        raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…)")
+        instead = f"; agents are run by {attribute}.run()" if found.agent_names else ""
+        raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…){instead}")
     if (unfit := unfit_for_processes(found.job_handlers.values())) is not None:
         raise AppUnusable(f"{name} cannot be run: {unfit}")
     return found
@@ -123,6 +124,8 @@ class AppWorker:
         self._problem = ""
 
     def start(self) -> None:
+        if names := self._app.agent_names:
+            log.warning("agents are not run beside the database, but over the WebSocket: --remote does", agents=names)
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def drain(self, grace_s: float) -> None:
