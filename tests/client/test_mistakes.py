@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +51,35 @@ DECLARATIONS: dict[str, tuple[Callable[[Agents], object], str]] = {
 def test_what_can_be_no_agent_is_refused_where_it_is_declared(declare: Callable[[Agents], object], said: str) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         declare(Agents("ws://nowhere/ws", "dm_key"))
+
+
+SCRIPT = """
+from devmesh.client import Mesh
+mesh = Mesh("ws://127.0.0.1:1/ws", "dm_key")
+
+@mesh.job("own")
+def own(job): pass
+
+import handlers
+if __name__ == "__main__":
+    mesh.run()
+"""
+HANDLERS = """
+from script import mesh
+
+@mesh.job("far")
+def far(job): pass
+"""
+
+
+def test_a_script_that_its_handlers_import_says_what_nobody_would_run(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "handlers.py").write_text(HANDLERS)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S)
+    said = (
+        "ValueError: script.py is here twice, as the script and as the module script, whose mesh has far and is not run"
+    )
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
 
 
 async def test_a_client_that_nobody_has_connected_says_so_at_once() -> None:

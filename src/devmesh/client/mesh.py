@@ -26,8 +26,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from devmesh.client.address import find
@@ -167,6 +169,27 @@ class Mesh:
 
         return declare
 
+    def _declared_elsewhere(self) -> str | None:
+        """What nobody would run, because handlers import the script that runs them: it is there twice, with two meshes."""
+        script: str | None = getattr(sys.modules.get("__main__"), "__file__", None)
+        if script is None:
+            return None
+        copies = [
+            (name, module)
+            for name, module in list(sys.modules.items())
+            if name not in ("__main__", "__mp_main__") and getattr(module, "__dict__", {}).get("__file__") == script
+        ]
+        for name, module in copies:
+            for other in [value for value in vars(module).values() if isinstance(value, Mesh) and value is not self]:
+                lost = sorted({*other.job_handlers, *other._declared} - {*self.job_handlers, *self._declared})
+                if lost:
+                    file = Path(script).name
+                    return (
+                        f"{file} is here twice, as the script and as the module {name}, whose mesh has {', '.join(lost)} and is"
+                        " not run: make the mesh in a module of its own, from which both import it"
+                    )
+        return None
+
     @property
     def agent_names(self) -> list[str]:
         """The agents that are declared here."""
@@ -203,6 +226,8 @@ class Mesh:
 
     async def serve(self) -> None:
         """Works until `stop` is called, then drains and returns. Raises MeshError when it cannot go on."""
+        if (twice := self._declared_elsewhere()) is not None:
+            raise ValueError(twice)
         if not self._declared and not self.job_handlers:
             raise ValueError("this mesh has no agent and no job: declare one with @mesh.agent(…) or @mesh.job(…)")
         if (unfit := unfit_for_processes(self.job_handlers.values())) is not None:
