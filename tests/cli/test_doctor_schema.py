@@ -57,6 +57,16 @@ def test_an_empty_database_has_everything_to_migrate(server: IllServer, tmp_path
     assert found.one("tenants")["advice"] == ["devmesh keys first"]
 
 
+def test_an_address_that_is_locked_out_is_named_with_what_lets_it_in(own: str, tmp_path: Path) -> None:
+    assert doctor(tmp_path, own).one("lock-outs")["state"] == "ok"
+    run_sql(own, "insert into mcp.auth_lockouts values ('10.0.0.7', now() + interval '10 min'), ('10.0.0.8', now())")
+    line = doctor(tmp_path, own).one("lock-outs")
+    assert (line["state"], "from 10.0.0.7 is refused for 10 min" in line["found"]) == ("note", True)
+    [advice] = line["advice"]
+    run_sql(own, advice.removeprefix("wait, or "))
+    assert doctor(tmp_path, own).one("lock-outs")["state"] == "ok"
+
+
 def test_each_piece_that_drifted_comes_with_the_sql_that_mends_it(own: str, tmp_path: Path) -> None:
     run_sql(
         own,

@@ -90,8 +90,18 @@ def test_every_reference_page_describes_every_operation_event_and_error() -> Non
 
 def test_the_protocol_page_says_of_jobs_what_they_answer() -> None:
     page = pages()["protocol.md"]
-    for reason in ("job.stale_attempt", "job.cycle", "job.parent_failed", "job.children_max", "snapshot.no_base"):
+    for reason in (
+        "job.stale_attempt", "job.cycle", "job.parent_failed", "job.children_max", "snapshot.no_base", "job.unique_key",
+    ):  # fmt: skip
         assert f"\n| `{reason}` |" in page
+    assert "| `context.no_embedder` | this server makes no vectors" in page
+    rows = [line for line in page.splitlines() if line.startswith("| `") and " | " in line]
+    reasons = rows[rows.index(next(row for row in rows if "`agent.deregistered` | the agent that this key" in row)) :]
+    assert len([row for row in reasons if row.startswith("| `schedule.name`")]) == 1
+    schedule = page.partition("\n### `schedule.create`\n")[2].partition("\n### ")[0]
+    assert "`conflict`, `quota_exceeded`" in schedule
+    search = page.partition("\n### `context.search`\n")[2].partition("\n### ")[0]
+    assert "May also answer `conflict`" in search
     lease = page.partition("\n### JobLease\n")[2].partition("\n### ")[0]
     assert "| `is_cancel_requested` |" in lease
     assert "| `lease_until` |" in lease

@@ -159,6 +159,33 @@ def test_several_jobs_are_cancelled_and_retried_whatever_becomes_of_the_others(c
     assert command("jobs", "cancel").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (("dead-letters", "replay", "--all"), "1,000 dead letters were replayed before"),
+        (("dead-letters", "discard", "--queue", "q"), "1,000 dead letters were discarded before"),
+        (("queues", "purge", "q"), "1,000 jobs of q were cancelled before"),
+    ],
+)
+def test_what_was_done_of_many_is_told_whatever_came_between(
+    tmp_path: Path, command: tuple[str, ...], told: str
+) -> None:
+    acts: list[Asked] = []
+
+    def second_fails(asked: Asked) -> Said:
+        if asked.path.endswith("/stats"):
+            return as_json({"queues": [{"queue": "q", "waiting": 2_000, "limited": 0}]})
+        acts.append(asked)
+        ids = [str(number) for number in range(1_000)]
+        done = {"purged": 1_000, "job_ids": ids, "up_to": "z", "after": "y"}
+        return as_json(done) if len(acts) == 1 else as_json({"kind": "unavailable", "detail": "so it is"}, 503)
+
+    with stand_in(second_fails) as url:
+        done = devmesh(tmp_path, *command, settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": "dm_x"})
+    assert (len(acts), done.returncode, done.stdout) == (2, 3, "")
+    assert done.stderr.splitlines()[:2] == [told, "error: unavailable: so it is"]
+
+
 @pytest.mark.parametrize(("status", "kind", "code"), [(401, "unauthenticated", 1), (503, "unavailable", 3)])
 def test_what_concerns_all_jobs_ends_a_command_about_many_and_what_was_done_is_told(
     tmp_path: Path, status: int, kind: str, code: int

@@ -128,10 +128,12 @@ def test_a_watch_waits_when_it_is_told_to_and_goes_on_where_it_was(tmp_path: Pat
     assert "cursor: c4" in done.stderr.splitlines()
 
 
-def test_a_watch_that_may_not_begin_says_when_it_may(tmp_path: Path) -> None:
-    with stand_in(lambda _: as_json({"kind": "rate_limited", "detail": "slower", "retry_after_ms": 300}, 429)) as url:
+@pytest.mark.parametrize(("pause_ms", "told"), [(300, "0.3 s"), (896_930, "15 min")])
+def test_a_watch_that_may_not_begin_says_when_it_may(tmp_path: Path, pause_ms: int, told: str) -> None:
+    problem = {"kind": "rate_limited", "detail": "slower", "retry_after_ms": pause_ms}
+    with stand_in(lambda _: as_json(problem, 429)) as url:
         done = devmesh(tmp_path, "watch", settings={"DEVMESH_URL": url, "DEVMESH_API_KEY": KEY})
-    assert (done.returncode, "try again in 0.3 s" in done.stderr) == (Exit.FAILED, True)
+    assert (done.returncode, f"try again in {told}\n" in done.stderr) == (Exit.FAILED, True)
 
 
 APP = """

@@ -140,6 +140,21 @@ def test_a_narrow_terminal_hides_nothing(width: int, monkeypatch: pytest.MonkeyP
     assert ("c9: b9\n\nc0: only\n" in terminal.getvalue()) == (width < 60)
 
 
+@pytest.mark.parametrize(("width", "is_table"), [(40, False), (80, False), (120, True), (400, True)])
+def test_no_terminal_breaks_an_id_that_somebody_is_to_copy(
+    width: int, is_table: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    first, second, at = "01a22b5c-2734-724f-9a07-d8d01c5a02e9", "01a22b5c-211c-70e2-a03e-e36aa720db03", "2026-11-30"
+    title = "a title of many words, which may well be told on more than one line of a terminal"
+    tasks = [{"id": task, "title": title, "assigned_to": first, "created_at": at} for task in (first, second)]
+    print_page({"tasks": tasks}, "tasks", ("id", "title", "assigned_to", "created_at"), as_json=False)
+    shown = terminal.getvalue()
+    assert (shown.count(first), shown.count(second), shown.count(at)) == (3, 1, 2)
+    assert (f"id: {second}\n" in shown) == (not is_table)
+
+
 def test_what_others_write_is_no_markup_in_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     [table] = tables_of({"metrics": [{"[/]": "[bold]"}]})
     print_table(table.columns, table.rows, "[/title]")

@@ -27,6 +27,9 @@ from devmesh.client import Fail, Mesh
 PID = os.getpid()  # of whoever has imported this
 mesh = Mesh(capacity=50, lease_s={lease_s}, worker={worker!r})
 
+@mesh.agent("beside")
+def beside(task): pass
+
 @mesh.job("double")
 async def double(job):
     return {{"n": job.payload["n"] * 2, "attempt": job.attempt}}
@@ -165,7 +168,8 @@ def start_worker(mesh: Mesh, directory: Path, *, lease_s: float = 2.0, name: str
 
 async def test_handlers_of_every_sort_end_as_they_should(apart: tuple[Mesh, Jobs], tmp_path: Path) -> None:
     mesh, jobs = apart
-    start_worker(mesh, tmp_path)
+    worker = start_worker(mesh, tmp_path)
+    assert "agents are not run beside the database" in worker.log.read_text()
     ids = {
         name: await jobs.enqueue(name, {"n": 21}, max_retries=0)
         for name in ("double", "thread", "boom", "never", "object", "wordless", "large")

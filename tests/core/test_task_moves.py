@@ -138,8 +138,8 @@ def test_t05_delays_grow_are_jittered_and_end(max_retries: int, jitter: float) -
 
 
 def test_a_stale_attempt_is_refused_by_its_own_reason() -> None:
-    for attempt in (1, 3):
-        with pytest.raises(MeshError) as caught:
+    for attempt, told in ((1, "was given up"), (3, "has not begun")):
+        with pytest.raises(MeshError, match=f"attempt {attempt} of this task {told}; the attempt is now 2") as caught:
             tasks.check_attempt(2, attempt)
         assert (caught.value.kind, caught.value.data.reason) == (Kind.CONFLICT, "task.stale_attempt")
     tasks.check_attempt(2, 2)

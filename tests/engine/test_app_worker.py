@@ -132,6 +132,12 @@ def test_what_can_do_no_jobs_is_refused_where_it_is_declared(directory: Path, co
     assert "(app_ill.py, line " in told
 
 
+def test_a_script_that_runs_its_mesh_is_loaded_as_well(directory: Path) -> None:
+    """Or it would work within the import, and begin again when it is told to stop."""
+    (directory / "app_well.py").write_text(BEGIN + "@mesh.job('x')\ndef one(job): pass\nmesh.run()\n")
+    assert list(load_app("app_well:mesh").job_handlers) == ["x"]
+
+
 def test_what_a_job_can_be_given_to_may_be_declared(directory: Path) -> None:
     (directory / "app_well.py").write_text(WELL)
     handlers = load_app("app_well:mesh").job_handlers
@@ -172,6 +178,12 @@ def test_what_is_not_there_is_named(directory: Path, name: str, said: str) -> No
     with pytest.raises(AppUnusable) as raised:
         load_app(name)
     assert str(raised.value) == said
+
+
+def test_who_has_nothing_but_agents_is_told_what_runs_them(directory: Path) -> None:
+    (directory / "app_well.py").write_text(BEGIN + "@mesh.agent('x')\ndef one(task): pass\n")
+    with pytest.raises(AppUnusable, match=r"app_well:mesh has no jobs: .*; agents are run by mesh.run\(\)$"):
+        load_app("app_well:mesh")
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ WHOLE_TENANT = {
     "rates.forget": "a table of those that ask right now",
     "schema_migrations.list": "one row a migration",
     "server.administrators": "`devmesh doctor` counts all keys of administrators, once",
+    "server.locked_out": "a table of minutes, which `devmesh doctor` reads once",
     "server.oldest_transaction_id": "a handful of databases",
     "vault.count_left": "at the begin and the end of a round of re-encryption",
     "vault.current": "a handful of data keys",

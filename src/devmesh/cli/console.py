@@ -9,7 +9,7 @@ import enum
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import typer
@@ -17,6 +17,9 @@ import typer
 PIPE_WIDTH = 1_000_000_000
 CELL_CHARACTERS_MAX = 200  # on a terminal
 COLUMN_WIDTH_MIN = 6  # with the space around it
+PAIR = 2  # columns
+CELL_SPACE = 3  # around each cell
+WORD_CHARACTERS_MAX = 36  # of an id, which somebody is to copy; what is longer may be broken
 # What would steer a terminal or begin another line, and what no terminal can be sent.
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
@@ -94,7 +97,7 @@ def print_table(
 ) -> None:
     """A table as wide as its content: in a pipe nothing is cut, and on a terminal only what is long if it `is_short`.
 
-    Where a terminal has no room for so many columns, of which nothing would be seen, each row is some lines instead.
+    Where a terminal has no room for so many columns without breaking their words, each row is some lines instead.
     """
     from rich import box
     from rich.console import Console
@@ -102,17 +105,31 @@ def print_table(
     from rich.text import Text
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE_WIDTH)
-    if console.width < len(columns) * COLUMN_WIDTH_MIN:
+    shown = [[shorten(cell) if is_short else cell for cell in row] for row in rows]
+    words = [_longest_word(column, (row[place] for row in shown)) for place, column in enumerate(columns)]
+    if not _has_room(console.width, words):
         if title:
             console.print(Text(title), "", sep="\n")
-        for row in rows:
-            cells = zip(columns, (shorten(cell) if is_short else cell for cell in row), strict=True)
-            told = "\n".join(f"{column}: {cell}" for column, cell in cells if cell)
+        for row in shown:
+            told = "\n".join(f"{column}: {cell}" for column, cell in zip(columns, row, strict=True) if cell)
             console.print(Text(told), "", sep="\n", soft_wrap=True)
         return
     table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
-    for column in columns:
-        table.add_column(Text(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(shorten(cell) if is_short else cell) for cell in row))
+    for place, column in enumerate(columns):
+        is_a_word = max((len(cell) for cell in (column, *(row[place] for row in shown))), default=0) <= words[place]
+        table.add_column(Text(column), overflow="fold", no_wrap=is_a_word and len(columns) > PAIR)
+    for row in shown:
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _longest_word(column: str, cells: Iterable[str]) -> int:
+    """How wide a column must be so that no word in it is broken, in characters."""
+    return min(WORD_CHARACTERS_MAX, max((len(word) for text in (column, *cells) for word in text.split()), default=0))
+
+
+def _has_room(width: int, words: Sequence[int]) -> bool:
+    """Whether a table can be read on a terminal. Names beside their values are read in a narrow one, too."""
+    if len(words) <= PAIR:
+        return width >= len(words) * COLUMN_WIDTH_MIN
+    return width >= sum(word + CELL_SPACE for word in words)

@@ -219,7 +219,7 @@ def purge(queue: QueueName, as_json: AsJson = False, data_dir: DataDir = None) -
             count = invoke("queue.purge", {"queue": queue, "limit": STEP}, data_dir)["purged"]
             yield count
 
-    done = _with_bar(steps(), waiting)
+    done = _with_bar(steps(), waiting, f"jobs of {queue} were cancelled before")
     if done < waiting:
         note(f"{waiting - done:,} were not there any more")
     if as_json:
@@ -306,7 +306,7 @@ def _act_on_many(
             count, where = act({"all": True, "limit": STEP, **where, **filters})
             yield count
 
-    done = _with_bar(steps(), len(ids) or None)
+    done = _with_bar(steps(), len(ids) or None, f"dead letters were {done_word} before")
     if as_json:
         print_json({done_word: done})
     else:
@@ -335,16 +335,24 @@ def _as_answered(job_id: str) -> str:
         return job_id
 
 
-def _with_bar(steps: Iterator[int], total: int | None) -> int:
-    """Takes the steps while a bar on standard error shows how far they are: how many were done."""
+def _with_bar(steps: Iterator[int], total: int | None, done_words: str = "") -> int:
+    """Takes the steps while a bar on standard error shows how far they are: how many were done.
+
+    When something comes between, Ctrl-C as well, `done_words` tell of what how many were done.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     done = 0
     columns, console = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()), Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
-        for count in steps:
-            done += count
-            progress.update(task, completed=done)
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=total)
+            for count in steps:
+                done += count
+                progress.update(task, completed=done)
+    except BaseException:
+        if done and done_words:
+            note(f"{done:,} {done_words}")
+        raise
     return done

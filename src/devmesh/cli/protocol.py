@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,10 +23,12 @@ from devmesh.operations.registry import REGISTRY, Operation
 from devmesh.settings import Settings
 
 TEMPLATE = Path(__file__).with_name("protocol_page.md")
+FILLED_IN = "…"  # what stands for something in a message that is known only then
 EVERY_OPERATION_MAY = (
-    Kind.INVALID_PARAMS, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.RATE_LIMITED, Kind.UNAVAILABLE, Kind.TIMEOUT,
-    Kind.INTERNAL,
+    Kind.INVALID_PARAMS, Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.RATE_LIMITED, Kind.TOO_LARGE, Kind.UNAVAILABLE,
+    Kind.TIMEOUT, Kind.INTERNAL,
 )  # fmt: skip
+COUNTED = ("issuer.create", "schedule.create", "snapshot.create")  # a tenant has so many of these at the most
 CLOSE_CODES = {
     1007: "a text frame was no UTF-8",
     1009: "a message was so much too long that it was not read: more than four times the longest that is taken",
@@ -52,7 +54,7 @@ def page() -> str:
         every_error=", ".join(f"`{kind}`" for kind in EVERY_OPERATION_MAY),
         errors=_errors(),
         error_data=_fields(errors.ErrorData),
-        reasons=table(("reason", "message"), sorted(_reasons())),
+        reasons=table(("reason", "message"), sorted(set(_reasons()))),
         close_codes=table(("code", "means"), [(str(code), text) for code, text in sorted(CLOSE_CODES.items())]),
         limits=_limits(),
         operations="\n\n".join(_operation(operation) for operation in declared),
@@ -88,8 +90,11 @@ def _own_errors(operation: Operation) -> list[Kind]:
     )
     found = [Kind.NOT_FOUND] if operation.path_fields or (operation.mutates and refers) else []
     if operation.mutates:
-        return [*found, Kind.CONFLICT, Kind.IDEMPOTENCY_MISMATCH]
-    return [*found, Kind.CONFLICT] if "topics" in operation.params.__struct_fields__ else found
+        quota = [Kind.QUOTA_EXCEEDED] if operation.name in COUNTED else []
+        return [*found, Kind.CONFLICT, *quota, Kind.IDEMPOTENCY_MISMATCH]
+    # Of an inbox for whoever is no agent, and of a search by vectors that nobody makes.
+    is_choosy = not {"topics", "by"}.isdisjoint(operation.params.__struct_fields__)
+    return [*found, Kind.CONFLICT] if is_choosy else found
 
 
 def _answer(result: type[msgspec.Struct]) -> str:
@@ -121,24 +126,36 @@ def _errors() -> str:
 def _reasons() -> Iterator[tuple[str, str]]:
     """Every reason of a conflict with its message, read from the calls that raise it."""
     sources = [path for package in (core, operations) for path in Path(package.__path__[0]).glob("*.py")]
-    for source in sorted(sources):
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+    trees = [ast.parse(source.read_text(encoding="utf-8")) for source in sorted(sources)]
+    named = dict(_constants(trees))
+    for tree in trees:
+        for node in ast.walk(tree):
             match node:
                 case ast.Call(
-                    func=ast.Attribute(attr="conflict") | ast.Name(id="conflict"),
-                    args=[ast.Constant(value=str(reason)), message, *_],
-                ):
-                    yield f"`{reason}`", _words(message)
+                    func=ast.Attribute(attr="conflict") | ast.Name(id="conflict"), args=[reason, message, *_]
+                ) if (known := _words(reason, named)) != FILLED_IN:
+                    yield f"`{known}`", _words(message, named)
 
 
-def _words(message: ast.expr) -> str:
+def _constants(trees: Iterable[ast.Module]) -> Iterator[tuple[str, str]]:
+    """The texts that have a name at the top of a module."""
+    for tree in trees:
+        for node in tree.body:
+            match node:
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))) if name.isupper():
+                    yield name, text
+
+
+def _words(message: ast.expr, named: Mapping[str, str]) -> str:
     """A message as it is written, `…` for what is filled in."""
     match message:
         case ast.Constant(value=str(text)):
             return text
         case ast.JoinedStr(values=values):
-            return "".join(_words(part) for part in values)
-    return "…"
+            return "".join(_words(part, named) for part in values)
+        case ast.Name(id=name):
+            return named.get(name, FILLED_IN)
+    return FILLED_IN
 
 
 def _limits() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from devmesh.settings import ClientSettings
 PREFIX = "/api/v1"
 ANSWER_LIMIT_S = 90.0  # longer than an operation may wait
 CONNECT_LIMIT_S = 5.0
+MINUTES_FROM_S = 120.0  # of a pause that is told
 ADDRESS_CHARACTERS_MAX = 60_000  # without that of the mesh; beyond about that none can be sent
 IS_IT_REST = "is DEVMESH_URL the address of a mesh's REST service?"
 HINTS = {
@@ -114,7 +116,8 @@ def refused(response: httpx.Response, operation: Operation | None = None) -> Fai
     reason = f" ({problem['reason']})" if "reason" in problem else ""
     hint = HINTS.get(kind, "")
     if (pause_s := retry_after_s(response)) is not None:
-        hint = f"try again in {pause_s:g} s"
+        told = f"{pause_s:g} s" if pause_s < MINUTES_FROM_S else f"{math.ceil(pause_s / 60)} min"
+        hint = f"try again in {told}"
     elif kind is Kind.INVALID_PARAMS and operation is not None:
         hint = f"`devmesh call {operation.name} --describe` lists the parameters"
     code = Exit.UNREACHABLE if kind is Kind.UNAVAILABLE else Exit.FAILED

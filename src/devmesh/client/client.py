@@ -11,7 +11,7 @@ import msgspec
 
 from devmesh.client.address import find
 from devmesh.client.agents import Agents
-from devmesh.client.codecs import CODECS, CodecName
+from devmesh.client.codecs import CODECS, CodecName, check_codec
 from devmesh.client.connection import HEARTBEAT_INTERVAL_S, Connection, Event
 from devmesh.client.errors import MeshError
 from devmesh.client.events import EventStream
@@ -45,6 +45,7 @@ class Client:
         `timeout_s` is how long a request may take, with all its retries; `connect_timeout_s` how long the first connection
         may take to come about, None for ever.
         """
+        check_codec(codec)
         self.timeout_s, self._connect_timeout_s = timeout_s, connect_timeout_s
         self._agent = str(agent) if agent is not None else None
         self._registered: str | None = None  # the agent that this client became by registering it
@@ -77,7 +78,7 @@ class Client:
 
     @property
     def is_usable(self) -> bool:
-        """Whether requests have a chance: it is connected, or will be again."""
+        """Whether it stands for an agent whose requests have a chance: it is connected, or will be again."""
         return self._session.ended is None and self.agent_id is not None
 
     @property

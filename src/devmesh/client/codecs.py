@@ -70,3 +70,9 @@ CODECS: dict[CodecName, Codec] = {
     "json": Codec(Subprotocol("devmesh.v1.json"), True, msgspec.json),
     "msgpack": Codec(Subprotocol("devmesh.v1.msgpack"), False, msgspec.msgpack),
 }
+
+
+def check_codec(name: str) -> None:
+    """Raises ValueError for what is no codec's name."""
+    if name not in CODECS:
+        raise ValueError(f"codec: expected one of {', '.join(CODECS)}, and not {name!r}")

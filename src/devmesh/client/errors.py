@@ -6,6 +6,7 @@ not know stays readable, because `kind` is text.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import msgspec
@@ -135,6 +136,16 @@ def described(error: BaseException) -> dict[str, str]:
         message = f"(its words cannot be had: {type(worse).__name__})"
     told = {"type": type(error).__name__, "message": message}
     return {name: text.encode(errors="replace").decode() for name, text in told.items()}
+
+
+def finished(result: Any) -> Any:
+    """A handler's result. Raises Fail for one that is still to be awaited, as when an `await` was forgotten."""
+    if not inspect.isawaitable(result):
+        return result
+    if inspect.iscoroutine(result):
+        result.close()  # or Python would say, somewhere else, that nobody has awaited it
+    what = f"it is a {type(result).__name__}, for which nobody has waited"
+    raise Fail(unusable(f"{what}: await it in the handler, which is declared with async def"), retryable=False)
 
 
 def unusable(why: object, what: str = "result") -> dict[str, str]:

@@ -61,6 +61,10 @@ class HeldJob:
         return self.job.type
 
     @property
+    def queue(self) -> str:
+        return self.job.queue
+
+    @property
     def payload(self) -> Any:
         return self.job.payload
 
@@ -73,8 +77,16 @@ class HeldJob:
         return self.job.tags
 
     @property
+    def priority(self) -> int:
+        return self.job.priority
+
+    @property
     def retry_count(self) -> int:
         return self.job.retry_count
+
+    @property
+    def max_retries(self) -> int:
+        return self.job.max_retries
 
     @property
     def is_lost(self) -> bool:

@@ -24,17 +24,19 @@ class JobHandler(NamedTuple):
 
 def handler_of(type_: str, queue: str, function: Callable[[Any], Any], *, in_process: bool = False) -> JobHandler:
     """Raises TypeError or ValueError when no job could be done by it."""
-    refuse = _refusal(function) or (_process_refusal(function) if in_process else None)
+    refuse = refusal(function, "job") or (_process_refusal(function) if in_process else None)
     if refuse is not None:
         raise ValueError(f"jobs of type {type_!r}: {refuse}")
-    return JobHandler(type_, queue, function, _is_coroutine(function), in_process)
+    return JobHandler(type_, queue, function, is_coroutine(function), in_process)
 
 
-def _is_coroutine(function: Callable[[Any], Any]) -> bool:
+def is_coroutine(function: Callable[[Any], Any]) -> bool:
+    """Whether it runs in the loop, and not in a thread."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def _refusal(function: Any) -> str | None:
+def refusal(function: Any, given: str) -> str | None:
+    """Why it can be no handler, which is called with a job or a task; None when it can."""
     if inspect.isclass(function) or not callable(function):
         return f"expected a function, and not {'a class' if inspect.isclass(function) else repr(function)}"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -46,12 +48,12 @@ def _refusal(function: Any) -> str | None:
     try:
         signature.bind(None)
     except TypeError as problem:
-        return f"the function is called with the job and nothing else, and takes {signature}: {problem}"
+        return f"the function is called with the {given} and nothing else, and takes {signature}: {problem}"
     return None
 
 
 def _process_refusal(function: Callable[[Any], Any]) -> str | None:
-    if _is_coroutine(function):
+    if is_coroutine(function):
         return "a coroutine runs in this process's loop; give a plain function"
     name = getattr(function, "__qualname__", "")
     if "<" in name:  # <locals> or <lambda>
@@ -71,10 +73,10 @@ def unfit_for_processes(handlers: Iterable[JobHandler]) -> str | None:
     return None
 
 
-def check_label(what: str, text: Any) -> None:
-    """A type or a queue. Raises TypeError or ValueError."""
+def check_label(what: str, text: Any, example: str = "@mesh.job('resize')") -> None:
+    """A type, a queue or a capability. Raises TypeError or ValueError."""
     if not isinstance(text, str):
-        raise TypeError(f"{what}: expected a name, as in @mesh.job('resize'), and not {text!r}")
+        raise TypeError(f"{what}: expected a name, as in {example}, and not {text!r}")
     try:
         msgspec.convert(text, Label)
     except msgspec.ValidationError:
@@ -83,7 +85,7 @@ def check_label(what: str, text: Any) -> None:
 
 
 def check_name(what: str, text: Any) -> None:
-    """What a worker is called. Raises ValueError."""
+    """What a worker or an agent is called. Raises ValueError."""
     try:
         msgspec.convert(text, Name)
     except msgspec.ValidationError:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from devmesh.client.errors import Fail, LeaseLost, MeshError, Snooze, described, may_pass
+from devmesh.client.errors import Fail, LeaseLost, MeshError, Snooze, described, finished, may_pass
 from devmesh.client.job_context import BlockingJobContext, Job, JobContext
 from devmesh.client.job_handlers import JobHandler
 from devmesh.client.job_heart import JobHeart, OpenRequests
@@ -338,7 +338,7 @@ class JobWorker:
 
     async def _attempt(self, job: Job, lease: JobLease, task: asyncio.Task[Any]) -> Report:
         try:
-            result = await self._handle(job, lease, task)
+            result = finished(await self._handle(job, lease, task))
             return given_back(job, lease) if lease.is_known_lost else completed(job, lease, result)
         except LeaseLost as lost:
             return given_back(job, lease) if lease.is_lost else failed(job, lease, described(lost))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import logging
 import math
@@ -25,14 +26,16 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from devmesh.client.address import find
 from devmesh.client.agents import KindName
 from devmesh.client.client import Client
-from devmesh.client.codecs import CodecName
+from devmesh.client.codecs import CodecName, check_codec
 from devmesh.client.errors import MeshError
 from devmesh.client.forks import STOP_SIGNALS, end_by
 from devmesh.client.heart import Heart
@@ -42,12 +45,15 @@ from devmesh.client.job_handlers import (
     check_name,
     check_number,
     handler_of,
+    refusal,
     unfit_for_processes,
 )
 from devmesh.client.job_heart import OpenRequests
 from devmesh.client.job_worker import CAPACITY_DEFAULT, LEASE_S_DEFAULT, JobWorker
 from devmesh.client.loops import close, is_running, run_to_its_end
 from devmesh.client.worker import HAND_BACK_LIMIT_S, Declared, Worker
+from devmesh.core.agents import CONCURRENCY_MAX
+from devmesh.core.agents import Kind as AgentKind
 from devmesh.core.errors import Kind
 from devmesh.core.jobs import CAPACITY_MAX, LEASE_S_MAX, LEASE_S_MIN
 from devmesh.core.stopping import ONE_SIGNAL_S
@@ -55,6 +61,8 @@ from devmesh.core.stopping import ONE_SIGNAL_S
 log = logging.getLogger("devmesh.client")
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 DRAIN_LIMIT_S_DEFAULT = 20.0
+# While a worker imports a script that ends in `mesh.run()`: that worker runs what is declared there.
+is_being_loaded: contextvars.ContextVar[bool] = contextvars.ContextVar("devmesh_is_being_loaded", default=False)
 
 
 @functools.cache
@@ -90,6 +98,7 @@ class Mesh:
         check_number("capacity", capacity, 1, CAPACITY_MAX, is_whole=True)
         check_number("lease_s", lease_s, LEASE_S_MIN, LEASE_S_MAX)
         check_number("drain_limit_s", drain_limit_s, 0, math.inf)
+        check_codec(codec)
         self._worker_name = worker
         self.capacity, self.lease_s = capacity, lease_s
         self.job_handlers: dict[str, JobHandler] = {}
@@ -112,10 +121,19 @@ class Mesh:
 
         A coroutine function gets a TaskContext; a plain function runs in a thread and gets a BlockingTaskContext. An
         exception fails the attempt, and another follows while the task has retries left; raise Fail for a failure that no
-        retry will mend, Reject to leave the task to another agent. Two processes under one name share its concurrency.
+        retry will mend, Reject to leave the task to another agent. Two processes under one name share its concurrency. Raises
+        TypeError or ValueError for what can be no agent, or no handler.
         """
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected one, as in @mesh.agent('summarizer'), and not {name!r}")
+        check_name("name", name)
         if isinstance(capabilities, str):
             raise TypeError("capabilities: expected a list of names, such as ['summarize']")
+        for capability in capabilities:
+            check_label("capabilities", capability, "['summarize']")
+        check_number("concurrency", concurrency, 1, CONCURRENCY_MAX, is_whole=True)
+        if kind not in list(AgentKind):
+            raise ValueError(f"kind: expected one of {', '.join(AgentKind)}, and not {kind!r}")
         if name in self._declared:
             raise ValueError(f"agent {name!r} is declared twice")
         registration = {
@@ -124,6 +142,8 @@ class Mesh:
         }  # fmt: skip
 
         def declare(handler: HandlerT) -> HandlerT:
+            if (refused := refusal(handler, "task")) is not None:
+                raise ValueError(f"agent {name!r}: {refused}")
             self._declared[name] = Declared(name, concurrency, registration, handler)
             return handler
 
@@ -149,6 +169,32 @@ class Mesh:
 
         return declare
 
+    def _declared_elsewhere(self) -> str | None:
+        """What nobody would run, because handlers import the script that runs them: it is there twice, with two meshes."""
+        script: str | None = getattr(sys.modules.get("__main__"), "__file__", None)
+        if script is None:
+            return None
+        copies = [
+            (name, module)
+            for name, module in list(sys.modules.items())
+            if name not in ("__main__", "__mp_main__") and getattr(module, "__dict__", {}).get("__file__") == script
+        ]
+        for name, module in copies:
+            for other in [value for value in vars(module).values() if isinstance(value, Mesh) and value is not self]:
+                lost = sorted({*other.job_handlers, *other._declared} - {*self.job_handlers, *self._declared})
+                if lost:
+                    file = Path(script).name
+                    return (
+                        f"{file} is here twice, as the script and as the module {name}, whose mesh has {', '.join(lost)} and is"
+                        " not run: make the mesh in a module of its own, from which both import it"
+                    )
+        return None
+
+    @property
+    def agent_names(self) -> list[str]:
+        """The agents that are declared here."""
+        return list(self._declared)
+
     def job_worker(self, open_requests: OpenRequests, open_heart_requests: OpenRequests | None = None) -> JobWorker:
         """The worker that runs these handlers, wherever its requests go: both where they go to the database itself."""
         name = self._worker_name or _name_of_process(os.getpid())
@@ -160,8 +206,11 @@ class Mesh:
     def run(self) -> None:
         """Works until SIGINT or SIGTERM, then drains and returns. A second signal ends the process at once.
 
-        What cannot be mended by waiting, such as a wrong key, ends it with one line and exit code 1.
+        What cannot be mended by waiting, such as a wrong key, ends it with one line and exit code 1. In a script that
+        `devmesh worker --app` imports it returns at once.
         """
+        if is_being_loaded.get():
+            return
         if getattr(multiprocessing.current_process(), "_inheriting", False):
             return  # a process for jobs imports the script that has declared them, and must not become a worker itself
         if is_running():
@@ -177,6 +226,8 @@ class Mesh:
 
     async def serve(self) -> None:
         """Works until `stop` is called, then drains and returns. Raises MeshError when it cannot go on."""
+        if (twice := self._declared_elsewhere()) is not None:
+            raise ValueError(twice)
         if not self._declared and not self.job_handlers:
             raise ValueError("this mesh has no agent and no job: declare one with @mesh.agent(…) or @mesh.job(…)")
         if (unfit := unfit_for_processes(self.job_handlers.values())) is not None:

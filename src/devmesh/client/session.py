@@ -39,6 +39,7 @@ READS = frozenset({
     "get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions", "predict", "anomalies",
     "optimal", "alerts", "jobs", "search",
 })  # fmt: skip
+NOT_CONNECTED = "this client is not connected: use `async with Client() as client`, or `await client.connect()` first"
 REPEATABLE = frozenset({"heartbeat"})  # it changes something, but twice is as good as once
 
 
@@ -115,6 +116,8 @@ class Session:
 
     async def request(self, method: str, params: Mapping[str, Any], shape: type[T], timeout_s: float | None) -> T:
         """The result, whatever happens to connections in between. Raises MeshError; `timeout` when time is up."""
+        if self._keeper is None and self.ended is None:
+            raise MeshError(Kind.INVALID_REQUEST, NOT_CONNECTED)
         if takes_key(method) and "idempotency_key" not in params:
             params = {**params, "idempotency_key": uuid.uuid4().hex}
         ends_at = None if timeout_s is None else time.monotonic() + timeout_s

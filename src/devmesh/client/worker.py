@@ -8,7 +8,6 @@ and no attempt is run twice.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 import uuid
@@ -23,8 +22,9 @@ from devmesh.client.client import Client
 from devmesh.client.codecs import CodecName
 from devmesh.client.connection import Connection, Event
 from devmesh.client.context import BlockingTaskContext, TaskContext
-from devmesh.client.errors import Fail, MeshError, Reject, described, unusable
+from devmesh.client.errors import Fail, MeshError, Reject, described, finished, unusable
 from devmesh.client.heart import Heart
+from devmesh.client.job_handlers import is_coroutine
 from devmesh.client.lease import TaskLease
 from devmesh.client.tasks import Page, Task
 from devmesh.client.threads import in_thread
@@ -83,7 +83,7 @@ class Worker:
     def __init__(self, declared: Declared, address: Address, codec: CodecName, heart: Heart) -> None:
         self.declared, self._heart = declared, heart
         self.client = AgentClient(address, codec, self)
-        self._is_blocking = not inspect.iscoroutinefunction(declared.handler)
+        self._is_blocking = not is_coroutine(declared.handler)
         self._slots = asyncio.Semaphore(declared.concurrency)
         self._runs: dict[tuple[uuid.UUID, int], asyncio.Task[None]] = {}
         self._leases: set[TaskLease] = set()
@@ -193,7 +193,7 @@ class Worker:
 
     async def _outcome(self, task: Task, lease: TaskLease) -> Said:
         try:
-            return Said("task.complete", {"result": await self._result(task, lease)})
+            return Said("task.complete", {"result": finished(await self._result(task, lease))})
         except asyncio.CancelledError:
             return _failed({"type": "CancelledError", "message": "the handler was cancelled"})
         except Reject as reject:

@@ -15,6 +15,9 @@ PERFORMANCE_ATTEMPTS = 50  # how many of an agent's last attempts its figures ar
 HealthScore = Annotated[float, Meta(ge=0, le=1)]
 
 
+CONCURRENCY_MAX = 10_000
+
+
 class Kind(enum.StrEnum):
     LLM = "llm"
     TOOL = "tool"

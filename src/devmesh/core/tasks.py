@@ -171,8 +171,9 @@ def check_version(task: Task, asked: int | None) -> None:
 def check_attempt(attempt_now: int, attempt: int) -> None:
     """The fence: whoever holds an older attempt was given up, and its writes are refused."""
     if attempt != attempt_now:
+        told = "was given up" if attempt < attempt_now else "has not begun"
         raise errors.conflict(
-            "task.stale_attempt", f"attempt {attempt} of this task was given up; the attempt is now {attempt_now}"
+            "task.stale_attempt", f"attempt {attempt} of this task {told}; the attempt is now {attempt_now}"
         )
 
 

@@ -25,7 +25,8 @@ Json = dict[str, Any]
 DESCRIPTION = """\
 Every operation of DevMesh over HTTP. The WebSocket serves the same ones, with the same parameters, answers and errors.
 
-* Times are RFC 3339 in UTC with microseconds, durations are numbers with their unit in the name, ids are UUIDs.
+* Times are RFC 3339 in UTC with microseconds, left out when zero; durations are numbers with their unit in the name; ids are
+  UUIDs.
 * Lists are paged: give `next_cursor` back as `cursor`. A parameter that is a list is repeated, or has commas.
 * An error is a problem document (RFC 9457): `kind` and `reason` are for programs, `detail` is for people.
 * A request with an `Idempotency-Key` may be repeated for 24 hours: it is done once and always gets the same answer.

@@ -24,6 +24,7 @@ from devmesh.client import Mesh
 from devmesh.client.errors import MeshError, described
 from devmesh.client.job_handlers import unfit_for_processes
 from devmesh.client.job_worker import JobWorker
+from devmesh.client.mesh import is_being_loaded
 from devmesh.core.access import Caller, Scope
 from devmesh.core.components import Component, healthy, unhealthy
 from devmesh.engine.bell import Bell
@@ -59,10 +60,13 @@ def load_app(name: str) -> Mesh:
     if module_name.startswith(".") or "/" in module_name or module_name.endswith(".py"):
         raise AppUnusable(f"{name!r} names no module, which app.py has as app: say module:name, such as app:mesh")
     sys.path.insert(0, str(Path.cwd()))
+    loading = is_being_loaded.set(True)
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever the application's own code does
         raise AppUnusable(f"{module_name} cannot be imported: {_told(error)}") from error
+    finally:
+        is_being_loaded.reset(loading)
     try:
         found = getattr(module, attribute)
     except AttributeError:
@@ -70,7 +74,8 @@ def load_app(name: str) -> Mesh:
     if not isinstance(found, Mesh):
         raise AppUnusable(f"{name} is no Mesh but a {type(found).__name__}")
     if not found.job_handlers:
-        raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…)")
+        instead = f"; agents are run by {attribute}.run()" if found.agent_names else ""
+        raise AppUnusable(f"{name} has no jobs: declare some with @{attribute}.job(…){instead}")
     if (unfit := unfit_for_processes(found.job_handlers.values())) is not None:
         raise AppUnusable(f"{name} cannot be run: {unfit}")
     return found
@@ -119,6 +124,8 @@ class AppWorker:
         self._problem = ""
 
     def start(self) -> None:
+        if names := self._app.agent_names:
+            log.warning("agents are not run beside the database, but over the WebSocket: --remote does", agents=names)
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def drain(self, grace_s: float) -> None:

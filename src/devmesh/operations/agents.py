@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from devmesh.core import agents, errors, tasks
 from devmesh.core.access import Scope
-from devmesh.core.agents import PERFORMANCE_ATTEMPTS, Agent, Kind, Status
+from devmesh.core.agents import CONCURRENCY_MAX, PERFORMANCE_ATTEMPTS, Agent, Kind, Status
 from devmesh.core.events import agent_topic
 from devmesh.core.ids import new_id
 from devmesh.core.names import (
@@ -39,7 +39,7 @@ from devmesh.store.tasks import LockedTasks
 SQL = load("agents")
 DISCOVERED_MAX = 1_000  # agents that one discovery ranks
 FREED_MAX = 2_000  # tasks that wait for an agent and go to others in the transaction in which it leaves
-Concurrency = Annotated[int, Meta(ge=1, le=10_000)]
+Concurrency = Annotated[int, Meta(ge=1, le=CONCURRENCY_MAX)]
 Load = Annotated[float, Meta(ge=0, le=1_000)]
 
 

@@ -132,7 +132,9 @@ class Authenticator:
 
 
 def locked_out(locked_s: float) -> MeshError:
-    message = "too many refused credentials came from this address; wait"
+    message = (
+        "too many refused credentials came from this address: good ones are refused as well until it is let in again"
+    )
     return MeshError(
         Kind.RATE_LIMITED, message, retry_after_ms=int(locked_s * 1000) + 1, reason="credential.locked_out"
     )

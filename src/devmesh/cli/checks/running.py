@@ -50,6 +50,7 @@ CHECKS = (
     Check("partitions", schema.partitions, MIGRATIONS),
     Check("encryption", secrets.encryption, MIGRATIONS),
     Check("tenants", schema.administrators, MIGRATIONS),
+    Check("lock-outs", schema.locked_out, MIGRATIONS),
 )
 
 

@@ -12,6 +12,7 @@ from devmesh.store.migrator import Migrator
 from devmesh.store.partitions import MONTHS_AHEAD_WANTED, report
 from devmesh.store.statements import all_statements
 
+LOCKED_OUT_SHOWN = 5
 MENDING = {
     State.PENDING: "devmesh migrate",
     State.DIRTY: "devmesh migrate repair, then devmesh migrate",
@@ -75,3 +76,15 @@ async def administrators(case: Case) -> list[Finding]:
     if not row["keys"]:
         return [problem("no key administers the mesh: nobody can make another", "devmesh keys first")]
     return [ok(f"active tenants: {row['tenants']}, keys that administer one: {row['keys']}")]
+
+
+async def locked_out(case: Case) -> list[Finding]:
+    """Which addresses have sent so many wrong credentials that the good ones from there are refused as well."""
+    rows = await case.database.read(SERVER.locked_out, LOCKED_OUT_SHOWN)
+    return [
+        note(
+            f"whatever comes from {row['address']} is refused for {row['minutes']} min: too many wrong keys came from there",
+            f"wait, or delete from mcp.auth_lockouts where address = '{row['address']}'",  # noqa: S608  nobody runs it
+        )
+        for row in rows
+    ] or [ok("no address is locked out")]

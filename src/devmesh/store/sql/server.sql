@@ -69,3 +69,8 @@ select (select count(*) from mcp.tenants t where t.status = 'active') as tenants
        (select count(*) from mcp.tenants t join mcp.api_keys k on k.tenant_id = t.tenant_id
         where t.status = 'active' and 'admin' = any(k.scopes) and k.revoked_at is null
           and coalesce(k.expires_at > now(), true)) as keys;
+
+-- name: locked_out
+-- The addresses that are locked out, for the longest time first, and how many minutes yet. $1 how many.
+select l.address, ceil(extract(epoch from l.locked_until - now()) / 60)::int as minutes
+from mcp.auth_lockouts l where l.locked_until > now() order by l.locked_until desc, l.address limit $1;
