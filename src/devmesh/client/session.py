@@ -37,7 +37,7 @@ HTTP_UNAUTHORIZED = 401
 HTTP_MEANS_ANOTHER_PLACE = frozenset({403, 404})
 READS = frozenset({
     "get", "list", "discover", "health", "wait", "history", "explain", "stats", "refresh", "executions", "predict", "anomalies",
-    "optimal", "alerts", "jobs", "search",
+    "optimal", "alerts", "jobs", "search", "policy",
 })  # fmt: skip
 NOT_CONNECTED = "this client is not connected: use `async with Client() as client`, or `await client.connect()` first"
 REPEATABLE = frozenset({"heartbeat"})  # it changes something, but twice is as good as once
