@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import uuid
 import weakref
 from typing import Any
 
@@ -14,6 +13,7 @@ from structlog.testing import capture_logs
 from tests.store.things import ADD, AMOUNT, INSERT, NAMES, names, sql
 
 from devmesh.core.errors import OUTCOME_UNKNOWN, Kind, MeshError, conflict
+from devmesh.store import database as store_database
 from devmesh.store import faults
 from devmesh.store.database import Database, Transaction
 from devmesh.store.statements import Statement
@@ -325,56 +325,33 @@ async def test_a_cancellation_within_commit_stays_a_cancellation(database: Datab
     assert await database.read(OWN_PROCESS)
 
 
+async def test_a_refusal_is_undone_only_where_something_was_begun(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roll_back, undone = store_database._roll_back, []
+
+    async def noted(connection: Any) -> bool:
+        undone.append(connection.is_in_transaction())
+        return await roll_back(connection)
+
+    monkeypatch.setattr(store_database, "_roll_back", noted)
+
+    async def refuse(transaction: Transaction) -> None:
+        raise conflict("test", "no")
+
+    async def refuse_late(transaction: Transaction) -> None:
+        await transaction.execute(INSERT, "a", 1)
+        await refuse(transaction)
+
+    for work, expected in ((refuse, []), (refuse_late, [True])):
+        with pytest.raises(MeshError, match="no"):
+            await database.run(work)
+        assert undone == expected
+    assert await names(database) == []
+
+
 async def test_a_commit_that_the_server_refuses_is_an_outcome(database: Database) -> None:
     await database.read(sql("create table others (name text references things deferrable initially deferred)"))
     error = await failure_of(database, sql("insert into others values ('nobody')"))
     assert error.kind is Kind.CONFLICT
     assert error.data.reason is None
-
-
-async def test_a_database_that_is_not_there_is_unavailable(tmp_path: Any) -> None:
-    dsn = f"postgresql://postgres@/postgres?host={tmp_path}"
-    with pytest.raises(MeshError) as caught:
-        await Database.open(dsn, service="test", pool_size_min=1, pool_size_max=1, transaction_deadline_s=1)
-    assert caught.value.kind is Kind.UNAVAILABLE
-
-
-async def test_sessions_are_set_alike_in_and_outside_of_the_pool(database: Database) -> None:
-    names_of = sql("select name, setting from pg_settings where name = any($1)")
-    expected = {
-        "application_name": "test",
-        "enable_hashjoin": "off",
-        "enable_mergejoin": "off",
-        "enable_seqscan": "off",
-        "jit": "off",
-        "lock_timeout": "4000",
-        "search_path": "mcp,public",
-        "TimeZone": "UTC",
-    }
-    dedicated = await database.open_dedicated()
-    try:
-        rows = await dedicated.fetch(names_of.text, list(expected))
-        assert {row["name"]: row["setting"] for row in rows} == expected
-        heard: asyncio.Queue[object] = asyncio.Queue()
-        await dedicated.add_listener("bell", lambda *message: heard.put_nowait(message[-1]))
-        await database.read(sql("select pg_notify('bell', $1)"), "ding")
-        assert await asyncio.wait_for(heard.get(), 5) == "ding"
-    finally:
-        await dedicated.close()
-    assert {row["name"]: row["setting"] for row in await database.read(names_of, list(expected))} == expected
-
-
-async def test_values_come_as_python_has_them(database: Database) -> None:
-    row = (
-        await database.read(sql("""select gen_random_uuid() as id, '{"a": 1}'::jsonb as b, '{"a":1}'::json as j"""))
-    )[0]
-    assert isinstance(row["id"], uuid.UUID)
-    assert row["b"] == '{"a": 1}'
-    assert row["j"] == '{"a":1}'
-
-
-async def test_a_closed_database_is_unavailable(database: Database) -> None:
-    await database.close()
-    with pytest.raises(MeshError, match="shutting down") as caught:
-        await database.read(OWN_PROCESS)
-    assert caught.value.kind is Kind.UNAVAILABLE

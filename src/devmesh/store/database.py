@@ -17,17 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import asyncpg
 import structlog
 
-from devmesh.core.errors import Kind, MeshError, unavailable
-from devmesh.store import connections
-from devmesh.store.faults import (
-    DISK_FULL,
-    classify,
-    is_connection_lost,
-    is_misfit,
-    is_retryable,
-    outcome_unknown,
-    translate,
-)
+from devmesh.core.errors import OUTCOME_UNKNOWN, Kind, MeshError, unavailable
+from devmesh.store import connections, faults
 from devmesh.store.statements import Statement
 
 if TYPE_CHECKING:
@@ -196,7 +187,7 @@ class Database:
                 reset=_keep_session,
             )
         except Exception as error:
-            raise translate(error) from error
+            raise faults.translate(error) from error
         return cls(pool, dsn, settings, transaction_deadline_s)
 
     async def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
@@ -223,8 +214,10 @@ class Database:
                     try:
                         return await self._attempt(work, begin, deadline)
                     except connections.DRIVER_ERRORS as error:
-                        is_lost = retry == 0 and is_connection_lost(error)  # it may have ended while nobody used it
-                        if not (is_retryable(error) or is_lost):
+                        is_lost = retry == 0 and faults.is_connection_lost(
+                            error
+                        )  # it may have ended while nobody used it
+                        if not (faults.is_retryable(error) or is_lost):
                             raise
                     await asyncio.sleep(_random.uniform(0.2, 1) * RETRY_PAUSE_S * 2**retry)
                 return await self._attempt(work, begin, deadline)
@@ -257,7 +250,7 @@ class Database:
                     ) as error:  # whatever is missing
                         problems.append(f"{statement.name}: {error}")
         except Exception as error:
-            raise translate(error) from error
+            raise faults.translate(error) from error
         return problems
 
     async def open_dedicated(self) -> asyncpg.Connection:
@@ -265,7 +258,7 @@ class Database:
         try:
             return await connections.open_connection(self._dsn, self._settings)
         except connections.DatabaseUnreachable as error:
-            raise translate(error.__cause__ or error) from error
+            raise faults.translate(error.__cause__ or error) from error
 
     @property
     def stats(self) -> PoolStats:
@@ -282,11 +275,11 @@ class Database:
         return time.monotonic() - self._answered_at
 
     def _answer(self, error: Exception) -> MeshError:
-        if is_misfit(error):
+        if faults.is_misfit(error):
             self.on_misfit()
-        if classify(error) is DISK_FULL:
+        if faults.classify(error) is faults.DISK_FULL:
             self._disk_full_at = time.monotonic()
-        return translate(error)
+        return faults.translate(error)
 
     async def _attempt(self, work: Callable[[Transaction], Awaitable[T]], begin: str, deadline: asyncio.Timeout) -> T:
         async with self._connection() as connection:
@@ -311,7 +304,9 @@ class Database:
         try:
             yield connection
         except BaseException as error:
-            if not await _roll_back(connection) or is_connection_lost(error):
+            if _may_have_begun(connection, error) and (
+                not await _roll_back(connection) or faults.is_connection_lost(error)
+            ):
                 await self._pool.expire_connections()  # the others have gone with it, or soon will have: open new ones
             raise
         finally:
@@ -319,6 +314,14 @@ class Database:
                 await self._pool.release(connection, timeout=RELEASE_LIMIT_S)
             except connections.DRIVER_ERRORS as error:
                 log.warning("a connection broke while it went back to the pool", error=str(error))
+
+
+def _may_have_begun(connection: PooledConnection, error: BaseException) -> bool:
+    """Whether there may be something to undo. What the work itself refuses it refuses between statements."""
+    if isinstance(error, MeshError) and error.data.reason != OUTCOME_UNKNOWN:
+        with suppress(asyncpg.InterfaceError):  # it has gone
+            return connection.is_in_transaction()
+    return True
 
 
 async def _keep_session(connection: asyncpg.Connection) -> None:
@@ -350,13 +353,13 @@ async def _outcome_of(send: Callable[[], Awaitable[T]], connection: PooledConnec
         # The driver has the server break the message off, and the connection waits for that: cut off it would be waited for by
         # nobody, and would keep its place among those who wait for the stream, and commit what was given up.
         if deadline.expired():
-            raise outcome_unknown(Kind.TIMEOUT) from error
+            raise faults.outcome_unknown(Kind.TIMEOUT) from error
         raise
     except Exception as error:
         if getattr(error, "severity_en", None) == "ERROR":  # the server refused and rolled back: that is an outcome
             raise
         _cut_off(connection)
-        raise outcome_unknown() from error
+        raise faults.outcome_unknown() from error
     if not deadline.expired():
         deadline.reschedule(None)  # done: nothing after this may turn it into a timeout
     return answer
