@@ -135,7 +135,8 @@ async def test_j39_a_worker_is_killed_every_second_for_a_minute_and_no_job_is_lo
     workers = [broken_mesh.add_worker(f"worker_{number}", capacity=40) for number in range(2)]
     made, ends_at, killed = 0, time.monotonic() + 60.0, 0
     while time.monotonic() < ends_at:
-        made += len(await broken_mesh.enqueue(60, "nap", 0.3, max_retries=50))
+        # So many, for so long, that whoever is killed has some in hand, however fast the machine.
+        made += len(await broken_mesh.enqueue(60, "nap", 0.7, max_retries=50))
         await asyncio.sleep(1.0)
         victim = workers[killed % 2]
         victim.kill()
@@ -144,7 +145,9 @@ async def test_j39_a_worker_is_killed_every_second_for_a_minute_and_no_job_is_lo
     await broken_mesh.all_over(60.0)
     assert killed > 30
     assert await broken_mesh.value("select count(*) from mcp.job_executions where outcome = 'COMPLETED'") == made
-    assert await broken_mesh.value("select count(*) from mcp.job_executions where outcome = 'LEASE_LOST'") > killed
+    # The next process of the name gives back what the one before held, unless the lease ends before.
+    cut_off = "select count(*) from mcp.job_executions where outcome in ('RELEASED', 'LEASE_LOST')"
+    assert await broken_mesh.value(cut_off) > killed
     assert await broken_rules(broken_mesh.mesh.dsn) == []
 
 
