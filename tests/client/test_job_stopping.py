@@ -105,6 +105,25 @@ async def test_a_coroutine_is_cancelled_once_when_its_worker_stops(bench: Bench)
     assert cleaned == ["all of it"]
 
 
+async def test_a_coroutine_may_say_how_far_it_came_when_its_worker_stops(bench: Bench) -> None:
+    """The job is its own until it is given back."""
+    said = list[bool]()
+
+    @bench.job
+    async def tidy(job: JobContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await job.progress(0.5, "half of it")
+            said.append(job.is_lost)
+
+    async with bench.at_work():
+        job_id = await bench.enqueue("tidy")
+        await eventually(lambda: bench.is_held(job_id), "it runs")
+    assert said == [False]
+    assert set(await bench.outcomes(job_id)) == {"RELEASED"}
+
+
 async def test_a_worker_that_has_left_comes_back_under_its_name(bench: Bench) -> None:
     jobs = []
     for _ in range(2):

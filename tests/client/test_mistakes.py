@@ -53,6 +53,12 @@ def test_what_can_be_no_agent_is_refused_where_it_is_declared(declare: Callable[
         declare(Agents("ws://nowhere/ws", "dm_key"))
 
 
+def test_capabilities_may_come_from_whatever_gives_them_once() -> None:
+    agents = Agents("ws://nowhere/ws", "dm_key")
+    agents.agent("x", capabilities=iter(["a", "b"]))(plain)  # type: ignore[arg-type]
+    assert agents._declared["x"].registration["capabilities"] == ["a", "b"]
+
+
 SCRIPT = """
 from devmesh.client import Mesh
 mesh = Mesh("ws://127.0.0.1:1/ws", "dm_key")
@@ -80,6 +86,26 @@ def test_a_script_that_its_handlers_import_says_what_nobody_would_run(tmp_path: 
         "ValueError: script.py is here twice, as the script and as the module script, whose mesh has far and is not run"
     )
     assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+SEVERAL = """
+from devmesh.client import Mesh
+one, other = Mesh("ws://127.0.0.1:1/ws", "dm_key"), Mesh("ws://127.0.0.1:1/ws", "dm_key")
+one.job("one")(lambda job: None)
+other.job("other")(lambda job: None)
+
+if __name__ == "__main__":
+    import several
+    print(one._declared_elsewhere())
+"""
+
+
+def test_a_script_that_is_imported_as_well_may_run_one_of_several_meshes(tmp_path: Path) -> None:
+    (tmp_path / "several.py").write_text(SEVERAL)
+    done = subprocess.run(
+        [sys.executable, "several.py"], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN_S
+    )
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stdout + done.stderr
 
 
 async def test_a_client_that_nobody_has_connected_says_so_at_once() -> None:

@@ -137,10 +137,6 @@ class JobWorker:
         self._has_room.set()
         if self._running:
             await asyncio.wait(self._running, timeout=limit_s)
-        for lease in self._heart.held:
-            if lease.task in self._running:  # a plain function goes on, and may ask
-                lease.watch(lambda: None)  # what is cancelled below is not to be cancelled twice
-                lease.lose("its worker stops")
         for task in self._running:
             task.cancel()
 
@@ -363,7 +359,11 @@ class JobWorker:
             return await self._in_process(handler, job, lease)
         if not handler.is_coroutine:
             context = BlockingJobContext(job, lease, self._requests, asyncio.get_running_loop())
-            return await in_thread(handler.function, context)
+            try:
+                return await in_thread(handler.function, context)
+            finally:
+                if task.cancelling():  # its worker stops: the function goes on, and may ask
+                    lease.lose("its worker stops")
         loop = asyncio.get_running_loop()
         lease.watch(lambda: loop.call_soon_threadsafe(task.cancel))
         return await handler.function(JobContext(job, lease, self._requests))

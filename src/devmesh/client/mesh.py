@@ -129,6 +129,7 @@ class Mesh:
         check_name("name", name)
         if isinstance(capabilities, str):
             raise TypeError("capabilities: expected a list of names, such as ['summarize']")
+        capabilities = list(capabilities)  # which may be had only once
         for capability in capabilities:
             check_label("capabilities", capability, "['summarize']")
         check_number("concurrency", concurrency, 1, CONCURRENCY_MAX, is_whole=True)
@@ -137,7 +138,7 @@ class Mesh:
         if name in self._declared:
             raise ValueError(f"agent {name!r} is declared twice")
         registration = {
-            "name": name, "capabilities": list(capabilities), "concurrency": concurrency, "kind": kind,
+            "name": name, "capabilities": capabilities, "concurrency": concurrency, "kind": kind,
             "description": description, "metadata": dict(metadata or {}),
         }  # fmt: skip
 
@@ -179,16 +180,21 @@ class Mesh:
             for name, module in list(sys.modules.items())
             if name not in ("__main__", "__mp_main__") and getattr(module, "__dict__", {}).get("__file__") == script
         ]
+        # The script may have several, of which it runs one.
+        known = {name for mesh in (self, *_meshes_in(sys.modules["__main__"])) for name in mesh._names}
         for name, module in copies:
-            for other in [value for value in vars(module).values() if isinstance(value, Mesh) and value is not self]:
-                lost = sorted({*other.job_handlers, *other._declared} - {*self.job_handlers, *self._declared})
-                if lost:
+            for other in _meshes_in(module):
+                if lost := sorted(set(other._names) - known):
                     file = Path(script).name
                     return (
                         f"{file} is here twice, as the script and as the module {name}, whose mesh has {', '.join(lost)} and is"
                         " not run: make the mesh in a module of its own, from which both import it"
                     )
         return None
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.job_handlers, *self._declared]
 
     @property
     def agent_names(self) -> list[str]:
@@ -293,3 +299,8 @@ class Mesh:
             if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
                 with contextlib.suppress(ValueError):
                     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _meshes_in(module: object) -> list[Mesh]:
+    """Those that have names in a module."""
+    return [value for value in vars(module).values() if isinstance(value, Mesh)]
