@@ -93,6 +93,13 @@ async def test_j34_a_circle_is_refused_and_leaves_nothing_behind(bench: Bench) -
     assert [await do(bench) for _ in range(3)] == [[job["id"]] for job in (first, second, third)]
 
 
+async def test_j34_what_is_not_there_is_not_found_also_when_it_would_wait_for_itself(bench: Bench) -> None:
+    nobody = str(uuid.uuid4())
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.depend", job_id=nobody, depends_on=[nobody])
+    assert (refused.value.kind, refused.value.data.get("reason")) == ("not_found", None)
+
+
 async def test_j34_two_who_draw_a_circle_together_cannot(mesh: Mesh, tenant: str, bench: Bench) -> None:
     for _ in range(10):
         one, two = await bench.enqueue(), await bench.enqueue()

@@ -95,8 +95,9 @@ async def _parents(work: Work, job: Job) -> Reason | None:
     if row["failed"]:  # no other will have it go on before that one
         sentence = f"it waits for job {row['failed'][0]}, which has failed, until that is replayed"
     else:
-        others = f" and {row['count'] - 1:,} others are" if row["count"] > 1 else " is"
-        sentence = f"it waits until job {row['waits_for'][0]}{others} completed"
+        others = row["count"] - 1
+        they = f" and {others:,} other{'s' if others > 1 else ''} are" if others else " is"
+        sentence = f"it waits until job {row['waits_for'][0]}{they} completed"
     return Reason("waiting_for_parents", sentence, row["waits_for"])
 
 
