@@ -69,10 +69,15 @@ def test_without_a_key_the_error_says_what_to_do(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8081", "127.0.0.1:8080", "ws://", "ws:///ws", "ws://h ost/ws"])
-def test_an_address_that_is_none_is_named(directory: Path, url: str) -> None:
-    with pytest.raises(MeshError, match="expected ws://") as raised:
+def test_an_address_that_is_none_is_named_with_where_it_is_from(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    with pytest.raises(MeshError, match=r"^url is .*expected ws://") as raised:
         find(url, "dm_key")
     assert url in raised.value.message
+    monkeypatch.setenv("DEVMESH_WS_URL", url)
+    with pytest.raises(MeshError, match=r"^DEVMESH_WS_URL is .*expected ws://"):
+        find(None, "dm_key")
 
 
 @pytest.mark.parametrize("key", ["dm_schlüssel", "dm_a\r\nX-Header: b", "dm a"])

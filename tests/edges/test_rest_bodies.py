@@ -41,6 +41,8 @@ def nested(levels: int) -> bytes:
         (b"null", "invalid_params"),
         (nested(DEPTH_MAX + 1), "invalid_params"),
         (nested(100_000), "invalid_params"),
+        (b'{"title":"x","parameters":{"a":' + b"[" * 100_000 + b"}}", "parse_error"),
+        (b'{"title":' * 100_000, "parse_error"),
         (b'{"title":"a\\u0000"}', "invalid_params"),
         (b'{"title":"x","parameters":{"a":"\\u0000"}}', "invalid_params"),
     ],

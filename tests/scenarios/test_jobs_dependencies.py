@@ -29,11 +29,15 @@ async def test_j25_and_j31_a_child_is_ready_when_its_parent_is_completed(bench: 
 
 async def test_j26_and_j32_it_waits_for_all_of_its_parents(bench: Bench) -> None:
     parents = [await bench.enqueue(priority=priority) for priority in (5, 4, 3)]
-    child = await bench.enqueue(depends_on=[parent["id"] for parent in parents])
-    for parent in parents:
+    left = [parent["id"] for parent in parents]
+    child = await bench.enqueue(depends_on=left)
+    while left:
+        told = (await bench.wire.call("job.explain", job_id=child["id"]))["explanation"]
+        assert (told["reason"], told["waits_for"]) == ("waiting_for_parents", left)
         [claimed] = await bench.claim(limit=1)
-        assert claimed["id"] == parent["id"]
+        assert claimed["id"] == left.pop(0)
         await bench.wire.call("job.complete", jobs=[held(claimed)])
+    assert (await bench.wire.call("job.explain", job_id=child["id"]))["explanation"]["waits_for"] == []
     assert await do(bench) == [child["id"]]
 
 
@@ -87,6 +91,13 @@ async def test_j34_a_circle_is_refused_and_leaves_nothing_behind(bench: Bench) -
             await bench.wire.call("job.depend", job_id=first["id"], depends_on=[parent["id"]])
         assert refused.value.reason == "job.cycle"
     assert [await do(bench) for _ in range(3)] == [[job["id"]] for job in (first, second, third)]
+
+
+async def test_j34_what_is_not_there_is_not_found_also_when_it_would_wait_for_itself(bench: Bench) -> None:
+    nobody = str(uuid.uuid4())
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.depend", job_id=nobody, depends_on=[nobody])
+    assert (refused.value.kind, refused.value.data.get("reason")) == ("not_found", None)
 
 
 async def test_j34_two_who_draw_a_circle_together_cannot(mesh: Mesh, tenant: str, bench: Bench) -> None:
@@ -341,8 +352,9 @@ async def test_a_job_that_waits_for_more_than_a_thousand_is_held_up_by_each_of_t
     for child in (patient, cancelled):
         for first in range(100, len(parents), 100):
             await bench.wire.call("job.depend", job_id=child["id"], depends_on=parents[first : first + 100])
-    told = (await bench.wire.call("job.explain", job_id=patient["id"]))["explanation"]["explanation"]
-    assert told == f"it waits until job {parents[0]} and 1,009 others are completed"
+    told = (await bench.wire.call("job.explain", job_id=patient["id"]))["explanation"]
+    assert told["explanation"] == f"it waits until job {parents[0]} and 1,009 others are completed"
+    assert told["waits_for"] == parents[:100]
     await bench.wire.call("job.cancel", job_id=cancelled["id"])
     await bench.wire.call("job.retry", job_id=cancelled["id"])
 

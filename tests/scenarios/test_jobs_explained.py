@@ -74,7 +74,7 @@ async def test_it_says_what_to_do_about_a_pause_and_a_parent_that_has_failed(ben
     other = await bench.enqueue(delay_ms=60_000)
     child = await bench.enqueue(depends_on=[other["id"], claimed["id"]], on_parent_failure="wait")
     first = min(other["id"], claimed["id"])
-    assert (await explained(bench, child))[1] == f"it waits until job {first} and 1 others are completed"
+    assert (await explained(bench, child))[1] == f"it waits until job {first} and 1 other are completed"
     await bench.wire.call("job.cancel", job_id=other["id"])
     only = await bench.enqueue(depends_on=[claimed["id"]], on_parent_failure="wait")
     assert (await explained(bench, only))[1] == f"it waits until job {claimed['id']} is completed"

@@ -92,6 +92,19 @@ async def test_j45_what_is_no_json_is_refused_over_the_websocket_which_goes_on(
     assert await bench.claim() == []
 
 
+async def test_j45_what_is_no_utf8_in_a_binary_frame_is_told_so(mesh: Mesh, tenant: str, bench: Bench) -> None:
+    """There the protocol does not forbid it, and the JSON codec reads such frames as well."""
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        broken = [payload for name, payload in NOT_JSON.items() if "UTF-8" in name]
+        for payload in broken:
+            await wire.connection.send(message(payload, bench.queue))
+        await eventually(lambda: len(wire.frames) > len(broken), "each is answered")
+        errors = [(frame["error"]["data"]["kind"], frame["error"]["message"]) for frame in wire.frames[1:]]
+        assert errors == [("parse_error", "the message is not UTF-8")] * len(broken)
+        await wire.connection.send(message(b'"plain"', bench.queue))
+        assert (await wire.answer(77))["result"]["job"]["payload"] == "plain"
+
+
 @pytest.mark.parametrize(
     ("payload", "told"),
     [

@@ -32,17 +32,18 @@ class Address(NamedTuple):
 def find(url: str | None = None, api_key: str | None = None) -> Address:
     """What was given, completed by the first place that says the rest. Raises MeshError with the line a user needs."""
     places = list(_places(os.environ, Path.cwd()))
+    url_said, key_said = ("url" if url else URL_NAME), ("api_key" if api_key else KEY_NAME)  # what to mend
     url = url or _first(places, URL_NAME) or URL_DEFAULT
     api_key = api_key or _first(places, KEY_NAME)
     if not re.fullmatch(r"wss?://[^/\s]\S*", url):
-        raise MeshError(Kind.INVALID_PARAMS, f"{URL_NAME} is {url!r}: expected ws://HOST:PORT/ws or wss://HOST/ws")
+        raise MeshError(Kind.INVALID_PARAMS, f"{url_said} is {url!r}: expected ws://HOST:PORT/ws or wss://HOST/ws")
     if not api_key:
         raise MeshError(
             Kind.UNAUTHENTICATED,
             f"no API key: set {KEY_NAME} (and {URL_NAME}), or start `devmesh up` in this directory, which leaves both here",
         )
     if not re.fullmatch(r"[\x21-\x7e]+", api_key):
-        raise MeshError(Kind.UNAUTHENTICATED, f"{KEY_NAME} is not a key: one begins with dm_ and has 46 characters")
+        raise MeshError(Kind.UNAUTHENTICATED, f"{key_said} is not a key: one begins with dm_ and has 46 characters")
     return Address(url, api_key)
 
 

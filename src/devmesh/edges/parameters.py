@@ -112,6 +112,8 @@ def _decode(body: bytes, depth_max: int) -> dict[str, Raw]:
         raise invalid("the body must be a JSON object") from None
     except UnicodeDecodeError:
         raise MeshError(Kind.PARSE_ERROR, "the body is not UTF-8") from None
+    except RecursionError:  # what is well-formed and so deep has been refused above
+        raise MeshError(Kind.PARSE_ERROR, "the body is not well-formed: its brackets do not match") from None
     except msgspec.DecodeError as problem:
         why = half_of_a_character(body) or problem
         raise MeshError(Kind.PARSE_ERROR, f"the body is not well-formed: {why}") from None

@@ -134,8 +134,12 @@ class Connection:
             telemetry.MESSAGES_RECEIVED.inc()
             text = message.get("text")
             data = text.encode() if text is not None else message["bytes"]
+            is_unsure = text is None and self._codec.is_text  # nobody has looked whether a binary frame is UTF-8
             del message, text  # or an idle connection would keep what it said last
-            await self._take(data)
+            if is_unsure and not _is_utf8(data):
+                self._refuse(None, MeshError(Kind.PARSE_ERROR, "the message is not UTF-8"))
+            else:
+                await self._take(data)
             if self._must_rest:
                 await self._rest()
 
@@ -334,6 +338,14 @@ class Connection:
 
 
 _tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _malformed(data: bytes | Raw) -> MeshError:

@@ -38,6 +38,8 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
     """Have a job that waits wait for others as well. A circle is refused, and so is a job that runs or is over."""
     asked = call.params
     await work.tx.execute(SQL.lock, work.tenant_id)
+    if asked.job_id in asked.depends_on:
+        await require_job(work, asked.job_id)  # one that is not there is not found, whatever it would wait for
     if asked.job_id in asked.depends_on or await work.tx.fetch_value(
         SQL.is_above, work.tenant_id, asked.depends_on, asked.job_id
     ):

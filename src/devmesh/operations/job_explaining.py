@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,16 +20,25 @@ from devmesh.operations.registry import Call, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL
 
-Reason = tuple[str, str]
 SAID_MAX = 500  # characters of what an error says
 
 
+class Reason(NamedTuple):
+    word: str
+    sentence: str
+    waits_for: Sequence[uuid.UUID] = ()
+
+
 class JobExplanation(msgspec.Struct):
-    """Why a job is not running, in a word and in a sentence."""
+    """Why a job is not running, in a word and in a sentence.
+
+    `waits_for` are those that it still waits for, the first hundred of them.
+    """
 
     status: Status
     reason: str
     explanation: str
+    waits_for: Sequence[uuid.UUID]
 
 
 class ExplanationResult(msgspec.Struct):
@@ -38,19 +49,18 @@ class ExplanationResult(msgspec.Struct):
 async def explain(work: Work, call: Call[ById]) -> ExplanationResult:
     """Say why a job is not running."""
     job = await require_job(work, call.params.job_id)
-    reason, sentence = await _reason(work, job)
-    return ExplanationResult(JobExplanation(job.status, reason, sentence))
+    return ExplanationResult(JobExplanation(job.status, *await _reason(work, job)))
 
 
 async def _reason(work: Work, job: Job) -> Reason:
     if job.status is Status.PROCESSING:
-        return "running", _running(job)
+        return Reason("running", _running(job))
     if job.status is not Status.PENDING:
-        return "finished", _over(job)
+        return Reason("finished", _over(job))
     for look in LOOKS:
         if (found := await look(work, job)) is not None:
             return found
-    return "next", "it is the next of its queue, for the next worker that asks for jobs of it"
+    return Reason("next", "it is the next of its queue, for the next worker that asks for jobs of it")
 
 
 def _running(job: Job) -> str:
@@ -83,9 +93,12 @@ async def _parents(work: Work, job: Job) -> Reason | None:
     if not row["count"]:
         return None
     if row["failed"]:  # no other will have it go on before that one
-        return "waiting_for_parents", f"it waits for job {row['failed'][0]}, which has failed, until that is replayed"
-    others = f" and {row['count'] - 1:,} others are" if row["count"] > 1 else " is"
-    return "waiting_for_parents", f"it waits until job {row['first']}{others} completed"
+        sentence = f"it waits for job {row['failed'][0]}, which has failed, until that is replayed"
+    else:
+        others = row["count"] - 1
+        they = f" and {others:,} other{'s' if others > 1 else ''} are" if others else " is"
+        sentence = f"it waits until job {row['waits_for'][0]}{they} completed"
+    return Reason("waiting_for_parents", sentence, row["waits_for"])
 
 
 async def _pause(work: Work, job: Job) -> Reason | None:
@@ -93,7 +106,7 @@ async def _pause(work: Work, job: Job) -> Reason | None:
     if row is None:
         return None
     why = f": {row['reason']}" if row["reason"] else ""
-    return "queue_paused", f"the queue {job.queue} is paused since {row['paused_at'].isoformat()}{why}"
+    return Reason("queue_paused", f"the queue {job.queue} is paused since {row['paused_at'].isoformat()}{why}")
 
 
 async def _time(work: Work, job: Job) -> Reason | None:
@@ -101,7 +114,7 @@ async def _time(work: Work, job: Job) -> Reason | None:
         return None
     row = await work.tx.fetch_row(SQL.get_many, work.tenant_id, [job.id])
     has_failed = row is not None and row["outcome"] in FAILURES  # and was not put off by a worker since
-    return "backing_off" if has_failed else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest"
+    return Reason("backing_off" if has_failed else "not_due", f"it runs at {job.run_at.isoformat()} at the earliest")
 
 
 async def _limit(work: Work, job: Job) -> Reason | None:
@@ -109,12 +122,12 @@ async def _limit(work: Work, job: Job) -> Reason | None:
     if row is None:
         return None
     if row["count"] < row["concurrency_limit"]:  # its time has come a moment ago
-        return (
+        return Reason(
             "next",
             f"there is a place of its concurrency key {row['concurrency_key']!r}, which it is given in a moment",
         )
     under_way = f"{row['count']} jobs with its concurrency key {row['concurrency_key']!r} are under way"
-    return "limit_reached", f"{under_way}, and {row['concurrency_limit']} may be at once"
+    return Reason("limit_reached", f"{under_way}, and {row['concurrency_limit']} may be at once")
 
 
 async def _workers(work: Work, job: Job) -> Reason | None:
@@ -122,9 +135,9 @@ async def _workers(work: Work, job: Job) -> Reason | None:
     assert row is not None
     if row["workers"] == 0:
         others = "".join(f"; {other}" for other in row["others"] or ())
-        return "no_worker", f"no ACTIVE worker is registered for the queue {job.queue}{others}"
+        return Reason("no_worker", f"no ACTIVE worker is registered for the queue {job.queue}{others}")
     if row["free"] <= 0:
-        return "workers_busy", f"all {row['workers']} workers of the queue {job.queue} are at their capacity"
+        return Reason("workers_busy", f"all {row['workers']} workers of the queue {job.queue} are at their capacity")
     return None
 
 
@@ -132,11 +145,11 @@ async def _others(work: Work, job: Job) -> Reason | None:
     before = await work.tx.fetch_value(SQL.count_before, work.tenant_id, job.queue, job.priority, job.run_at, job.id)
     rate = await work.tx.fetch_row(QUEUES.tokens, work.tenant_id, job.queue)
     if rate is not None and rate["tokens"] < 1:
-        return (
+        return Reason(
             "rate",
             f"the queue {job.queue} gives out {rate['rate_per_s']:g} jobs a second; {before:,} come before it",
         )
-    return ("others_first", f"{before:,} jobs of its queue come before it") if before else None
+    return Reason("others_first", f"{before:,} jobs of its queue come before it") if before else None
 
 
 LOOKS: tuple[Callable[[Work, Job], Awaitable[Reason | None]], ...] = (

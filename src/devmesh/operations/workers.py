@@ -67,7 +67,7 @@ class Register(Mutation, kw_only=True):
     """After how long without a heartbeat it is given up: six of its intervals, a minute at the most and never less than two
     intervals, unless it says so."""
     instance_id: uuid.UUID | None = None
-    """The process, by an id of its own making: what another one of this name still holds is given to others at once."""
+    """The process, by an id of its own making: what another one of this name still holds has lost its lease."""
 
 
 @operation("worker.register", scope=Scope.WORKER, http="POST /workers", single=True)

@@ -73,9 +73,9 @@ cross join lateral (select * from mcp.job_dependencies e where e.tenant_id = $1 
 order by d.child_id, d.parent_id limit $4;
 
 -- name: parents
--- For how many jobs one waits, the first of these, and those of them that have failed: dead letters, which may be replayed. $1 tenant,
--- $2 the job.
-select count(*) as count, (array_agg(d.parent_id order by d.parent_id))[1] as first,
+-- For how many jobs one waits, the first hundred of these, and those of them that have failed: dead letters, which may be replayed.
+-- $1 tenant, $2 the job.
+select count(*) as count, (array_agg(d.parent_id order by d.parent_id))[:100] as waits_for,
        coalesce(array_agg(d.parent_id order by d.parent_id) filter (where l.job_id is not null), '{}') as failed
 from mcp.job_dependencies d
 left join lateral (select q.job_id from mcp.dead_letter_queue q where q.tenant_id = $1 and q.job_id = d.parent_id limit 1) l on true
