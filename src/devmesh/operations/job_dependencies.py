@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +19,8 @@ from devmesh.core.ids import FIRST_ID, new_ids
 from devmesh.core.jobs import ENDED_BADLY, UNDER_WAY, Outcome, Status
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
+from devmesh.operations.job_locking import SQL as LOCKING
+from devmesh.operations.job_locking import lock_dead, lock_limits
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
@@ -66,27 +68,57 @@ class Parents(msgspec.Struct):
             self.room[job_id] = self.room.get(job_id, CHILDREN_MAX) - 1
 
 
-async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
-    """Notes at those of these jobs that there are that others wait for them, wherever they are."""
+async def mark(
+    work: Work,
+    ids: Iterable[uuid.UUID],
+    moving: Collection[uuid.UUID] = (),
+    keys: Collection[tuple[str, str]] = (),
+) -> Parents:
+    """Notes at those of these jobs that there are that others wait for them, wherever they are.
+
+    Locks besides what jobs need that are `moving`, and the limits of `keys`, given with their queues: see `job_locking`.
+    """
     wanted = sorted(set(ids))
     rows = await work.tx.fetch(SQL.wishes, work.tenant_id, wanted, CHILDREN_MAX)
     priorities = {row["job_id"]: row["priority"] for row in rows}
     room = {row["job_id"]: CHILDREN_MAX - row["children"] for row in rows if row["children"]}
-    left, alive, failed = sorted(priorities), set[uuid.UUID](), set[uuid.UUID]()
-    for _ in range(MARK_TRIES_MAX):
-        # Who ends a job has its lease in hand, and then takes those that are blocked: so it is done here.
-        for statement in (SQL.mark_held, SQL.mark_ready, SQL.mark_limited, SQL.mark_blocked):
-            if left:
-                marked = {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
-                alive |= marked
-                left = [job_id for job_id in left if job_id not in marked]
+    over = set[uuid.UUID]()
+    await work.tx.execute(LOCKING.begin_again_here)
+    for tries_left in reversed(range(MARK_TRIES_MAX)):
+        over |= await lock_dead(work, priorities)
+        alive, left = await _mark_where_they_are(work, sorted(priorities), moving, keys)
         rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, left) if left else []
         now = {row["job_id"]: from_row(row).status for row in rows}
-        failed |= {job_id for job_id, status in now.items() if status in ENDED_BADLY}
+        failed = {job_id for job_id, status in now.items() if status in ENDED_BADLY}
         left = [job_id for job_id in left if now[job_id] in UNDER_WAY]
-        if not left:
+        if not left and (failed <= over or not tries_left):
             return Parents(alive, failed, priorities, room)
+        over |= failed  # what has failed just now was no dead letter yet when these were locked
+        # To lock leases now, after all this, would be in another order than others do it.
+        await work.tx.execute(LOCKING.let_go)
     raise errors.unavailable("a job that is to be waited for is being moved all the time; try again")
+
+
+async def _mark_where_they_are(
+    work: Work, ids: Sequence[uuid.UUID], moving: Collection[uuid.UUID], keys: Collection[tuple[str, str]]
+) -> tuple[set[uuid.UUID], list[uuid.UUID]]:
+    """Looks for jobs once in each place, in the order of `job_locking`, in which they go on as well.
+
+    Those that are marked, and the rest.
+    """
+    marked = {row["job_id"] for row in await work.tx.fetch(SQL.mark_held, work.tenant_id, ids)}
+    left = [job_id for job_id in ids if job_id not in marked]
+    if not left and not moving:
+        return marked, left
+    await work.tx.fetch(SQL.lock_blocked, work.tenant_id, sorted({*left, *moving}))
+    marked |= {row["job_id"] for row in await work.tx.fetch(SQL.mark_blocked, work.tenant_id, left)}
+    left = [job_id for job_id in left if job_id not in marked]
+    await lock_limits(work, [*left, *moving], keys)
+    for statement in (SQL.mark_limited, SQL.mark_ready):
+        if left:
+            marked |= {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
+            left = [job_id for job_id in left if job_id not in marked]
+    return marked, left
 
 
 class Wish(NamedTuple):
