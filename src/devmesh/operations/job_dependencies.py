@@ -24,7 +24,7 @@ from devmesh.operations.job_locking import lock_dead, lock_limits
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
-from devmesh.store.jobs import from_row, json_text
+from devmesh.store.jobs import from_row, json_text, lies_nowhere
 from devmesh.store.statements import load
 
 SQL = load("job_dependencies")
@@ -60,6 +60,7 @@ class Parents(msgspec.Struct):
     failed: set[uuid.UUID]
     priorities: dict[uuid.UUID, int]
     room: dict[uuid.UUID, int] = {}  # for how many more that wait, where it is not for all that may
+    lost: set[uuid.UUID] = set()  # they have not ended, and lie nowhere, as after the loss of a table
     dead: dict[uuid.UUID, bool] = {}  # whether the failed of which this was asked are dead letters, and noted
 
     def take_room(self, ids: Iterable[uuid.UUID]) -> None:
@@ -90,9 +91,10 @@ async def mark(
         rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, left) if left else []
         now = {row["job_id"]: from_row(row).status for row in rows}
         failed = {job_id for job_id, status in now.items() if status in ENDED_BADLY}
-        left = [job_id for job_id in left if now[job_id] in UNDER_WAY]
+        lost = {row["job_id"] for row in rows if now[row["job_id"]] in UNDER_WAY and lies_nowhere(row)}
+        left = [job_id for job_id in left if now[job_id] in UNDER_WAY and job_id not in lost]
         if not left and (failed <= over or not tries_left):
-            return Parents(alive, failed, priorities, room)
+            return Parents(alive, failed, priorities, room, lost=lost)
         over |= failed  # what has failed just now was no dead letter yet when these were locked
         # To lock leases now, after all this, would be in another order than others do it.
         await work.tx.execute(LOCKING.let_go)
@@ -132,11 +134,17 @@ class Wish(NamedTuple):
 async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]:
     """The parents that a job has to wait for, by its policy. It takes the room of one that waits for them.
 
-    Raises not_found, or conflict when one has failed already, or has all the children that it may have.
+    Raises not_found, or conflict when one has failed already, was lost, or has all the children that it may have.
     """
     parent_ids = list(dict.fromkeys(wish.parent_ids))
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
         raise errors.not_found("job", unknown[0], "depends_on")
+    if lost := [job_id for job_id in parent_ids if job_id in parents.lost]:
+        raise errors.conflict(
+            "job.lost",
+            f"job {lost[0]}, which it would wait for, has not ended but neither waits nor runs: where it lay was lost;"
+            " put it back with snapshot.restore, or enqueue it anew", "depends_on",
+        )  # fmt: skip
     if crowded := [job_id for job_id in parent_ids if parents.room.get(job_id, CHILDREN_MAX) <= 0]:
         raise errors.conflict(
             "job.children_max", f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may",

@@ -127,7 +127,7 @@ async def _wanted(
     dead = {parent_id for job_id in patient for parent_id in waited[job_id].parent_ids} & parents.failed
     rows = await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(dead)) if dead else []
     kept = {row["job_id"] for row in rows}
-    due = set(parents.alive)
+    due = parents.alive | parents.lost  # which may still be put back
     if rest is not None and parents.failed:
         due |= {
             row["job_id"] for row in await work.tx.fetch(SQL.mark_due, work.tenant_id, sorted(parents.failed), *rest)

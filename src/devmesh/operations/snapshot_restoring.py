@@ -295,7 +295,7 @@ async def _bind(work: Work, blocked: Sequence[Record]) -> None:
     dead = {
         row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(parents.failed))
     }
-    there = parents.alive | parents.failed
+    there = parents.alive | parents.failed | parents.lost  # which may still be put back, from another snapshot
     edges = await without_circles(  # somebody may have said since that one of these waits for the other
         work, {row["job_id"]: [parent_id for parent_id in row["parent_ids"] if parent_id in there] for row in blocked}
     )
