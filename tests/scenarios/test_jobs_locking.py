@@ -7,6 +7,7 @@ who holds one thing, has two calls meet halfway.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -167,3 +168,30 @@ async def test_who_has_a_job_wait_for_a_dead_letter_and_who_replays_it(meeting: 
     replayed, enqueued = await meeting.end()
     assert replayed["job_ids"] == [dead["id"]]
     assert enqueued["job"]["status"] == "PENDING"
+
+
+async def test_who_gives_a_silent_worker_up_and_who_reports_for_it(meeting: Meeting, bench: Bench) -> None:
+    job = await bench.enqueue()
+    [claimed] = await bench.claim()
+    meeting.archive.run("update mcp.jobs_leased set lease_s = 100000 where tenant_id = $1")
+    await meeting.hold("jobs_leased", "job_id", job["id"])
+    await meeting.call("job.fail", jobs=[held(claimed, error="no")])
+    meeting.archive.run(
+        "update mcp.workers set stale_after_s = 1, heartbeat_interval_s = 1, heartbeat_at = now() - interval '2 seconds'"
+        " where tenant_id = $1"
+    )
+    await meeting.bystander.are_held_up(2)
+    [failed] = await meeting.end()
+    assert failed["jobs"][0]["status"] == "PENDING"
+
+
+async def test_who_registers_a_worker_anew_and_who_reports_for_it(meeting: Meeting, bench: Bench) -> None:
+    about = {"name": "again", "capacity": 10}
+    worker = (await bench.wire.call("worker.register", **about, instance_id=str(uuid.uuid4())))["worker"]
+    job = await bench.enqueue()
+    [claimed] = await bench.claim(worker_id=worker["id"])
+    await meeting.hold("jobs_leased", "job_id", job["id"])
+    await meeting.call("job.fail", jobs=[held(claimed, error="no")])
+    await meeting.call("worker.register", **about, instance_id=str(uuid.uuid4()))
+    failed, _ = await meeting.end()
+    assert failed["jobs"][0]["status"] == "PENDING"

@@ -1,8 +1,9 @@
 """In which order transactions lock what belongs to jobs, so that no two of them wait for each other in a circle.
 
-First unique keys, then who says what waits for what (`job_dependencies.lock`), dead letters, leases, the jobs that wait for
-others, and the limits of concurrency keys, all of a kind at once and sorted; last the jobs that wait for a place or in their
-queues. Whoever has the limits of their keys in hand may take these in any order: nobody who waits for a limit has one of them.
+First unique keys, then who says what waits for what (`job_dependencies.lock`), dead letters, leases, their workers, the jobs
+that wait for others, and the limits of concurrency keys, all of a kind at once and sorted; last the jobs that wait for a place
+or in their queues. Whoever has the limits of their keys in hand may take these in any order: nobody who waits for a limit has
+one of them.
 
 What a transaction will come to is only found step by step. So whoever ends jobs, or has them wait, takes all in hand here first
 that may follow, and what is done afterwards finds it locked. A job that moves in that very moment may still be met in another
@@ -46,6 +47,12 @@ async def lock_dead(work: Work, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
     """Locks those of these jobs that are dead letters, before anything else of jobs, and answers with them."""
     wanted = sorted(set(ids))
     return {row["job_id"] for row in await work.tx.fetch(SQL.lock_dead, work.tenant_id, wanted)} if wanted else set()
+
+
+async def lock_leases(work: Work, ids: Iterable[uuid.UUID]) -> None:
+    """Locks those of these jobs that workers hold. Their workers' own rows are locked after them."""
+    if wanted := sorted(set(ids)):
+        await work.tx.fetch(SQL.lock_held, work.tenant_id, wanted)
 
 
 async def lock_limits(

@@ -26,8 +26,7 @@ from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places, wait_again
-from devmesh.operations.job_locking import SQL as LOCKING
-from devmesh.operations.job_locking import lock_dead, take_in_hand
+from devmesh.operations.job_locking import lock_dead, lock_leases, take_in_hand
 from devmesh.operations.job_replaying import refuse_while_drained
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.schedule_firing import timing_of
@@ -173,7 +172,7 @@ async def _lock_all(work: Work, whole: uuid.UUID) -> None:
     rows = await work.tx.fetch(SQL.meant, work.tenant_id, whole)
     ids = [row["job_id"] for row in rows]
     await lock_dead(work, ids)
-    await work.tx.fetch(LOCKING.lock_held, work.tenant_id, ids)
+    await lock_leases(work, ids)
     keys = {(row["queue"], row["concurrency_key"]) for row in rows if row["concurrency_key"] is not None}
     await take_in_hand(work, ids, keys=keys)
 
