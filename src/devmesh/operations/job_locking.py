@@ -20,6 +20,7 @@ from devmesh.store.statements import load
 
 SQL = load("job_locking")
 DEPENDENCIES = load("job_dependencies")
+LOOKS_MAX = 5  # at who waits for whom, while others come to wait
 FORESEEN_MAX = 20_000  # jobs that may go on or end because others have ended; more are found when it is their turn
 
 
@@ -36,11 +37,23 @@ async def take_in_hand(
 
     With a `queue` the limits of all of its keys. Leases that are to be locked are so already.
     """
-    rows = await work.tx.fetch(SQL.below, work.tenant_id, list(ending), may_end_badly, FORESEEN_MAX)
-    blocked = [row["job_id"] for row in rows]
+    blocked = await _below(work, ending, may_end_badly=may_end_badly)
     if blocked:
+        await work.tx.execute(SQL.begin_again_here)
+    for tries_left in reversed(range(LOOKS_MAX if blocked else 0)):
         await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, blocked)
+        now = await _below(work, ending, may_end_badly=may_end_badly)
+        if not tries_left or set(now) <= set(blocked):
+            break
+        # Others have come to wait for these while they were locked by somebody else; now they are taken together.
+        await work.tx.execute(SQL.let_go)
+        blocked = now
     await lock_limits(work, [*ending, *moving, *blocked], keys, queue=queue)
+
+
+async def _below(work: Work, ending: Collection[uuid.UUID], *, may_end_badly: bool) -> list[uuid.UUID]:
+    rows = await work.tx.fetch(SQL.below, work.tenant_id, list(ending), may_end_badly, FORESEEN_MAX)
+    return [row["job_id"] for row in rows]
 
 
 async def lock_dead(work: Work, ids: Iterable[uuid.UUID]) -> set[uuid.UUID]:
