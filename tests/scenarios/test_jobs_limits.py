@@ -14,7 +14,7 @@ import pytest
 from devmesh.operations.job_claiming import HELD_UP_INTERVAL_S
 from tests.conftest import run_sql
 from tests.harness import Mesh, eventually
-from tests.scenarios.jobs import Bench, held, register
+from tests.scenarios.jobs import Bench, held, reason, register
 from tests.wire import Wire, WireError
 
 ENDS = ("job.complete", "job.fail", "job.release", "job.snooze")
@@ -394,3 +394,43 @@ async def test_a_job_that_is_over_is_retried_by_hand_with_its_history(bench: Ben
     with pytest.raises(WireError) as refused:
         await bench.wire.call("job.retry", job_id=str(uuid.uuid4()))
     assert refused.value.kind == "not_found"
+
+
+async def test_a_duplicate_is_one_whatever_it_would_wait_for(mesh: Mesh, bench: Bench, tenant: str) -> None:
+    failed = await bench.enqueue(max_retries=0)
+    await bench.wire.call("job.fail", jobs=[held(job, error="no") for job in await bench.claim()])
+    known = await bench.enqueue(unique_key="known")
+    about = {"type": "t", "queue": bench.queue, "depends_on": [failed["id"]]}
+    for unknown in ([], [str(uuid.uuid4())]):
+        again = await bench.wire.call(
+            "job.enqueue", **{**about, "unique_key": "known", "depends_on": [failed["id"], *unknown]}
+        )
+        assert (again["job"]["id"], again["is_duplicate"]) == (known["id"], True)
+    many = await bench.wire.call("job.enqueue_many", jobs=[{**about, "unique_key": "known"}])
+    assert [(each["id"], each["is_duplicate"]) for each in many["jobs"]] == [(known["id"], True)]
+    with pytest.raises(WireError) as refused:
+        await bench.wire.call("job.enqueue", **about, unique_key="new")
+    assert refused.value.reason == "job.parent_failed"
+    new = await bench.wire.call("job.enqueue", type="t", queue=bench.queue, unique_key="new")
+    assert not new["is_duplicate"], "what was refused has not taken the key"
+
+
+async def test_a_twin_of_what_is_refused_is_judged_by_the_one_before(mesh: Mesh, bench: Bench, tenant: str) -> None:
+    failed = await bench.enqueue(max_retries=0)
+    await bench.wire.call("job.fail", jobs=[held(job, error="no") for job in await bench.claim()])
+    parent = await bench.enqueue()
+    wishes = [{"depends_on": [failed["id"]]}, {"depends_on": [parent["id"]]}, {}]
+    async with await Wire.connect(mesh.ws_url, tenant) as wire:
+        names = [uuid.uuid4().hex for _ in wishes]
+        await wire.send([
+            {
+                "jsonrpc": "2.0", "id": name, "method": "job.enqueue",
+                "params": {"type": "t", "queue": bench.queue, "unique_key": "u", **wish},
+            }
+            for name, wish in zip(names, wishes, strict=True)
+        ])  # fmt: skip
+        first, second, third = [await wire.answer(name) for name in names]
+    assert first["error"]["data"]["reason"] == "job.parent_failed"
+    assert not second["result"]["is_duplicate"]
+    assert (third["result"]["job"]["id"], third["result"]["is_duplicate"]) == (second["result"]["job"]["id"], True)
+    assert await reason(bench, second["result"]["job"]) == "waiting_for_parents"

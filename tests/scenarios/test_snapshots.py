@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness import Mesh, eventually
 from tests.scenarios.archive import Archive, Bystander
-from tests.scenarios.jobs import Bench, held
+from tests.scenarios.jobs import Bench, held, reason
 from tests.wire import Wire, WireError
 
 
@@ -361,3 +361,32 @@ async def test_another_tenant_s_snapshot_is_not_there(mesh: Mesh, archive: Archi
             with pytest.raises(WireError) as refused:
                 await stranger.call(f"snapshot.{name}", snapshot_id=snapshot["id"])
             assert refused.value.kind == "not_found"
+
+
+async def test_a_job_that_was_lost_is_said_to_be_and_what_waited_for_it_is_put_back(
+    archive: Archive, bench: Bench
+) -> None:
+    lost, other = [await bench.enqueue() for _ in range(2)]
+    child = await bench.enqueue(depends_on=[lost["id"]], on_parent_failure="ignore")
+    snapshot = await archive.take()
+    part = f"job_id = '{lost['id']}'"
+    archive.run(f"delete from mcp.jobs_ready where tenant_id = $1 and {part}")
+    about = {"depends_on": [lost["id"]]}
+    for method, params in (
+        ("job.enqueue", {"type": "t", "queue": bench.queue, **about}),
+        ("job.depend", {"job_id": other["id"], **about}),
+    ):
+        with pytest.raises(WireError) as refused:
+            await bench.wire.call(method, **params)
+        assert (refused.value.kind, refused.value.reason) == ("conflict", "job.lost")
+        assert lost["id"] in refused.value.message
+        assert "snapshot.restore" in refused.value.message
+    archive.run(
+        f"delete from mcp.state_snapshot_rows where tenant_id = $1 and noun = 'jobs_ready' and id = '{lost['id']}'"
+    )
+    archive.run(f"delete from mcp.state_snapshot_rows where tenant_id = $1 and noun = 'jobs' and id = '{lost['id']}'")
+    archive.lose("jobs_blocked", "job_dependencies")
+    answer = await archive.restore(snapshot)
+    assert answer["restored"]["jobs"] == 1
+    assert await reason(bench, child) == "waiting_for_parents"
+    assert [job["id"] for job in await bench.claim()] == [other["id"]]

@@ -22,6 +22,7 @@ from devmesh.core.health import WorkerStatus
 from devmesh.core.ids import FIRST_ID
 from devmesh.engine.looks import Looks
 from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
+from devmesh.operations.job_locking import lock_leases, take_in_hand
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.operations.worker_alerts import NewAlert, forget_workers, raise_alerts
 from devmesh.operations.worker_health import Heard, note_heard
@@ -156,6 +157,8 @@ async def look(work: Work, watched_s: float) -> int:
     """
     count, after = 0, FIRST_ID
     while count < REAPED_MAX:
+        held = await work.tx.fetch(SQL.held_by_silent, work.tenant_id, REAPED_MAX, after)
+        await lock_leases(work, [row["job_id"] for row in held])  # before the workers, as those do who end what is held
         rows = await work.tx.fetch(SQL.late, work.tenant_id, REAPED_MAX, after)
         count += await _note(work, rows, watched_s)
         if len(rows) < REAPED_MAX:
@@ -166,6 +169,8 @@ async def look(work: Work, watched_s: float) -> int:
 
 async def look_at(work: Work, worker_id: uuid.UUID, watched_s: float) -> int:
     """The same pass over one worker."""
+    held = await work.tx.fetch(SQL.held_jobs, work.tenant_id, worker_id)
+    await lock_leases(work, [row["job_id"] for row in held])
     return await _note(work, await _late(work, worker_id), watched_s)
 
 
@@ -173,6 +178,7 @@ async def give_up_some(work: Work, worker_id: uuid.UUID, held: Sequence[uuid.UUI
     """Takes some of its jobs from a worker, if it is to be given up: whether it is. That is noted when it has none left: until
     then whoever looks finds it as it was, and goes on with it.
     """
+    await lock_leases(work, held)
     stale = [row for row in await _late(work, worker_id) if _is_stale(row) and _is_watched(row, watched_s)]
     for row in stale:
         await give_up_jobs(work, worker_id, _silence(row), held)
@@ -215,9 +221,14 @@ async def _note_missed(work: Work, late: Sequence[Record], watched_s: float) -> 
         if row["status"] != before[row["worker_id"]]:
             told = {name: row[name] for name in ("status", "reason", "failure_count", "last_failure_at")}
             work.emit("worker.status", (f"worker:{row['worker_id']}",), {"worker": {"id": row["worker_id"], **told}})
-    for row, status in zip(news, statuses, strict=True):
-        if status is WorkerStatus.FAILED:
-            await give_up_jobs(work, row["worker_id"], _silence(row))
+    failed = [row for row, status in zip(news, statuses, strict=True) if status is WorkerStatus.FAILED]
+    if (
+        len(failed) > 1
+    ):  # what follows from the end of all that they hold is locked at once, and not of one after the other
+        held = [await work.tx.fetch(SQL.held_jobs, work.tenant_id, row["worker_id"]) for row in failed]
+        await take_in_hand(work, [row["job_id"] for rows in held for row in rows])
+    for row in failed:
+        await give_up_jobs(work, row["worker_id"], _silence(row))
     return len(news)
 
 

@@ -17,6 +17,7 @@ from devmesh.core.jobs import QueueName, Status
 from devmesh.core.names import PAGE_BYTES_MAX, Label, PageCursor, PageLimit, decode_page_cursor
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import tell
+from devmesh.operations.job_locking import lock_dead, take_in_hand
 from devmesh.operations.job_replaying import KEY_TAKEN, SQL, Rest
 from devmesh.operations.job_replaying import replay as put_back
 from devmesh.operations.job_verbs import Refused
@@ -145,9 +146,12 @@ async def replay(work: Work, call: Call[Chosen]) -> ReplayedResult:
 async def discard(work: Work, call: Call[Chosen]) -> ChosenResult:
     """Forget dead letters. Their jobs stay FAILED, with their history; what waited for their replay fails as well."""
     chosen = await _chosen(work, call.params)
+    await lock_dead(work, chosen.job_ids)
     rows = await work.tx.fetch(SQL.discard, work.tenant_id, chosen.job_ids)
     tell(work, "job.discarded", [(row["queue"], {"id": row["job_id"]}) for row in rows], Status.FAILED)
-    await settle(work, [row["job_id"] for row in rows if row["is_parent"]], End.GONE)
+    if parents := [row["job_id"] for row in rows if row["is_parent"]]:
+        await take_in_hand(work, parents)
+        await settle(work, parents, End.GONE)
     return ChosenResult([row["job_id"] for row in rows], chosen.up_to, chosen.after)
 
 

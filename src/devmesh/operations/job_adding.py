@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw
@@ -19,7 +19,7 @@ from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_dependencies import Parents, Policy, Wish, mark, waits_for
 from devmesh.operations.job_events import Enqueued, tell
 from devmesh.operations.job_limits import LimitedJob, wait_for_places
-from devmesh.operations.job_uniqueness import UniqueWish, twins
+from devmesh.operations.job_uniqueness import Judged, UniqueWish, hand_over, judge, take_keys
 from devmesh.operations.registry import Params, only_with
 from devmesh.operations.work import Work
 from devmesh.store.jobs import Keyed, copy_jobs, copy_ready, insert_ready, insert_ready_at_once
@@ -123,10 +123,18 @@ class Added(msgspec.Struct):
         return self.twins.get(new.id, new) if self.twins else new
 
 
-async def add(work: Work, made: Sequence[NewJob]) -> Added:
-    """Writes new jobs that have been prepared, but for those that are there already, and tells of them."""
-    there = await _twins(work, made)
-    fresh = [new for new in made if new.id not in there] if there else made  # so it mostly is
+class Prepared(NamedTuple):
+    """What was seen of new jobs before any is written: what keeps some from being enqueued, and which are there already."""
+
+    refused: dict[uuid.UUID, errors.MeshError]
+    twins: dict[uuid.UUID, Job | uuid.UUID]
+    """By their unique keys: jobs that there are, or others of the new ones."""
+
+
+async def add(work: Work, made: Sequence[NewJob], prepared: Prepared) -> Added:
+    """Writes new jobs, but for those that are refused or there already, and tells of them."""
+    there = prepared.twins
+    fresh = [new for new in made if new.id not in there and new.id not in prepared.refused]
     moment = await _write(work, fresh) if fresh else await work.clock()
     written = {new.id: new for new in fresh} if there else {}
     return Added(
@@ -134,29 +142,40 @@ async def add(work: Work, made: Sequence[NewJob]) -> Added:
     )
 
 
-async def _twins(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, Job | uuid.UUID]:
-    """Those that are there already, by their unique keys."""
+async def prepare(work: Work, made: Sequence[NewJob]) -> Prepared:
+    """Sees what keeps jobs from being enqueued, by their ids, which are there already, and what the others have to wait for.
+
+    One that is there already is that, whatever it would have to wait for.
+    """
+    refused = {new.id: problem for new in made if (problem := misfit(new.spec)) is not None}
     wishes = [
         UniqueWish(new.id, new.spec.unique_key, new.spec.unique_states or UNDER_WAY, new.spec.unique_period_s)
         for new in made
-        if new.spec.unique_key is not None
+        if new.spec.unique_key is not None and new.id not in refused
     ]
-    return await twins(work, wishes) if wishes else {}
-
-
-async def prepare(work: Work, made: Sequence[NewJob]) -> dict[uuid.UUID, errors.MeshError]:
-    """Sees what keeps jobs from being enqueued, by their ids, and what the others have to wait for."""
-    refused: dict[uuid.UUID, errors.MeshError] = {}
-    bound: list[NewJob] = []
-    for new in made:
-        if (problem := misfit(new.spec)) is not None:
-            refused[new.id] = problem
-        elif new.spec.depends_on:
-            bound.append(new)
-    if not bound:
-        return refused
+    claimed = await take_keys(work, wishes) if wishes else None
+    judged = judge(claimed, refused) if claimed is not None else Judged({}, {})
+    bound = [
+        new
+        for new in made
+        if new.spec.depends_on and new.id not in refused and not isinstance(judged.twins.get(new.id), Job)
+    ]
     # All at once, so that batches mark in one order.
-    parents = await mark(work, {parent_id for new in bound for parent_id in new.spec.depends_on})
+    keys = {(new.spec.queue, new.spec.concurrency_key) for new in made if new.spec.concurrency_key is not None}
+    parent_ids = {parent_id for new in bound for parent_id in new.spec.depends_on}
+    parents = await mark(work, parent_ids, keys=keys) if bound else None
+    while parents is not None and (fresh := [new for new in bound if new.id not in judged.twins]):
+        refused |= await _bind_all(work, fresh, parents)
+        bound = [new for new in bound if new.id in judged.twins]  # what they are twins of may have been refused
+        judged = judge(claimed, refused) if claimed is not None else judged
+    if claimed is not None:
+        await hand_over(work, claimed, judged.accepted)
+    return Prepared(refused, judged.twins)
+
+
+async def _bind_all(work: Work, bound: Sequence[NewJob], parents: Parents) -> dict[uuid.UUID, errors.MeshError]:
+    """Has jobs wait for others, and answers with what keeps some from it."""
+    refused: dict[uuid.UUID, errors.MeshError] = {}
     for new in bound:
         try:
             await _bind(work, new, parents)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,10 +19,12 @@ from devmesh.core.ids import FIRST_ID, new_ids
 from devmesh.core.jobs import ENDED_BADLY, UNDER_WAY, Outcome, Status
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
+from devmesh.operations.job_locking import SQL as LOCKING
+from devmesh.operations.job_locking import lock_dead, lock_limits
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL as JOBS
-from devmesh.store.jobs import from_row, json_text
+from devmesh.store.jobs import from_row, json_text, lies_nowhere
 from devmesh.store.statements import load
 
 SQL = load("job_dependencies")
@@ -58,6 +60,7 @@ class Parents(msgspec.Struct):
     failed: set[uuid.UUID]
     priorities: dict[uuid.UUID, int]
     room: dict[uuid.UUID, int] = {}  # for how many more that wait, where it is not for all that may
+    lost: set[uuid.UUID] = set()  # they have not ended, and lie nowhere, as after the loss of a table
     dead: dict[uuid.UUID, bool] = {}  # whether the failed of which this was asked are dead letters, and noted
 
     def take_room(self, ids: Iterable[uuid.UUID]) -> None:
@@ -66,27 +69,58 @@ class Parents(msgspec.Struct):
             self.room[job_id] = self.room.get(job_id, CHILDREN_MAX) - 1
 
 
-async def mark(work: Work, ids: Iterable[uuid.UUID]) -> Parents:
-    """Notes at those of these jobs that there are that others wait for them, wherever they are."""
+async def mark(
+    work: Work,
+    ids: Iterable[uuid.UUID],
+    moving: Collection[uuid.UUID] = (),
+    keys: Collection[tuple[str, str]] = (),
+) -> Parents:
+    """Notes at those of these jobs that there are that others wait for them, wherever they are.
+
+    Locks besides what jobs need that are `moving`, and the limits of `keys`, given with their queues: see `job_locking`.
+    """
     wanted = sorted(set(ids))
     rows = await work.tx.fetch(SQL.wishes, work.tenant_id, wanted, CHILDREN_MAX)
     priorities = {row["job_id"]: row["priority"] for row in rows}
     room = {row["job_id"]: CHILDREN_MAX - row["children"] for row in rows if row["children"]}
-    left, alive, failed = sorted(priorities), set[uuid.UUID](), set[uuid.UUID]()
-    for _ in range(MARK_TRIES_MAX):
-        # Who ends a job has its lease in hand, and then takes those that are blocked: so it is done here.
-        for statement in (SQL.mark_held, SQL.mark_ready, SQL.mark_limited, SQL.mark_blocked):
-            if left:
-                marked = {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
-                alive |= marked
-                left = [job_id for job_id in left if job_id not in marked]
+    over = set[uuid.UUID]()
+    await work.tx.execute(LOCKING.begin_again_here)
+    for tries_left in reversed(range(MARK_TRIES_MAX)):
+        over |= await lock_dead(work, priorities)
+        alive, left = await _mark_where_they_are(work, sorted(priorities), moving, keys)
         rows = await work.tx.fetch(JOBS.get_many, work.tenant_id, left) if left else []
         now = {row["job_id"]: from_row(row).status for row in rows}
-        failed |= {job_id for job_id, status in now.items() if status in ENDED_BADLY}
-        left = [job_id for job_id in left if now[job_id] in UNDER_WAY]
-        if not left:
-            return Parents(alive, failed, priorities, room)
+        failed = {job_id for job_id, status in now.items() if status in ENDED_BADLY}
+        lost = {row["job_id"] for row in rows if now[row["job_id"]] in UNDER_WAY and lies_nowhere(row)}
+        left = [job_id for job_id in left if now[job_id] in UNDER_WAY and job_id not in lost]
+        if not left and (failed <= over or not tries_left):
+            return Parents(alive, failed, priorities, room, lost=lost)
+        over |= failed  # what has failed just now was no dead letter yet when these were locked
+        # To lock leases now, after all this, would be in another order than others do it.
+        await work.tx.execute(LOCKING.let_go)
     raise errors.unavailable("a job that is to be waited for is being moved all the time; try again")
+
+
+async def _mark_where_they_are(
+    work: Work, ids: Sequence[uuid.UUID], moving: Collection[uuid.UUID], keys: Collection[tuple[str, str]]
+) -> tuple[set[uuid.UUID], list[uuid.UUID]]:
+    """Looks for jobs once in each place, in the order of `job_locking`, in which they go on as well.
+
+    Those that are marked, and the rest.
+    """
+    marked = {row["job_id"] for row in await work.tx.fetch(SQL.mark_held, work.tenant_id, ids)}
+    left = [job_id for job_id in ids if job_id not in marked]
+    if not left and not moving:
+        return marked, left
+    await work.tx.fetch(SQL.lock_blocked, work.tenant_id, sorted({*left, *moving}))
+    marked |= {row["job_id"] for row in await work.tx.fetch(SQL.mark_blocked, work.tenant_id, left)}
+    left = [job_id for job_id in left if job_id not in marked]
+    await lock_limits(work, [*left, *moving], keys)
+    for statement in (SQL.mark_limited, SQL.mark_ready):
+        if left:
+            marked |= {row["job_id"] for row in await work.tx.fetch(statement, work.tenant_id, left)}
+            left = [job_id for job_id in left if job_id not in marked]
+    return marked, left
 
 
 class Wish(NamedTuple):
@@ -100,11 +134,17 @@ class Wish(NamedTuple):
 async def waits_for(work: Work, wish: Wish, parents: Parents) -> list[uuid.UUID]:
     """The parents that a job has to wait for, by its policy. It takes the room of one that waits for them.
 
-    Raises not_found, or conflict when one has failed already, or has all the children that it may have.
+    Raises not_found, or conflict when one has failed already, was lost, or has all the children that it may have.
     """
     parent_ids = list(dict.fromkeys(wish.parent_ids))
     if unknown := [job_id for job_id in parent_ids if job_id not in parents.priorities]:
         raise errors.not_found("job", unknown[0], "depends_on")
+    if lost := [job_id for job_id in parent_ids if job_id in parents.lost]:
+        raise errors.conflict(
+            "job.lost",
+            f"job {lost[0]}, which it would wait for, has not ended but neither waits nor runs: where it lay was lost;"
+            " put it back with snapshot.restore, or enqueue it anew", "depends_on",
+        )  # fmt: skip
     if crowded := [job_id for job_id in parent_ids if parents.room.get(job_id, CHILDREN_MAX) <= 0]:
         raise errors.conflict(
             "job.children_max", f"{CHILDREN_MAX:,} jobs wait for job {crowded[0]} already, which is as many as may",

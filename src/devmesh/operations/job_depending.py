@@ -44,7 +44,7 @@ async def depend(work: Work, call: Call[Depend]) -> JobResult:
         SQL.is_above, work.tenant_id, asked.depends_on, asked.job_id
     ):
         raise errors.conflict("job.cycle", "these jobs would wait for each other in a circle", "depends_on")
-    parents = await mark(work, asked.depends_on)
+    parents = await mark(work, asked.depends_on, [asked.job_id])
     blocked = await work.tx.fetch_row(SQL.lock_blocked, work.tenant_id, [asked.job_id])
     policy = asked.on_parent_failure or Policy(blocked["policy"] if blocked is not None else Policy.FAIL)
     parent_ids = await waits_for(work, Wish(asked.job_id, asked.depends_on, policy), parents)

@@ -14,6 +14,7 @@ from devmesh.core.jobs import Ending, Held, Outcome, Status
 from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import leave_places
+from devmesh.operations.job_locking import take_in_hand
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.jobs import SQL, json_text
@@ -123,11 +124,13 @@ async def write_endings(
     limited = {
         job_id: ending for job_id, ending in endings.items() if locked[job_id].row["concurrency_key"] is not None
     }
+    over = [each for each in ended if each.ending.next_run_at is None and locked[each.job_id].row["is_parent"]]
+    if over:
+        await take_in_hand(work, [each.job_id for each in over], moving=limited)
     if limited:
         await leave_places(
             work, limited, [job_id for job_id, ending in limited.items() if ending.next_run_at is not None]
         )
-    over = [each for each in ended if each.ending.next_run_at is None and locked[each.job_id].row["is_parent"]]
     await settle(work, [each.job_id for each in over if each.ending.is_dead], End.FAILED)
     await settle(work, [each.job_id for each in over if not each.ending.is_dead], End.GONE)
     return ended

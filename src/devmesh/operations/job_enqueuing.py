@@ -76,9 +76,9 @@ async def _enqueue_at_once(
 async def enqueue(work: Work, calls: Sequence[Call[Enqueue]]) -> Sequence[EnqueuedJobResult | errors.MeshError]:
     """Enqueue a job. The answer is durable: once it has come, the job will not be lost."""
     made = new_jobs([call.params for call in calls], [call.caller.key_id for call in calls])
-    refused = await prepare(work, made)
-    added = await add(work, [new for new in made if new.id not in refused])
-    return [refused.get(new.id) or _shown(new, added) for new in made]
+    prepared = await prepare(work, made)
+    added = await add(work, made, prepared)
+    return [prepared.refused.get(new.id) or _shown(new, added) for new in made]
 
 
 def _shown(new: NewJob, added: Added) -> EnqueuedJobResult:
@@ -108,11 +108,12 @@ async def enqueue_many(work: Work, call: Call[EnqueueMany]) -> EnqueuedResult:
     """Enqueue up to 10,000 jobs at once: all of them, or, when one is wrong, none. The answer has them in the same order."""
     specs = call.params.jobs
     made = new_jobs(specs, [call.caller.key_id] * len(specs))
-    if refused := await prepare(work, made):
+    prepared = await prepare(work, made)
+    if refused := prepared.refused:
         raise next(
             _of_one(place, problem) for place, new in enumerate(made) if (problem := refused.get(new.id)) is not None
         )
-    added = await add(work, made)
+    added = await add(work, made, prepared)
     return EnqueuedResult([_shown_in_short(new, added) for new in made])
 
 

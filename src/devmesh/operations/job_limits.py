@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from devmesh.core.events import Concern
+from devmesh.operations.job_locking import lock_limits
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
 from devmesh.store.statements import Statement, load
@@ -66,7 +67,11 @@ async def wait_again(work: Work, ids: Iterable[uuid.UUID]) -> None:
 
 async def come_due(work: Work, count_max: int) -> int:
     """The waiting whose time has come are given places. How many there were."""
-    rows = await work.tx.fetch(SQL.come_due, work.tenant_id, count_max)
+    due = await work.tx.fetch(SQL.due, work.tenant_id, count_max)
+    if not due:
+        return 0
+    await lock_limits(work, (), {(row["queue"], row["concurrency_key"]) for row in due})
+    rows = await work.tx.fetch(SQL.come_due, work.tenant_id, [row["job_id"] for row in due])
     await _give_places(work, rows)
     return len(rows)
 

@@ -19,6 +19,7 @@ from devmesh.operations.job_dependencies import PARENT_FAILED, End, Parents, Pol
 from devmesh.operations.job_dependencies import SQL as DEPENDENCIES
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import wait_again
+from devmesh.operations.job_locking import lock_dead
 from devmesh.operations.job_uniqueness import under_way
 from devmesh.operations.work import Work
 from devmesh.store.database import Record
@@ -69,6 +70,7 @@ async def _put_back(
     refused = await under_way(work, keys) if keys else {}
     # Before any job is locked, as those take it who say what waits for what.
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
+    await lock_dead(work, job_ids)
     await settle(work, refused, End.FAILED)  # an earlier step may have had others wait for these
     rows = await work.tx.fetch(statement, work.tenant_id, [job_id for job_id in job_ids if job_id not in refused])
     await refuse_while_drained(work, [row["job_id"] for row in rows])
@@ -95,7 +97,8 @@ async def _behind_parents(work: Work, rows: Sequence[Record], rest: Rest | None)
     waited = await _waited(work, rows)
     if not waited:
         return set()
-    parents = await mark(work, {parent_id for each in waited.values() for parent_id in each.parent_ids})
+    parent_ids = {parent_id for each in waited.values() for parent_id in each.parent_ids}
+    parents = await mark(work, parent_ids, [row["job_id"] for row in rows])
     wanted = await _wanted(work, waited, parents, rest)
     edges = await without_circles(work, wanted)
     await work.tx.execute(
@@ -124,7 +127,7 @@ async def _wanted(
     dead = {parent_id for job_id in patient for parent_id in waited[job_id].parent_ids} & parents.failed
     rows = await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(dead)) if dead else []
     kept = {row["job_id"] for row in rows}
-    due = set(parents.alive)
+    due = parents.alive | parents.lost  # which may still be put back
     if rest is not None and parents.failed:
         due |= {
             row["job_id"] for row in await work.tx.fetch(SQL.mark_due, work.tenant_id, sorted(parents.failed), *rest)

@@ -29,31 +29,57 @@ class UniqueWish(NamedTuple):
         return is_recent and job.status in self.states
 
 
-async def twins(work: Work, wishes: Sequence[UniqueWish]) -> dict[uuid.UUID, Job | uuid.UUID]:
-    """Of the jobs that are not to be enqueued, those that there are instead: known ones, or others among the wishes.
+class Claimed(NamedTuple):
+    """Unique keys that this transaction has in hand, for what, and who has had them: in `latest` if that job is kept."""
 
-    Each wish is judged by the latest job of its key, which may be that of the wish before it.
-    """
+    wishes: Sequence[UniqueWish]
+    holders: dict[str, uuid.UUID]
+    latest: dict[str, Job]
+    now: datetime.datetime | None
+
+
+class Judged(NamedTuple):
+    """`twins`: of the jobs that are not to be enqueued, those that there are instead, known ones or others of the wishes."""
+
+    twins: dict[uuid.UUID, Job | uuid.UUID]
+    accepted: dict[str, uuid.UUID]
+
+
+async def take_keys(work: Work, wishes: Sequence[UniqueWish]) -> Claimed:
+    """Takes the keys of wishes in hand. It comes before all that is locked of jobs: see `job_locking`."""
     first: dict[str, UniqueWish] = {}
     for wish in wishes:
         first.setdefault(wish.unique_key, wish)
     rows = await work.tx.fetch(SQL.claim, work.tenant_id, list(first), [wish.job_id for wish in first.values()])
     holders = {row["unique_key"]: row["job_id"] for row in rows}
     latest = await _known(work, {key: holder for key, holder in holders.items() if holder != first[key].job_id})
-    now = await work.clock() if latest else None
-    accepted: dict[str, uuid.UUID] = {}
+    return Claimed(wishes, holders, latest, await work.clock() if latest else None)
+
+
+def judge(claimed: Claimed, refused: Collection[uuid.UUID]) -> Judged:
+    """Each wish is judged by the latest job of its key, which may be that of the wish before it. Those `refused` are none."""
+    now, accepted = claimed.now, dict[str, uuid.UUID]()
     found: dict[uuid.UUID, Job | uuid.UUID] = {}
-    for wish in wishes:
-        before, job = accepted.get(wish.unique_key), latest.get(wish.unique_key)
+    for wish in claimed.wishes:
+        if wish.job_id in refused:
+            continue
+        before, job = accepted.get(wish.unique_key), claimed.latest.get(wish.unique_key)
         if before is not None and Status.PENDING in wish.states:
             found[wish.job_id] = before
         elif before is None and job is not None and now is not None and wish.is_met_by(job, now):
             found[wish.job_id] = job
         else:
             accepted[wish.unique_key] = wish.job_id
-    if new := {key: job_id for key, job_id in accepted.items() if holders[key] != job_id}:
+    return Judged(found, accepted)
+
+
+async def hand_over(work: Work, claimed: Claimed, accepted: Mapping[str, uuid.UUID]) -> None:
+    """The jobs that are enqueued have their keys from now on. What a refused one has taken is nobody's again."""
+    if new := {key: job_id for key, job_id in accepted.items() if claimed.holders[key] != job_id}:
         await work.tx.execute(SQL.hand_over, work.tenant_id, list(new), list(new.values()))
-    return found
+    wished = {wish.job_id for wish in claimed.wishes}
+    if left := [key for key, holder in claimed.holders.items() if holder in wished and key not in accepted]:
+        await work.tx.execute(SQL.give_back, work.tenant_id, left)
 
 
 async def under_way(work: Work, keys: Mapping[uuid.UUID, str]) -> dict[uuid.UUID, uuid.UUID]:

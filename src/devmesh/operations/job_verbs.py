@@ -23,6 +23,7 @@ from devmesh.operations.job_dependencies import End, settle
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import leave_places
+from devmesh.operations.job_locking import lock_leases, take_in_hand
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import SQL
@@ -81,15 +82,20 @@ async def complete(work: Work, calls: Sequence[Call[Complete]]) -> Sequence[Move
         [None if report.result is UNSET else bytes(report.result).decode() for report in reports],
     )  # fmt: skip
     is_alone = not work.tx.is_begun
+    if not is_alone:
+        await lock_leases(work, (report.job_id for report in reports))
     [ended] = await work.tx.fetch_whole(SQL.complete, *about, is_alone)
     if is_alone and ended["is_done"]:
         if ended["done"]:
             work.has_told("job.completed")
     else:
         if is_alone:  # there is more to it: nothing was done
+            await lock_leases(work, (report.job_id for report in reports))
             [ended] = await work.tx.fetch(SQL.complete, *about, False)
         for topics, data in zip(ended["topics"], ended["data"], strict=True):
             work.emit("job.completed", tuple(topics.split(",")), data.encode())
+        if ended["parents"]:
+            await take_in_hand(work, ended["parents"], moving=ended["placed"], may_end_badly=False)
         if ended["placed"]:
             await leave_places(work, ended["placed"])
         await settle(work, ended["parents"], End.WELL)

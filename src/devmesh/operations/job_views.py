@@ -27,6 +27,7 @@ from devmesh.operations.job_enqueuing import JobResult
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
+from devmesh.operations.job_locking import take_in_hand
 from devmesh.operations.pages import fit
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.task_views import LAST_ID
@@ -193,15 +194,18 @@ async def cancel(work: Work, call: Call[Cancel]) -> JobResult:
 async def _cancel(work: Work, asked: Cancel) -> list[uuid.UUID]:
     """Looks for a job in each place, and cancels it there. Whether others wait for it: then it is answered with."""
     job_id, why = asked.job_id, {"message": asked.reason or "it was cancelled"}
+    held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], asked.reason)
+    if held:  # looked for first, as its lease is locked first by everybody
+        told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
+        tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=asked.reason)
+        return []
+    await take_in_hand(work, [job_id])
     if await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [job_id]):
         return await end_blocked(work, {job_id: why}, Outcome.CANCELLED)
     if rows := await _take_waiting(work, job_id, json_text(why)):
         moved = [(row["queue"], patch(row["job_id"], row["attempt"])) for row in rows]
         tell(work, "job.cancelled", moved, Status.CANCELLED, reason=asked.reason)
         return [row["job_id"] for row in rows if row["is_parent"]]
-    held = await work.tx.fetch(SQL.request_cancel, work.tenant_id, [job_id], asked.reason)
-    told = [(row["queue"], {"id": row["job_id"], "is_cancel_requested": True}) for row in held]
-    tell(work, "job.cancel_requested", told, Status.PROCESSING, reason=asked.reason)
     return []
 
 

@@ -18,6 +18,7 @@ from devmesh.operations.job_dependencies import End, end_blocked, settle
 from devmesh.operations.job_events import patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places
+from devmesh.operations.job_locking import take_in_hand
 from devmesh.operations.registry import Call, Mutation, Params, only_with, operation
 from devmesh.operations.work import Work
 from devmesh.store.jobs import json_text
@@ -126,10 +127,10 @@ async def purge(work: Work, call: Call[Purge]) -> PurgedResult:
     """Cancel what waits in a queue, for a place in it or for other jobs, up to 10,000 jobs at once. What runs goes on."""
     queue, room = call.params.queue, call.params.limit
     why = {"message": "its queue was purged"}
-    # Who lets jobs go on that were blocked locks these, and then limits; and who gives places, limits before those that wait.
-    bound = await work.tx.fetch(DEPENDENCIES.ids_of_queue, work.tenant_id, queue, room)
-    locked = await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, [row["job_id"] for row in bound])
-    await work.tx.fetch(LIMITS.lock_queue, work.tenant_id, queue)
+    bound = [row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.ids_of_queue, work.tenant_id, queue, room)]
+    parents = [row["job_id"] for row in await work.tx.fetch(SQL.parents, work.tenant_id, queue, room)]
+    await take_in_hand(work, [*bound, *parents], queue=queue)
+    locked = await work.tx.fetch(DEPENDENCIES.lock_blocked, work.tenant_id, bound)
     limited = [row["job_id"] for row in await work.tx.fetch(LIMITS.ids_of_queue, work.tenant_id, queue, room)]
     rows = list(await work.tx.fetch(LIMITS.end, work.tenant_id, limited, json_text(why))) if limited else []
     room -= len(rows)

@@ -26,6 +26,7 @@ from devmesh.operations.job_dependencies import End, mark, settle, unblock
 from devmesh.operations.job_events import Patch, patch, tell
 from devmesh.operations.job_limits import SQL as LIMITS
 from devmesh.operations.job_limits import leave_places, wait_again
+from devmesh.operations.job_locking import lock_dead, lock_leases, take_in_hand
 from devmesh.operations.job_replaying import refuse_while_drained
 from devmesh.operations.registry import Call, Mutation, operation
 from devmesh.operations.schedule_firing import timing_of
@@ -145,6 +146,7 @@ async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple
     await work.tx.execute(DEPENDENCIES.lock, work.tenant_id)
     # The same goes for who gives a worker jobs or empties it: after its claims they lock jobs, and the worker itself.
     await work.tx.execute(SQL.lock_claims, work.tenant_id, whole, CLAIMS_LOCKED_MAX)
+    await _lock_all(work, whole)
     if "conflict" in decisions:
         await _take_away(work, whole)
     workers = await work.tx.fetch(SQL.put_back_workers, work.tenant_id, whole, decisions)
@@ -163,6 +165,16 @@ async def _put_back(work: Work, whole: uuid.UUID, decisions: list[str]) -> tuple
     written = {("jobs", str(row["job_id"])) for rows in jobs for row in rows}
     written |= {("workers", str(row["worker_id"])) for row in workers} | {("queues", row["queue"]) for row in queues}
     return restored, written | {("schedules", str(row["schedule_id"])) for row in schedules}
+
+
+async def _lock_all(work: Work, whole: uuid.UUID) -> None:
+    """Locks the jobs that are to be put back or were waited for, wherever they are now, in the order of `job_locking`."""
+    rows = await work.tx.fetch(SQL.meant, work.tenant_id, whole)
+    ids = [row["job_id"] for row in rows]
+    await lock_dead(work, ids)
+    await lock_leases(work, ids)
+    keys = {(row["queue"], row["concurrency_key"]) for row in rows if row["concurrency_key"] is not None}
+    await take_in_hand(work, ids, keys=keys)
 
 
 class _NextTimes(NamedTuple):
@@ -282,7 +294,7 @@ async def _bind(work: Work, blocked: Sequence[Record]) -> None:
     dead = {
         row["job_id"] for row in await work.tx.fetch(DEPENDENCIES.mark_dead, work.tenant_id, sorted(parents.failed))
     }
-    there = parents.alive | parents.failed
+    there = parents.alive | parents.failed | parents.lost  # which may still be put back, from another snapshot
     edges = await without_circles(  # somebody may have said since that one of these waits for the other
         work, {row["job_id"]: [parent_id for parent_id in row["parent_ids"] if parent_id in there] for row in blocked}
     )

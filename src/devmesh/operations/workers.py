@@ -18,6 +18,7 @@ from devmesh.core.jobs import CAPACITY_MAX, Ending, Outcome, QueueName, Status
 from devmesh.core.names import Name, PageCursor, PageLimit, Text, decode_page_cursor, page_cursor
 from devmesh.core.tasks import AttemptNumber
 from devmesh.operations.job_ending import HeldRow, end_held, jitter
+from devmesh.operations.job_locking import lock_leases
 from devmesh.operations.registry import Call, Mutation, Params, operation
 from devmesh.operations.work import Work
 from devmesh.operations.worker_alerts import clear_alerts
@@ -77,6 +78,9 @@ async def register(work: Work, call: Call[Register]) -> WorkerResult:
     The answer's `worker.id` is what jobs are claimed with. Give the same name after a restart to be the same worker.
     """
     asked, caller = call.params, call.caller
+    if asked.instance_id is not None:  # before the worker itself, as those lock them who end what it holds
+        others = await work.tx.fetch(SQL.held_by_another, work.tenant_id, asked.name, asked.instance_id)
+        await lock_leases(work, [row["job_id"] for row in others])
     before = await work.tx.fetch_row(SQL.instance, work.tenant_id, asked.name)
     row = await work.tx.fetch_row(
         SQL.register, work.tenant_id, new_id(), caller.owner_id, asked.name, list(dict.fromkeys(asked.queues)), asked.capacity,

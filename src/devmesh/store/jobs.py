@@ -127,6 +127,12 @@ def from_row(row: Record) -> Job:
     return Job(**job)
 
 
+def lies_nowhere(row: Record) -> bool:
+    """Whether a job, as a row of `jobs.get_many`, neither waits nor runs anywhere: it has ended, or where it lay was lost."""
+    places = ("held_by", "blocked_attempt", "limited_attempt", "ready_at")
+    return all(row[name] is None for name in places)
+
+
 def _progress(stored: float | None) -> float | None:
     """As it was said: it is kept in four bytes, which make 0.2 a little more."""
     return round(stored, PROGRESS_DIGITS) if stored is not None else None

@@ -4,8 +4,13 @@
 select pg_advisory_xact_lock(hashtextextended($1::uuid::text, 13)), pg_advisory_xact_lock_shared(hashtextextended('mcp.jobs', 15));
 
 -- name: mark_held
--- Notes at held jobs that others wait for them: whoever ends one of these has to look. $1 tenant, $2 jobs.
-update mcp.jobs_leased l set is_parent = true where l.tenant_id = $1 and l.job_id = any($2::uuid[]) returning l.job_id;
+-- Notes at held jobs that others wait for them: whoever ends one of these has to look. Locks them as `jobs.lock_leases` does. $1 tenant,
+-- $2 jobs, sorted.
+update mcp.jobs_leased l set is_parent = true
+where l.tenant_id = $1 and l.job_id = any(array(
+    select h.job_id from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select k.job_id from mcp.jobs_leased k where k.tenant_id = $1 and k.job_id = a.job_id limit 1 for update) h))
+returning l.job_id;
 
 -- name: mark_blocked
 -- The same at jobs that wait for others themselves. $1 tenant, $2 jobs.

@@ -1,8 +1,15 @@
 -- name: set
--- Takes limits of keys in hand, in one order for everybody, and sets them. $1 tenant, then one entry a key: $2 queues, $3 keys, $4 how
+-- Takes limits of keys in hand, in one order for everybody, and sets them: first those that there are, as nobody who makes one may have
+-- to wait for another one then (see job_locking). $1 tenant, then one entry a key: $2 queues, $3 keys, $4 how
 -- many places each has.
+with there as materialized (
+    select from (select a.* from unnest($2::text[], $3::text[]) as a (queue, concurrency_key) order by a.queue, a.concurrency_key) w
+    cross join lateral (select from mcp.job_limits l
+                        where l.tenant_id = $1 and l.queue = w.queue and l.concurrency_key = w.concurrency_key limit 1 for update) l
+)
 insert into mcp.job_limits as m (tenant_id, queue, concurrency_key, concurrency_limit)
 select $1, a.* from unnest($2::text[], $3::text[], $4::integer[]) as a (queue, concurrency_key, concurrency_limit)
+where (select count(*) from there) >= 0  -- first those
 order by a.queue, a.concurrency_key
 on conflict (tenant_id, queue, concurrency_key) do update set concurrency_limit = excluded.concurrency_limit
 where m.concurrency_limit <> excluded.concurrency_limit;
@@ -18,14 +25,16 @@ where m.concurrency_limit <> a.concurrency_limit;
 -- name: lock
 -- Takes limits of keys in hand, in the same order, and leaves them as they are: no row is written, only locked. A key that nobody had
 -- any more gets one. $1 tenant, then one entry a key: $2 queues, $3 keys, $4 how many places it has if it has to be made.
+with there as materialized (
+    select from (select a.* from unnest($2::text[], $3::text[]) as a (queue, concurrency_key) order by a.queue, a.concurrency_key) w
+    cross join lateral (select from mcp.job_limits l
+                        where l.tenant_id = $1 and l.queue = w.queue and l.concurrency_key = w.concurrency_key limit 1 for update) l
+)
 insert into mcp.job_limits as m (tenant_id, queue, concurrency_key, concurrency_limit)
 select $1, a.* from unnest($2::text[], $3::text[], $4::integer[]) as a (queue, concurrency_key, concurrency_limit)
+where (select count(*) from there) >= 0  -- first those
 order by a.queue, a.concurrency_key
 on conflict (tenant_id, queue, concurrency_key) do update set concurrency_limit = m.concurrency_limit where false;
-
--- name: lock_queue
--- Takes the limits of a queue's keys in hand, in the same order. $1 tenant, $2 queue.
-select from mcp.job_limits m where m.tenant_id = $1 and m.queue = $2 order by m.concurrency_key for update;
 
 -- name: wait
 -- Writes that new jobs wait for places. $1 tenant, then one entry a job: $2 jobs, $3 when they were made, $4 when they may run, $5
@@ -107,12 +116,18 @@ delete from mcp.job_limits m where m.ctid = any(array(
                        limit 1) waiting on true
     where placed.job_id is null and waiting.job_id is null));
 
+-- name: due
+-- Those of the waiting whose time has come, and their keys. $1 tenant, $2 how many.
+select d.job_id, d.queue, d.concurrency_key from mcp.jobs_limited d
+where d.is_delayed and d.run_at <= now() and d.tenant_id is not distinct from $1 order by d.run_at limit $2;
+
 -- name: come_due
--- Those of the waiting whose time has come may have a place from now on. $1 tenant, $2 how many.
+-- Those of these jobs that wait for a place may have one from now on; the limits of their keys are locked. $1 tenant, $2 jobs.
 update mcp.jobs_limited w set is_delayed = false
 where w.ctid = any(array(
-    select d.ctid from mcp.jobs_limited d where d.is_delayed and d.run_at <= now() and d.tenant_id is not distinct from $1
-    order by d.run_at limit $2 for update skip locked))
+    select h.place from unnest($2::uuid[]) as a (job_id)
+    cross join lateral (select d.ctid as place from mcp.jobs_limited d
+                        where d.tenant_id = $1 and d.job_id = a.job_id and d.is_delayed limit 1 for update skip locked) h))
 returning w.queue, w.concurrency_key, 1 as concurrency_limit;
 
 -- name: end

@@ -15,6 +15,10 @@ select u.unique_key, u.job_id from mcp.job_unique_keys u where u.tenant_id = $1 
 update mcp.job_unique_keys u set job_id = ($3::uuid[])[array_position($2::text[], u.unique_key)], taken_at = now()
 where u.tenant_id = $1 and u.unique_key = any($2::text[]);
 
+-- name: give_back
+-- Keys that this transaction has made are nobody's. $1 tenant, $2 keys.
+delete from mcp.job_unique_keys u where u.tenant_id = $1 and u.unique_key = any($2::text[]);
+
 -- name: forget
 -- Removes keys that were taken longer ago than jobs are kept, but for those whose jobs are not over: they may be to run in a year.
 -- $1 in days, $2 how many at most.

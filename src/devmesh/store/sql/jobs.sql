@@ -35,12 +35,13 @@ select l.job_id, l.attempt, l.worker_id, l.queue, l.lease_until, l.cancel_reques
 where l.tenant_id = $1 and l.job_id = any($2::uuid[]);
 
 -- name: renew
--- Renews leases, each fenced by its attempt, and tells of cancellations. $1 tenant, $2 jobs, $3 attempts.
+-- Renews leases, each fenced by its attempt, and tells of cancellations. They are locked as by `lock_leases`. $1 tenant, $2 jobs,
+-- $3 attempts.
 update mcp.jobs_leased l set lease_until = now() + make_interval(secs => l.lease_s)
 where l.tenant_id = $1 and l.job_id = any(array(
-    select h.job_id from unnest($2::uuid[], $3::integer[]) as a (job_id, attempt)
+    select h.job_id from (select * from unnest($2::uuid[], $3::integer[]) as a (job_id, attempt) order by a.job_id) a
     cross join lateral (select k.job_id from mcp.jobs_leased k
-                        where k.tenant_id = $1 and k.job_id = a.job_id and k.attempt = a.attempt limit 1) h))
+                        where k.tenant_id = $1 and k.job_id = a.job_id and k.attempt = a.attempt limit 1 for update) h))
 returning l.job_id, l.attempt, l.queue, l.lease_until, l.cancel_requested_at is not null as is_cancelled;
 
 -- name: note_progress

@@ -66,6 +66,15 @@ from named n left join held h using (queue) left join limited l using (queue) le
 left join said s using (queue)
 order by n.queue collate "C";
 
+-- name: parents
+-- Those for which others wait of the first jobs in a queue, and of those that wait for a place in it. $1 tenant, $2 queue, $3 how many of
+-- each are looked at.
+select r.job_id from (select q.job_id, q.is_parent from mcp.jobs_ready q where q.tenant_id = $1 and q.queue = $2
+                      order by q.priority, q.run_at, q.job_id limit $3) r where r.is_parent
+union all
+select w.job_id from (select l.job_id, l.is_parent from mcp.jobs_limited l where l.tenant_id = $1 and l.queue = $2
+                      order by l.job_id limit $3) w where w.is_parent;
+
 -- name: take_all
 -- Takes the first jobs out of a queue, whether or not they may run yet. $1 tenant, $2 queue, $3 how many, $4 why, as JSON.
 with head as materialized (

@@ -10,6 +10,20 @@ select pg_advisory_xact_lock(hashtextextended($1::uuid::text || w.worker_id, 12)
     where r.tenant_id = $1 and r.snapshot_id = $2 and r.noun = 'jobs_leased' and r.decision = 'insert'
     order by 1 limit $3) w;
 
+-- name: meant
+-- The jobs of which a restore may write something or which they wait for, in order, and the keys that they had. $1 tenant, $2 the rows.
+with meant as materialized (
+    select r.id::uuid as job_id, r.noun, r."row" from mcp.state_snapshot_rows r
+    where r.tenant_id = $1 and r.snapshot_id = $2 and r.decision is not null
+      and r.noun = any(array['jobs', 'latest', 'jobs_ready', 'jobs_limited', 'jobs_blocked', 'jobs_leased', 'dead_letter_queue'])
+)
+select f.job_id, max(f.queue) as queue, max(f.concurrency_key) as concurrency_key from (
+    select m.job_id, m."row" ->> 'queue' as queue, m."row" ->> 'concurrency_key' as concurrency_key from meant m where m.noun = 'jobs'
+    union all select m.job_id, null, null from meant m
+    union all select p.job_id::uuid, null, null from meant m
+              cross join lateral json_array_elements_text(m."row" -> 'parent_ids') as p (job_id) where m.noun = 'jobs_blocked') f
+group by f.job_id order by f.job_id;
+
 -- name: take_away
 -- Takes jobs that are otherwise now from where they are, and notes in their history that they go on. Gives the attempts that are ended by
 -- that. One that somebody is moving meanwhile is waited for, and may then be elsewhere than where this statement sees it: see `left`.

@@ -189,6 +189,27 @@ returning w.worker_id;
 -- What a worker holds. $1 tenant, $2 worker.
 select l.job_id from mcp.jobs_leased l where l.worker_id = $2 and l.tenant_id is not distinct from $1;
 
+-- name: held_by_another
+-- What a worker of a name holds that another process than this one has registered, in the order in which it is locked. $1 tenant, $2 name,
+-- $3 the process.
+select l.job_id from mcp.workers w
+cross join lateral (select h.job_id from mcp.jobs_leased h where h.worker_id = w.worker_id and h.tenant_id is not distinct from $1) l
+where w.tenant_id = $1 and w.name = $2 and coalesce(w.status, '') <> 'TERMINATED' and w.instance_id <> $3
+order by l.job_id;
+
+-- name: held_by_silent
+-- What workers hold that have been silent for too long (`late`), in the order in which it is locked. $1 tenant, $2 how many of these, $3
+-- ids above this one.
+select l.job_id from (
+    select w.worker_id from mcp.workers w
+    cross join lateral (select max(h.lease_until - make_interval(secs => h.lease_s)) as renewed_at from mcp.jobs_leased h
+                        where h.worker_id = w.worker_id and h.tenant_id is not distinct from $1) held
+    where w.tenant_id = $1 and w.worker_id > $3 and w.status in ('ACTIVE', 'DEGRADED')
+      and greatest(w.heartbeat_at, held.renewed_at) < now() - make_interval(secs => w.stale_after_s)
+    order by w.worker_id limit $2) w
+cross join lateral (select h.job_id from mcp.jobs_leased h where h.worker_id = w.worker_id and h.tenant_id is not distinct from $1) l
+order by l.job_id;
+
 -- name: is_being_renewed
 -- Whether a worker has a lease that lasts and was renewed since its job was claimed. $1 tenant, $2 worker.
 select exists (
