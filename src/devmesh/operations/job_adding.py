@@ -124,17 +124,18 @@ class Added(msgspec.Struct):
 
 
 class Prepared(NamedTuple):
-    """What was seen of new jobs before any is written: what keeps some from being enqueued, and which are there already."""
+    """What was seen of new jobs before any is written: which are there already, and what keeps some from being enqueued."""
 
-    refused: dict[uuid.UUID, errors.MeshError]
     twins: dict[uuid.UUID, Job | uuid.UUID]
     """By their unique keys: jobs that there are, or others of the new ones."""
+    refused: dict[uuid.UUID, errors.MeshError]
 
 
 async def add(work: Work, made: Sequence[NewJob], prepared: Prepared) -> Added:
     """Writes new jobs, but for those that are refused or there already, and tells of them."""
-    there = prepared.twins
-    fresh = [new for new in made if new.id not in there and new.id not in prepared.refused]
+    there, refused = prepared
+    is_whole = not (there or refused)  # so it mostly is
+    fresh = made if is_whole else [new for new in made if new.id not in there and new.id not in refused]
     moment = await _write(work, fresh) if fresh else await work.clock()
     written = {new.id: new for new in fresh} if there else {}
     return Added(
@@ -147,19 +148,23 @@ async def prepare(work: Work, made: Sequence[NewJob]) -> Prepared:
 
     One that is there already is that, whatever it would have to wait for.
     """
-    refused = {new.id: problem for new in made if (problem := misfit(new.spec)) is not None}
-    wishes = [
-        UniqueWish(new.id, new.spec.unique_key, new.spec.unique_states or UNDER_WAY, new.spec.unique_period_s)
-        for new in made
-        if new.spec.unique_key is not None and new.id not in refused
-    ]
+    refused: dict[uuid.UUID, errors.MeshError] = {}
+    wishes: list[UniqueWish] = []
+    bound: list[NewJob] = []
+    for new in made:
+        spec = new.spec
+        if (problem := misfit(spec)) is not None:
+            refused[new.id] = problem
+            continue
+        if spec.unique_key is not None:
+            wishes.append(UniqueWish(new.id, spec.unique_key, spec.unique_states or UNDER_WAY, spec.unique_period_s))
+        if spec.depends_on:
+            bound.append(new)
+    if not (wishes or bound):
+        return Prepared({}, refused)
     claimed = await take_keys(work, wishes) if wishes else None
     judged = judge(claimed, refused) if claimed is not None else Judged({}, {})
-    bound = [
-        new
-        for new in made
-        if new.spec.depends_on and new.id not in refused and not isinstance(judged.twins.get(new.id), Job)
-    ]
+    bound = [new for new in bound if not isinstance(judged.twins.get(new.id), Job)]
     # All at once, so that batches mark in one order.
     keys = {(new.spec.queue, new.spec.concurrency_key) for new in made if new.spec.concurrency_key is not None}
     parent_ids = {parent_id for new in bound for parent_id in new.spec.depends_on}
@@ -170,7 +175,7 @@ async def prepare(work: Work, made: Sequence[NewJob]) -> Prepared:
         judged = judge(claimed, refused) if claimed is not None else judged
     if claimed is not None:
         await hand_over(work, claimed, judged.accepted)
-    return Prepared(refused, judged.twins)
+    return Prepared(judged.twins, refused)
 
 
 async def _bind_all(work: Work, bound: Sequence[NewJob], parents: Parents) -> dict[uuid.UUID, errors.MeshError]:
