@@ -330,3 +330,11 @@ async def test_of_many_that_are_given_one_name_at_once_all_but_one_are_refused_b
     refused = [each for each in answers if isinstance(each, WireError)]
     assert len(refused) == len(answers) - 1
     assert {each.reason for each in refused} == {"schedule.name"}
+
+
+async def test_what_could_not_be_asked_for_any_more_is_enqueued_as_it_was_planned(planner: Planner) -> None:
+    schedule = await planner.create(interval_s=3_600)
+    planned = f"""'{{"type": "t", "queue": "{planner.queue}", "unique_states": ["PENDING"]}}'"""
+    run_sql(planner.mesh.dsn, f"update mcp.schedules set job = {planned} where schedule_id = '{schedule['id']}'")
+    fired = await planner.wire.call("schedule.trigger", schedule_id=schedule["id"])
+    assert [job["id"] for job in await planner.jobs()] == [fired["schedule"]["last_job_id"]]

@@ -143,17 +143,18 @@ async def add(work: Work, made: Sequence[NewJob], prepared: Prepared) -> Added:
     )
 
 
-async def prepare(work: Work, made: Sequence[NewJob]) -> Prepared:
+async def prepare(work: Work, made: Sequence[NewJob], *, were_accepted: bool = False) -> Prepared:
     """Sees what keeps jobs from being enqueued, by their ids, which are there already, and what the others have to wait for.
 
-    One that is there already is that, whatever it would have to wait for.
+    One that is there already is that, whatever it would have to wait for. What `were_accepted` when they were planned is not
+    held against what may be asked for by now.
     """
     refused: dict[uuid.UUID, errors.MeshError] = {}
     wishes: list[UniqueWish] = []
     bound: list[NewJob] = []
     for new in made:
         spec = new.spec
-        if (problem := misfit(spec)) is not None:
+        if not were_accepted and (problem := misfit(spec)) is not None:
             refused[new.id] = problem
             continue
         if spec.unique_key is not None:

@@ -128,7 +128,7 @@ async def write(work: Work, fired: Sequence[Fired]) -> list[uuid.UUID]:
         return []
     wishes = [(one.row["created_by_key_id"], spec_of(one.row, at)) for one in fired for at in one.firing.times]
     made = new_jobs([spec for _, spec in wishes], [key_id for key_id, _ in wishes])
-    added = await add(work, made, await prepare(work, made))
+    added = await add(work, made, await prepare(work, made, were_accepted=True))
     ids = iter([added.one(new).id for new in made])
     jobs = [[next(ids) for _ in one.firing.times] for one in fired]
     rows = await work.tx.fetch(
