@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from devmesh import operations
 from devmesh.core.errors import Kind, MeshError
-from devmesh.engine import job_promoter, job_reaper, scheduler
+from devmesh.engine import apart, job_promoter, scheduler
 from devmesh.engine.bell import Bell
 from devmesh.engine.job_promoter import JobPromoter
 from devmesh.engine.job_reaper import JobReaper
@@ -88,7 +88,7 @@ async def test_an_attempt_that_cannot_be_ended_in_time_keeps_no_other_from_its_e
 async def test_attempts_that_are_ended_apart_keep_no_other_tenant_waiting_for_all_of_them(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_reaper, "APART_S", 0.0)
+    monkeypatch.setattr(apart, "APART_S", 0.0)
     slow, *others = [await node.enqueue(max_retries=0) for _ in range(5)]
     await node.claim()
     run_sql(node.dsn, OVERDUE)

@@ -10,12 +10,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw
 
+CONCURRENCY_MAX = 10_000
 PERFORMANCE_ATTEMPTS = 50  # how many of an agent's last attempts its figures are of
 
 HealthScore = Annotated[float, Meta(ge=0, le=1)]
-
-
-CONCURRENCY_MAX = 10_000
 
 
 class Kind(enum.StrEnum):

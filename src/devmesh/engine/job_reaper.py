@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import random
-import time
 import uuid
 from collections.abc import Sequence
 
@@ -12,58 +10,34 @@ from devmesh import telemetry
 from devmesh.core import jobs
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.jobs import Ending, Outcome
+from devmesh.engine.apart import ApartLoop
 from devmesh.engine.looks import Looks
-from devmesh.engine.reaper import REAPED_MAX, OverdueLoop
+from devmesh.engine.reaper import REAPED_MAX
 from devmesh.operations.job_ending import HeldRow, jitter, lock_held, write_endings
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.store.jobs import SQL, json_text
 from devmesh.store.statements import load
 
 TENANTS = load("tenants")
-APART_S = 8.0  # for which attempts of a tenant are ended apart in one pass
-APART_FAILURES_MAX = 3  # of those that are ended apart in one pass: what fails may be nobody's own
 
 
-class JobReaper(OverdueLoop):
+class JobReaper(ApartLoop):
+    """An attempt may take too long to end by itself, as of a job that very many wait for: it holds up no others."""
+
     name = "job-reaper"
 
     def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float) -> None:
         super().__init__(runner, looks, interval_s, TENANTS.with_overdue_jobs, reap)
-        self._apart = set[uuid.UUID]()  # tenants whose attempts cannot be ended together for the moment
 
-    async def _work_through(self, tenant_id: uuid.UUID) -> None:
-        if tenant_id not in self._apart:
-            try:
-                await super()._work_through(tenant_id)
-            except MeshError as error:
-                if error.kind is not Kind.TIMEOUT:
-                    raise
-                self._apart.add(tenant_id)
-        if tenant_id in self._apart:
-            await self._reap_apart(tenant_id)
+    def _goes_apart(self, error: MeshError) -> bool:
+        return error.kind is Kind.TIMEOUT
 
-    async def _reap_apart(self, tenant_id: uuid.UUID) -> None:
-        """Together they took too long. One may do so by itself, as one that very many wait for: it holds up no others, and all
-        of them no other tenant.
-        """
-        rows = await self._runner.database.read(SQL.overdue_ids, tenant_id, REAPED_MAX)
-        random.shuffle(rows)  # those that fail are not always the first
-        failures, ends_at = list[MeshError](), time.monotonic() + APART_S
-        for count, row in enumerate(rows):
-            if count and time.monotonic() >= ends_at:
-                self._is_more = True
-                break
-            try:
-                await self._runner.run(tenant_id, functools.partial(reap_these, ids=[row["job_id"]]))
-            except MeshError as error:
-                failures.append(error)
-                if error.kind is Kind.UNAVAILABLE or len(failures) == APART_FAILURES_MAX:
-                    break
-        else:
-            if not failures:
-                self._apart.discard(tenant_id)
-        if failures:
-            raise failures[-1]
+    async def _pieces(self, tenant_id: uuid.UUID) -> list[uuid.UUID]:
+        return [row["job_id"] for row in await self._runner.database.read(SQL.overdue_ids, tenant_id, REAPED_MAX)]
+
+    async def _do(self, tenant_id: uuid.UUID, piece: uuid.UUID) -> bool:
+        await self._runner.run(tenant_id, functools.partial(reap_these, ids=[piece]))
+        return True
 
 
 async def reap(work: Work) -> int:

@@ -7,7 +7,6 @@ none more for as long as its leases last: they are renewed less often than heart
 
 from __future__ import annotations
 
-import collections
 import functools
 import math
 import random
@@ -20,8 +19,9 @@ from devmesh.core import health
 from devmesh.core.errors import Kind, MeshError
 from devmesh.core.health import WorkerStatus
 from devmesh.core.ids import FIRST_ID
+from devmesh.engine.apart import ApartLoop
 from devmesh.engine.looks import Looks
-from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX, OverdueLoop
+from devmesh.engine.reaper import FORGOTTEN_MAX, REAPED_MAX
 from devmesh.operations.job_locking import lock_leases, take_in_hand
 from devmesh.operations.work import Work, WorkRunner
 from devmesh.operations.worker_alerts import NewAlert, forget_workers, raise_alerts
@@ -34,19 +34,18 @@ TENANTS = load("tenants")
 COUNT_INTERVAL_S = 5.0
 GAP_S = 5.0  # beyond the interval between passes, after which it begins to watch anew
 ALERTS_KEPT_DAYS = 90
-# Of a tenant's workers that are looked at apart: how many in a pass; for how long, each at a time, and with what is taken from
-# each at once; and how many may fail, for what fails may be nobody's own.
-APART_MAX, APART_S, SLICE_S, PART_S, APART_FAILURES_MAX = 10_000, 8.0, 2.0, 0.5, 3
+# Of a tenant's workers that are looked at apart: how many in a pass; for how long each at a time, and with what is taken from
+# it at once.
+APART_MAX, SLICE_S, PART_S = 10_000, 2.0, 0.5
 
 
-class WorkerWatch(OverdueLoop):
+class WorkerWatch(ApartLoop):
     name = "worker-watch"
 
     def __init__(self, runner: WorkRunner, looks: Looks, interval_s: float, health_days_kept: int) -> None:
         super().__init__(runner, looks, interval_s, TENANTS.with_late_workers, self._look)
         self._health_days_kept = health_days_kept
         self._counts_at = 0.0
-        self._apart = set[uuid.UUID]()  # tenants whose workers cannot be looked at together for the moment
         self._began_at = self._passed_at = -math.inf  # when it began to watch without a gap, and when it last did
 
     async def run_once(self) -> bool:
@@ -72,49 +71,22 @@ class WorkerWatch(OverdueLoop):
             await self.for_each([row["tenant_id"] for row in rows], self._forget_workers)
         return is_more
 
-    async def _work_through(self, tenant_id: uuid.UUID) -> None:
-        if tenant_id not in self._apart:
-            try:
-                await super()._work_through(tenant_id)
-            except MeshError as error:
-                if error.kind is Kind.UNAVAILABLE:
-                    raise
-                self._apart.add(tenant_id)
-        if tenant_id in self._apart:
-            await self._look_apart(tenant_id)
+    def _goes_apart(self, error: MeshError) -> bool:
+        return error.kind is not Kind.UNAVAILABLE
 
-    async def _look_apart(self, tenant_id: uuid.UUID) -> None:
-        """All of a tenant's workers could not be looked at together. One that holds too much for that, or of which nothing can
-        be written, keeps no other from being given up, and no other tenant waiting for long.
-        """
+    async def _pieces(self, tenant_id: uuid.UUID) -> list[uuid.UUID]:
+        """The workers of which there is news."""
         rows = await self._runner.database.read(SQL.late, tenant_id, APART_MAX, FIRST_ID)
-        late = [row["worker_id"] for row in rows if _is_news(row, self._watched_s) or _is_heard_again(row)]
-        random.shuffle(late)  # those that fail are not always the first
-        waiting, ends_at, failures = collections.deque(late), time.monotonic() + APART_S, list[MeshError]()
-        while waiting and time.monotonic() < ends_at and len(failures) < APART_FAILURES_MAX:
-            worker_id = waiting.popleft()
-            try:
-                if not await self._look_at(tenant_id, worker_id):
-                    waiting.append(worker_id)
-            except MeshError as error:
-                failures.append(error)
-                if error.kind is Kind.UNAVAILABLE:
-                    break
-        if failures:
-            raise failures[-1]
-        if waiting:
-            self._is_more = True
-        else:
-            self._apart.discard(tenant_id)
+        return [row["worker_id"] for row in rows if _is_news(row, self._watched_s) or _is_heard_again(row)]
 
-    async def _look_at(self, tenant_id: uuid.UUID, worker_id: uuid.UUID) -> bool:
+    async def _do(self, tenant_id: uuid.UUID, piece: uuid.UUID) -> bool:
         """Takes from a worker that is to be given up what it holds, for a while; whether that was all, and is noted."""
-        held = [row["job_id"] for row in await self._runner.database.read(SQL.held_jobs, tenant_id, worker_id)]
+        held = [row["job_id"] for row in await self._runner.database.read(SQL.held_jobs, tenant_id, piece)]
         random.shuffle(held)
         failure, count, ends_at = None, 1, time.monotonic() + SLICE_S
         while held and time.monotonic() < ends_at:
             part, began_s = held[:count], time.monotonic()
-            give_up = functools.partial(give_up_some, worker_id=worker_id, held=part, watched_s=self._watched_s)
+            give_up = functools.partial(give_up_some, worker_id=piece, held=part, watched_s=self._watched_s)
             try:
                 if not await self._runner.run(tenant_id, give_up):
                     held = []
@@ -130,9 +102,7 @@ class WorkerWatch(OverdueLoop):
         if failure is not None:
             raise failure
         if not held:
-            await self._runner.run(
-                tenant_id, functools.partial(look_at, worker_id=worker_id, watched_s=self._watched_s)
-            )
+            await self._runner.run(tenant_id, functools.partial(look_at, worker_id=piece, watched_s=self._watched_s))
         return not held
 
     async def _forget_workers(self, tenant_id: uuid.UUID) -> None:
@@ -222,9 +192,8 @@ async def _note_missed(work: Work, late: Sequence[Record], watched_s: float) -> 
             told = {name: row[name] for name in ("status", "reason", "failure_count", "last_failure_at")}
             work.emit("worker.status", (f"worker:{row['worker_id']}",), {"worker": {"id": row["worker_id"], **told}})
     failed = [row for row, status in zip(news, statuses, strict=True) if status is WorkerStatus.FAILED]
-    if (
-        len(failed) > 1
-    ):  # what follows from the end of all that they hold is locked at once, and not of one after the other
+    if len(failed) > 1:
+        # What follows from the end of all that they hold is locked at once, and not of one after the other.
         held = [await work.tx.fetch(SQL.held_jobs, work.tenant_id, row["worker_id"]) for row in failed]
         await take_in_hand(work, [row["job_id"] for rows in held for row in rows])
     for row in failed:

@@ -114,9 +114,8 @@ class WorkRunner:
 
         async def work_through(tx: Transaction) -> ResultT:
             work = Work(tx, tenant_id, None, self.vault, self.horizons, self.bell)
-            tx.after_commit(
-                lambda: self._ring_for(work)
-            )  # the first thing then: others begin while this process goes on
+            # The first thing then: others begin while this process goes on.
+            tx.after_commit(lambda: self._ring_for(work))
             if reads_clock:
                 await work.clock()
             result = await body(work)

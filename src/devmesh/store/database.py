@@ -214,9 +214,8 @@ class Database:
                     try:
                         return await self._attempt(work, begin, deadline)
                     except connections.DRIVER_ERRORS as error:
-                        is_lost = retry == 0 and faults.is_connection_lost(
-                            error
-                        )  # it may have ended while nobody used it
+                        # It may have ended while nobody used it.
+                        is_lost = retry == 0 and faults.is_connection_lost(error)
                         if not (faults.is_retryable(error) or is_lost):
                             raise
                     await asyncio.sleep(_random.uniform(0.2, 1) * RETRY_PAUSE_S * 2**retry)
